@@ -1,0 +1,288 @@
+package protocol
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/rpush-go/rpush/internal/wire"
+)
+
+// Class is what a failure means for the loop that retries.
+type Class int
+
+const (
+	// Final: trying again changes nothing.
+	Final Class = iota
+	// Break: the connection or the registry failed; trying again may help.
+	Break
+	// Unknown: nobody can tell. Before a registry's first answer it is taken
+	// for a wrong address, later for a break.
+	Unknown
+	// Unreachable: there is nothing at the address. Before a registry's first
+	// answer it is a wrong name, later a break.
+	Unreachable
+)
+
+// Verdict is a failure and what it means.
+type Verdict struct {
+	Class Class
+	// After is what the registry asked to wait, 0 if it did not.
+	After time.Duration
+	// Err is the failure, with its kind (ErrDenied, ...) in the chain if Class
+	// is Final.
+	Err error
+}
+
+// Classify says what err means. It is the one place that decides. The context
+// is not looked at: a caller that was cancelled knows.
+func Classify(err error) Verdict {
+	var passing *transient
+	if errors.As(err, &passing) {
+		return Verdict{Class: Break, Err: err}
+	}
+	var status *StatusError
+	if errors.As(err, &status) {
+		return Verdict{Class: status.class(), After: status.After, Err: err}
+	}
+	// The kinds before their causes: whoever named a kind has decided.
+	for _, kind := range []error{ErrDenied, ErrEndpoint, ErrSource, ErrRefused} {
+		if errors.Is(err, kind) {
+			return Verdict{Class: Final, Err: err}
+		}
+	}
+	var short *wire.ErrShort
+	if errors.As(err, &short) {
+		return Verdict{Class: Final, Err: Kind(ErrSource, err)}
+	}
+	// A token server's answer comes out of the authorising transport as an error.
+	var te *transport.Error
+	if errors.As(err, &te) {
+		c := classOf(te.StatusCode)
+		if c == Final {
+			err = Kind(kindOfStatus(te.StatusCode), err)
+		}
+		return Verdict{Class: c, Err: err}
+	}
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return Verdict{Class: Unreachable, Err: err}
+	case isTrust(err), errors.Is(err, wire.ErrPrivate), errors.Is(err, ErrDowngrade), errors.Is(err, http.ErrSchemeMismatch):
+		return Verdict{Class: Final, Err: Kind(ErrEndpoint, err)}
+	case isBreak(err):
+		return Verdict{Class: Break, Err: err}
+	}
+	return Verdict{Class: Unknown, Err: err}
+}
+
+// isTrust: TLS was spoken and the peer is not whom it should be.
+func isTrust(err error) bool {
+	var (
+		verify    *tls.CertificateVerificationError
+		authority x509.UnknownAuthorityError
+		hostname  x509.HostnameError
+		invalid   x509.CertificateInvalidError
+		record    tls.RecordHeaderError
+		alert     tls.AlertError
+	)
+	if errors.As(err, &alert) {
+		// The peer's word on certificates and versions. An internal error or a
+		// bad record is a fault of the moment.
+		switch uint8(alert) {
+		case 40, 42, 43, 44, 45, 46, 48, 49, 70, 71, 112, 116:
+			return true
+		}
+		return false
+	}
+	return errors.As(err, &verify) || errors.As(err, &authority) || errors.As(err, &hostname) ||
+		errors.As(err, &invalid) || errors.As(err, &record)
+}
+
+// PlainHTTP reports whether err came from speaking TLS to a server that
+// answered in plain HTTP. http.Client says it in one way, a transport in
+// another.
+func PlainHTTP(err error) bool {
+	var record tls.RecordHeaderError
+	return errors.Is(err, http.ErrSchemeMismatch) || errors.As(err, &record) && string(record.RecordHeader[:]) == "HTTP/"
+}
+
+// streamError has the shape of the HTTP/2 stream error of net/http and
+// golang.org/x/net, which offer themselves by fields.
+type streamError struct {
+	StreamID uint32
+	Code     uint32
+	Cause    error
+}
+
+func (e streamError) Error() string { return fmt.Sprintf("http2: stream error %d", e.Code) }
+
+// isBreak: the kinds of failure that a bad line, a restarting registry or a
+// proxy between is known to cause. GOAWAY has no type one could match: it is
+// Unknown, and a break once the registry has answered.
+func isBreak(err error) bool {
+	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed, os.ErrDeadlineExceeded, context.DeadlineExceeded} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	var no syscall.Errno
+	if errors.As(err, &no) {
+		for _, e := range breaks {
+			if no == e {
+				return true
+			}
+		}
+	}
+	var h2 streamError
+	var dns *net.DNSError
+	var t interface{ Timeout() bool }
+	return errors.As(err, &h2) || errors.As(err, &dns) || errors.As(err, &t) && t.Timeout()
+}
+
+// StatusError is an answer that was not hoped for. The transport.Error in it
+// carries the registry's words; its request has no upload location.
+type StatusError struct {
+	Status    int
+	After     time.Duration
+	RequestID string
+	Conn      wire.Info
+	Err       *transport.Error
+}
+
+func (e *StatusError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the kind of failure, where the status is final, and the
+// registry's own error.
+func (e *StatusError) Unwrap() []error {
+	if e.class() == Final {
+		return []error{kindOfStatus(e.Status), e.Err}
+	}
+	return []error{e.Err}
+}
+
+func (e *StatusError) class() Class { return classOf(e.Status) }
+
+// Has reports whether the registry named one of the error codes of the
+// distribution spec. Codes are hints: registries differ in which they use.
+func (e *StatusError) Has(code transport.ErrorCode) bool {
+	for _, d := range e.Err.Errors {
+		if d.Code == code {
+			return true
+		}
+	}
+	return false
+}
+
+func classOf(status int) Class {
+	switch status {
+	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests, 499:
+		return Break
+	case http.StatusNotImplemented, http.StatusHTTPVersionNotSupported:
+		return Final
+	}
+	if status >= 500 {
+		return Break
+	}
+	return Final
+}
+
+func kindOfStatus(status int) error {
+	switch {
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return ErrDenied
+	case status == http.StatusProxyAuthRequired, status < 400:
+		return ErrEndpoint
+	}
+	return ErrRefused
+}
+
+// Transient marks err as worth another try, whatever is in its chain.
+func Transient(err error) error { return &transient{err} }
+
+type transient struct{ err error }
+
+func (t *transient) Error() string { return t.err.Error() }
+func (t *transient) Unwrap() error { return t.err }
+
+// Kind wraps err as a failure of the given kind without changing its words.
+func Kind(kind, err error) error { return &kinded{kind, err} }
+
+type kinded struct{ kind, err error }
+
+func (k *kinded) Error() string   { return k.err.Error() }
+func (k *kinded) Unwrap() []error { return []error{k.kind, k.err} }
+
+// Unexpected makes the error for an answer that was not hoped for. now is for
+// a Retry-After that is a date.
+func Unexpected(a *wire.Answer, now time.Time) *StatusError {
+	te := &transport.Error{StatusCode: a.Status, Request: scrub(a.Request)}
+	var doc struct {
+		Errors []transport.Diagnostic `json:"errors"`
+	}
+	if len(a.Body) <= 64<<10 && json.Unmarshal(a.Body, &doc) == nil {
+		te.Errors = doc.Errors
+	}
+	for i := range te.Errors {
+		// A detail may quote the request, location and all.
+		te.Errors[i].Detail = nil
+		te.Errors[i].Message = printable(te.Errors[i].Message)
+		te.Errors[i].Code = transport.ErrorCode(printable(string(te.Errors[i].Code)))
+	}
+	return &StatusError{Status: a.Status, After: RetryAfter(a.Header, now), RequestID: printable(RequestID(a.Header)), Conn: a.Conn, Err: te}
+}
+
+// printable keeps a stranger's text from steering a terminal or filling a log.
+func printable(s string) string {
+	s = strings.ToValidUTF8(s, "?")
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return ' '
+		}
+		return r
+	}, s)
+	if len(s) > 300 {
+		s = strings.ToValidUTF8(s[:300], "") + "..."
+	}
+	return s
+}
+
+// scrub leaves of a request what may be shown: the path of an upload location
+// and every query can be a capability.
+func scrub(r *http.Request) *http.Request {
+	if r == nil {
+		return nil
+	}
+	u := *r.URL
+	if i := strings.Index(u.Path, "/blobs/uploads/"); i >= 0 {
+		u.Path = u.Path[:i] + "/blobs/uploads/"
+		u.RawPath = ""
+	} else if !strings.HasPrefix(u.Path, "/v2/") {
+		u.Path, u.RawPath = "/", ""
+	}
+	u.RawQuery, u.User, u.Fragment = "", nil, ""
+	return &http.Request{Method: r.Method, URL: &u, Host: r.Host}
+}
+
+// Text is an error's text, fit for a log: without the URLs that net/http puts
+// into it and without what could steer a terminal.
+func Text(err error) string {
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		err = ue.Err
+	}
+	return printable(err.Error())
+}

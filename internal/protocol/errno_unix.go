@@ -1,0 +1,12 @@
+//go:build !windows
+
+package protocol
+
+import "syscall"
+
+var breaks = []syscall.Errno{
+	syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED, syscall.ETIMEDOUT,
+	syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.ENETUNREACH,
+	syscall.ENETDOWN, syscall.ENETRESET, syscall.EHOSTDOWN, syscall.ENOBUFS,
+	syscall.EADDRNOTAVAIL, syscall.EMFILE, syscall.ENFILE,
+}

@@ -1,0 +1,148 @@
+// Package protocol reads what registries write: the headers of the upload
+// protocol (distribution-spec v1.1, "Pushing blobs") with all their dialects,
+// and the meaning of an answer or a failure.
+//
+// No other package parses these headers or decides what an error means.
+package protocol
+
+import (
+	"errors"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Held is how much of a blob a Range header says is held.
+type Held struct {
+	// Bytes is a count, not an inclusive end.
+	Bytes int64
+	// Ambiguous is set for "0-0", which distribution and zot answer for an
+	// empty upload as well as for one of one byte. Bytes is then 0.
+	Ambiguous bool
+}
+
+// ParseRange reads the Range header of an answer to an upload request:
+// "0-N" inclusive (distribution-spec), "0--1" for nothing (olareg), with or
+// without the prefix "bytes=" (Quay). ok is false where there is none or it
+// says something else.
+func ParseRange(h http.Header) (held Held, ok bool) {
+	v := strings.TrimSpace(h.Get("Range"))
+	v = strings.TrimPrefix(v, "bytes=")
+	v = strings.TrimPrefix(v, "bytes ")
+	end, found := strings.CutPrefix(v, "0-")
+	if !found {
+		return Held{}, false
+	}
+	if end == "-1" {
+		return Held{}, true
+	}
+	n, err := strconv.ParseUint(end, 10, 63)
+	if err != nil || end[0] == '+' || n == 1<<63-1 {
+		return Held{}, false
+	}
+	if n == 0 {
+		return Held{Ambiguous: true}, true
+	}
+	return Held{Bytes: int64(n) + 1}, true
+}
+
+// ContentRange is the header of a PATCH for the bytes [offset, end): inclusive
+// and without a unit, which distribution 3 answers with 500.
+func ContentRange(offset, end int64) string {
+	return strconv.FormatInt(offset, 10) + "-" + strconv.FormatInt(end-1, 10)
+}
+
+// MaxWait bounds what a Retry-After may ask for.
+const MaxWait = 24 * time.Hour
+
+// RetryAfter reads the header of the same name, in seconds or as a date
+// (RFC 9110, 10.2.3). It is 0 where there is none or the time is past.
+func RetryAfter(h http.Header, now time.Time) time.Duration {
+	v := strings.TrimSpace(h.Get("Retry-After"))
+	if s, err := strconv.ParseUint(v, 10, 63); err == nil {
+		return time.Duration(min(s, uint64(MaxWait/time.Second))) * time.Second
+	}
+	at, err := http.ParseTime(v)
+	if err != nil {
+		return 0
+	}
+	return min(max(at.Sub(now), 0), MaxWait)
+}
+
+// RequestID is what an answer gives an administrator to search a log for.
+func RequestID(h http.Header) string {
+	for _, k := range []string{"X-Request-Id", "Docker-Request-Id", "X-Amzn-Requestid", "X-Ms-Request-Id", "X-Correlation-Id", "Cf-Ray"} {
+		if v := h.Get(k); v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+// Locations that are not followed.
+var (
+	ErrNoLocation = errors.New("the answer names no upload location")
+	ErrDowngrade  = errors.New("the registry asks to continue a secure upload over plain HTTP")
+)
+
+// Location is an upload location that may be used.
+type Location struct {
+	URL *url.URL
+	// Mended: the registry named its own host with http although it is spoken
+	// to over https, as behind a TLS proxy that sends no X-Forwarded-Proto. The
+	// scheme and port spoken to were kept.
+	Mended bool
+}
+
+// ParseLocation reads the Location header of the answer to a request for asked.
+// registry is a URL on the registry's own host. The error never contains the
+// location, which may carry a credential. It is ErrNoLocation where there is
+// none. A location on another host is allowed, as registries with object
+// storage have it, but not over plain HTTP where anything before it was secure.
+func ParseLocation(registry, asked *url.URL, h http.Header) (Location, error) {
+	v := h.Get("Location")
+	if v == "" {
+		return Location{}, ErrNoLocation
+	}
+	ref, err := url.Parse(v)
+	if err != nil {
+		return Location{}, errors.New("the upload location is not a URL")
+	}
+	u := asked.ResolveReference(ref)
+	u.Fragment, u.RawFragment, u.User = "", "", nil
+	if u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
+		return Location{}, errors.New("the upload location is not an http or https URL")
+	}
+	if SameOrigin(registry, u) {
+		return Location{URL: u}, nil
+	}
+	if u.Scheme == "http" && strings.EqualFold(registry.Hostname(), u.Hostname()) && registry.Scheme == "https" {
+		u.Scheme, u.Host = registry.Scheme, registry.Host
+		return Location{URL: u, Mended: true}, nil
+	}
+	if u.Scheme == "http" && (registry.Scheme == "https" || asked.Scheme == "https") {
+		return Location{}, ErrDowngrade
+	}
+	return Location{URL: u}, nil
+}
+
+// SameOrigin reports whether two URLs agree in scheme, host and port: whether
+// credentials for one may be sent to the other.
+func SameOrigin(a, b *url.URL) bool {
+	return a.Scheme == b.Scheme && strings.EqualFold(HostPort(a), HostPort(b))
+}
+
+// HostPort is the host and port of a URL, the port spelled out.
+func HostPort(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = "80"
+		if u.Scheme == "https" {
+			port = "443"
+		}
+	}
+	return net.JoinHostPort(u.Hostname(), port)
+}

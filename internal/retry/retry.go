@@ -1,0 +1,175 @@
+// Package retry is the one loop of the project that tries again.
+package retry
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+
+	"github.com/rpush-go/rpush/internal/protocol"
+)
+
+// Policy says how long to go on. For is required.
+type Policy struct {
+	// For is how long to go on without progress.
+	For time.Duration
+	// First replaces For, where it is shorter, until the registry has answered
+	// for the first time.
+	First time.Duration
+	// Answered is set by whoever receives an answer of that registry.
+	Answered *atomic.Bool
+	// Random returns a number in [0, 1) for the jitter; nil is no jitter.
+	Random func() float64
+	// Failed, unless nil, is called for each failure that will be tried again,
+	// with the wait before the next try.
+	Failed func(err error, wait time.Duration)
+}
+
+// The waits between tries that make no progress.
+const (
+	firstWait = 500 * time.Millisecond
+	maxWait   = 30 * time.Second
+	jitter    = 0.3
+)
+
+// Loop is one run of Do.
+type Loop struct {
+	p     Policy
+	waits *backoff.ExponentialBackOff
+	last  protocol.Verdict
+	since time.Time // the first failure since there was progress
+	tries int
+	wait  time.Duration
+}
+
+// Progress tells the loop that something was gained: the budget starts anew,
+// and the next failure is followed by no wait at all.
+func (l *Loop) Progress() {
+	l.since = time.Time{}
+	l.waits.Reset()
+}
+
+// Tries is how many attempts have failed so far.
+func (l *Loop) Tries() int { return l.tries }
+
+// Do calls op until it returns nil, fails for good, or has made no progress
+// for too long. It returns nil, the error of op where that is final, or an
+// error that wraps protocol.ErrInterrupted and the last failure; where ctx
+// ended it wraps the context's cause too. A failure is classified by
+// protocol.Classify. op must be callable again after an error. Not safe for
+// concurrent use by op.
+func (p Policy) Do(ctx context.Context, op func(context.Context, *Loop) error) error {
+	waits := backoff.NewExponentialBackOff(
+		backoff.WithInitialInterval(firstWait),
+		backoff.WithMaxInterval(maxWait),
+		backoff.WithMultiplier(2),
+		backoff.WithRandomizationFactor(0), // its randomness cannot be replayed
+		backoff.WithMaxElapsedTime(0),      // the budget is counted here
+	)
+	l := &Loop{p: p, waits: waits}
+	var final error
+	err := backoff.RetryNotify(func() error {
+		err := op(ctx, l)
+		if err == nil {
+			return nil
+		}
+		l.tries++
+		if ctx.Err() != nil {
+			return backoff.Permanent(err)
+		}
+		if l.last = l.judge(err); l.last.Class == protocol.Final {
+			final = l.last.Err
+			return backoff.Permanent(err)
+		}
+		return err
+	}, backoff.WithContext(l, ctx), func(error, time.Duration) {
+		if p.Failed != nil {
+			p.Failed(l.last.Err, l.wait)
+		}
+	})
+	switch {
+	case err == nil:
+		return nil
+	case final != nil:
+		return final
+	case ctx.Err() != nil:
+		cause := context.Cause(ctx)
+		if l.last.Err != nil {
+			cause = fmt.Errorf("%w (before that: %w)", cause, l.last.Err)
+		}
+		return protocol.Kind(protocol.ErrInterrupted, cause)
+	default:
+		return protocol.Kind(protocol.ErrInterrupted, &Exhausted{Tries: l.tries, Since: time.Since(l.since), Wait: l.wait, Err: l.last.Err})
+	}
+}
+
+func (l *Loop) judge(err error) protocol.Verdict {
+	v := protocol.Classify(err)
+	if v.Class != protocol.Unknown && v.Class != protocol.Unreachable {
+		return v
+	}
+	if l.answered() {
+		v.Class = protocol.Break
+	} else {
+		v.Class, v.Err = protocol.Final, protocol.Kind(protocol.ErrEndpoint, v.Err)
+	}
+	return v
+}
+
+func (l *Loop) answered() bool { return l.p.Answered == nil || l.p.Answered.Load() }
+
+// NextBackOff implements backoff.BackOff with the budget.
+func (l *Loop) NextBackOff() time.Duration {
+	budget := l.p.For
+	if !l.answered() && l.p.First < budget {
+		budget = l.p.First
+	}
+	now := time.Now()
+	first := l.since.IsZero()
+	if first {
+		l.since = now
+	}
+	left := budget - now.Sub(l.since)
+	if left <= 0 || l.last.After > left {
+		l.wait = l.last.After
+		return backoff.Stop
+	}
+	l.wait = 0
+	if !first {
+		l.wait = l.waits.NextBackOff()
+		if l.p.Random != nil {
+			l.wait += time.Duration(float64(l.wait) * jitter * (l.p.Random() - 0.5))
+		}
+	}
+	// One try at the very end of the budget rather than none.
+	l.wait = min(max(l.wait, l.last.After), left)
+	return l.wait
+}
+
+// Reset implements backoff.BackOff.
+func (l *Loop) Reset() { l.waits.Reset() }
+
+// Exhausted is the end of the budget.
+type Exhausted struct {
+	Tries int
+	// Since is the time without progress.
+	Since time.Duration
+	// Wait is what the registry asked to wait, if that was more than the
+	// budget had left.
+	Wait time.Duration
+	Err  error
+}
+
+func (e *Exhausted) Error() string {
+	text := fmt.Sprintf("no progress for %s (%d tries failed)", e.Since.Round(time.Second), e.Tries)
+	if e.Wait > 0 {
+		text = fmt.Sprintf("the registry asks to wait %s, longer than there is time for", e.Wait.Round(time.Second))
+	}
+	return text + ": " + protocol.Text(e.Err)
+}
+
+// Unwrap returns the last failure.
+func (e *Exhausted) Unwrap() error { return e.Err }

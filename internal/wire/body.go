@@ -1,0 +1,216 @@
+package wire
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+)
+
+// ErrSpent is returned for a request whose body has been used: some
+// authorising transports send a request again after a 401 without being able
+// to rewind it. Nothing has been sent then.
+var ErrSpent = errors.New("the body of this request has been used already")
+
+// ErrShort: the source ended, or failed, before the body was complete.
+type ErrShort struct {
+	Want, Got int64
+	Err       error // nil where the source simply ended
+}
+
+func (e *ErrShort) Error() string {
+	if e.Err != nil {
+		return "reading the source: " + e.Err.Error()
+	}
+	return "the source ended early"
+}
+
+// Unwrap returns what reading the source failed with.
+func (e *ErrShort) Unwrap() error { return e.Err }
+
+// Body is the body of one attempt: exactly length bytes of a reader that
+// nothing else uses. net/http may go on reading it after RoundTrip returned.
+type Body interface {
+	io.ReadCloser
+	// Sent is how many bytes were taken from the source for the connection.
+	Sent() int64
+	// Spent reports whether the body was closed, or read to its end.
+	Spent() bool
+	// Err is *ErrShort if the source, not the connection, is at fault.
+	Err() error
+	// Touched counts calls of Read; a change means that bytes still move.
+	Touched() int64
+}
+
+// NewBody makes a body of the next length bytes of r, which it closes. An
+// *os.File keeps sendfile.
+func NewBody(r io.ReadCloser, length int64) Body {
+	if f, ok := r.(*os.File); ok {
+		if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
+			if start, err := f.Seek(0, io.SeekCurrent); err == nil {
+				return &fileBody{f: f, start: start, end: start + length}
+			}
+		}
+	}
+	return &streamBody{r: r, left: length, length: length}
+}
+
+// fileBody reads a part of a file. The file's own position is the only count
+// there is, since sendfile moves it without calling Read.
+//
+// It has no WriteTo, which would hide the file from net's sendfile, and is
+// clipped at its end, because net/http reads once more to see whether a body
+// is longer than it said.
+type fileBody struct {
+	f          *os.File
+	start, end int64
+	touched    atomic.Int64
+
+	mu     sync.Mutex
+	closed bool
+	pos    int64 // valid once closed
+	err    error
+}
+
+func (b *fileBody) Read(p []byte) (int, error) {
+	b.touched.Add(1)
+	pos, err := b.f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return 0, b.fail(err)
+	}
+	if pos >= b.end {
+		return 0, io.EOF
+	}
+	n, err := b.f.Read(p[:min(int64(len(p)), b.end-pos)])
+	if err != nil && err != io.EOF {
+		return n, b.fail(err)
+	}
+	return n, err
+}
+
+func (b *fileBody) fail(err error) error {
+	if errors.Is(err, fs.ErrClosed) {
+		return ErrSpent
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.err = err
+	return err
+}
+
+// SyscallConn is what net's sendfile looks for.
+func (b *fileBody) SyscallConn() (syscall.RawConn, error) { return b.f.SyscallConn() }
+
+func (b *fileBody) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil
+	}
+	b.closed = true
+	if pos, err := b.f.Seek(0, io.SeekCurrent); err == nil {
+		b.pos = pos
+	}
+	if st, err := b.f.Stat(); err == nil && b.err == nil && st.Size() < b.end && b.pos < b.end {
+		b.err = io.ErrUnexpectedEOF
+	}
+	return b.f.Close()
+}
+
+func (b *fileBody) Sent() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	pos := b.pos
+	if !b.closed {
+		pos, _ = b.f.Seek(0, io.SeekCurrent)
+	}
+	return min(max(pos, b.start), b.end) - b.start
+}
+
+func (b *fileBody) Spent() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.closed
+}
+
+func (b *fileBody) Touched() int64 { return b.touched.Load() }
+
+func (b *fileBody) Err() error {
+	got := b.Sent()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return short(b.err, b.end-b.start, got)
+}
+
+// streamBody clips any other reader and counts.
+type streamBody struct {
+	r       io.ReadCloser
+	length  int64
+	touched atomic.Int64
+	sent    atomic.Int64
+	spent   atomic.Bool
+
+	reading sync.Mutex // Read; left
+	left    int64
+
+	mu  sync.Mutex
+	err error
+}
+
+func (b *streamBody) Read(p []byte) (int, error) {
+	b.reading.Lock()
+	defer b.reading.Unlock()
+	b.touched.Add(1)
+	if b.spent.Load() {
+		return 0, ErrSpent
+	}
+	if b.left == 0 {
+		return 0, io.EOF
+	}
+	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
+	b.left -= int64(n)
+	b.sent.Add(int64(n))
+	if err == io.EOF && b.left > 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	if err == io.EOF && n > 0 {
+		err = nil
+	}
+	if err != nil && err != io.EOF && !b.spent.Load() {
+		b.mu.Lock()
+		b.err = err
+		b.mu.Unlock()
+	}
+	return n, err
+}
+
+func (b *streamBody) Close() error {
+	if b.spent.Swap(true) {
+		return nil
+	}
+	return b.r.Close()
+}
+
+func (b *streamBody) Sent() int64    { return b.sent.Load() }
+func (b *streamBody) Spent() bool    { return b.spent.Load() }
+func (b *streamBody) Touched() int64 { return b.touched.Load() }
+
+func (b *streamBody) Err() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return short(b.err, b.length, b.sent.Load())
+}
+
+func short(err error, want, got int64) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return &ErrShort{Want: want, Got: got}
+	default:
+		return &ErrShort{Want: want, Got: got, Err: err}
+	}
+}

@@ -1,0 +1,118 @@
+// Package wire makes the connections and carries one request over one of them:
+// it counts bytes where they leave the process without losing sendfile, notices
+// when they stop moving, and can kill a connection so that the peer learns of
+// it at once.
+//
+// Nothing here retries.
+package wire
+
+import (
+	"io"
+	"net"
+	"sync/atomic"
+	"time"
+)
+
+// pieceSize is the most that one sendfile may move before it is counted. It
+// bounds how coarse progress is on a slow link.
+const pieceSize = 512 << 10
+
+// Info describes a connection at one moment. The zero Info means that no
+// connection was made.
+type Info struct {
+	Local, Remote  string
+	Age            time.Duration
+	Sent, Received int64
+}
+
+// Conn is a connection that this package dialled. It is what lies below TLS.
+type Conn struct {
+	net.Conn
+	born           time.Time
+	sent, received atomic.Int64
+	killed         atomic.Bool
+	user           atomic.Pointer[user]
+}
+
+// user is the request that has a connection.
+type user struct {
+	// moved is told how many bytes each write moved.
+	moved func(int64)
+	// body makes Close send a reset: net/http closes politely, and the kernel
+	// would then go on delivering megabytes of a body that has been given up.
+	body bool
+}
+
+func newConn(c net.Conn) *Conn { return &Conn{Conn: c, born: time.Now()} }
+
+// Info says where the connection goes and what it has carried.
+func (c *Conn) Info() Info {
+	return Info{
+		Local:    c.LocalAddr().String(),
+		Remote:   c.RemoteAddr().String(),
+		Age:      time.Since(c.born),
+		Sent:     c.sent.Load(),
+		Received: c.received.Load(),
+	}
+}
+
+// Kill ends the connection with a reset. What the kernel still holds is thrown
+// away, not delivered. It may be called at any time and more than once.
+func (c *Conn) Kill() {
+	c.killed.Store(true)
+	c.Close() //nolint:errcheck // it is being thrown away
+}
+
+// Close closes the connection, with a reset while a body is under way.
+func (c *Conn) Close() error {
+	if u := c.user.Load(); c.killed.Load() || u != nil && u.body {
+		if l, ok := c.Conn.(interface{ SetLinger(sec int) error }); ok {
+			l.SetLinger(0) //nolint:errcheck // fails only on a closed connection
+		}
+	}
+	return c.Conn.Close()
+}
+
+func (c *Conn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.received.Add(int64(n))
+	return n, err
+}
+
+func (c *Conn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.moved(int64(n))
+	return n, err
+}
+
+// ReadFrom is what lets net/http use sendfile for a body that is a file. It
+// goes in pieces so that the bytes are seen while they leave; net finds the
+// file only directly below a single LimitedReader.
+func (c *Conn) ReadFrom(r io.Reader) (n int64, err error) {
+	to, ok := c.Conn.(io.ReaderFrom)
+	from, limited := r.(*io.LimitedReader)
+	if !ok || !limited {
+		return io.Copy(struct{ io.Writer }{c}, r)
+	}
+	for from.N > 0 {
+		want := min(from.N, pieceSize)
+		m, err := to.ReadFrom(&io.LimitedReader{R: from.R, N: want})
+		from.N -= m
+		n += m
+		c.moved(m)
+		if err != nil || m < want {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+func (c *Conn) moved(n int64) {
+	if n <= 0 {
+		return
+	}
+	c.sent.Add(n)
+	if u := c.user.Load(); u != nil {
+		u.moved(n)
+	}
+}

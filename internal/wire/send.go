@@ -1,0 +1,269 @@
+package wire
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// ErrStall: bytes stopped moving while a request was being sent.
+var ErrStall error = &timeout{"stalled: no byte was accepted"}
+
+// ErrNoAnswer: the request was sent and no answer came.
+var ErrNoAnswer error = &timeout{"no answer to the request"}
+
+type timeout struct{ text string }
+
+func (t *timeout) Error() string   { return t.text }
+func (t *timeout) Timeout() bool   { return true }
+func (t *timeout) Temporary() bool { return true }
+
+// maxAnswer bounds what is kept of the body of an answer.
+const maxAnswer = 4 << 20
+
+// Limits are how long one request may make no progress.
+type Limits struct {
+	// Stall is for connecting and sending, and for reading the answer's body.
+	Stall time.Duration
+	// Answer is from the last byte sent to the first of the answer.
+	Answer time.Duration
+}
+
+// Answer is a complete answer: its body has been read.
+type Answer struct {
+	Status int
+	Header http.Header
+	// Body holds at most 4 MiB.
+	Body []byte
+	// Request is the one that was answered, after any change of scheme below.
+	Request *http.Request
+	Conn    Info
+}
+
+// Error is an exchange that got no answer.
+type Error struct {
+	Conn Info
+	Err  error
+}
+
+func (e *Error) Error() string { return e.Err.Error() }
+
+// Unwrap returns what broke the exchange.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Send carries out req once over rt and reads the answer. onSent, unless nil,
+// is told the bytes handed to the connection, from any goroutine. When Send
+// returns, the body is closed, and where it was not sent to its end the
+// connection is dead, not merely abandoned. A failure is an *Error.
+func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limits, onSent func(int64)) (*Answer, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	w := &watch{lim: lim, cancel: cancel, onSent: onSent}
+	w.body, _ = req.Body.(Body)
+	w.start()
+	defer w.stop()
+	// Whoever cancels wants the bytes to stop now.
+	defer context.AfterFunc(ctx, w.kill)()
+
+	resp, err := rt.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, w.trace())))
+	if w.body != nil {
+		defer w.body.Close() //nolint:errcheck // read only
+	}
+	if err != nil {
+		w.kill()
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		return nil, &Error{Conn: w.info(), Err: err}
+	}
+	w.enter(reading)
+	// A body cut short does not unsay the status and the headers.
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	resp.Body.Close() //nolint:errcheck // read only
+	if w.body != nil && w.body.Sent() < req.ContentLength {
+		w.kill()
+	}
+	return &Answer{Status: resp.StatusCode, Header: resp.Header, Body: body, Request: resp.Request, Conn: w.info()}, nil
+}
+
+type phase int
+
+const (
+	sending phase = iota // connecting too
+	waiting
+	reading
+)
+
+// watch ends an exchange that has stopped moving.
+type watch struct {
+	lim    Limits
+	cancel context.CancelCauseFunc
+	body   Body
+	onSent func(int64)
+
+	moves atomic.Int64 // anything that moved
+	over  atomic.Bool  // onSent must not be called any more
+
+	mu      sync.Mutex
+	timer   *time.Timer
+	stopped bool
+	killed  bool
+	phase   phase
+	since   time.Time // last progress seen in this phase
+	seen    int64
+	conn    *Conn
+	user    *user
+}
+
+func (w *watch) start() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.since = time.Now()
+	w.timer = time.AfterFunc(w.limit(), w.look)
+}
+
+func (w *watch) stop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.stopped = true
+	w.over.Store(true)
+	w.timer.Stop()
+	w.detach()
+}
+
+// limit is the patience of the present phase.
+func (w *watch) limit() time.Duration {
+	d := w.lim.Stall
+	if w.phase == waiting {
+		d = w.lim.Answer
+	}
+	if d <= 0 {
+		return 1<<63 - 1
+	}
+	return d
+}
+
+// progress is a number that changes whenever bytes move. Only asked once in a
+// while, so it may cost a system call.
+func (w *watch) progress() int64 {
+	n := w.moves.Load()
+	if w.body != nil && w.phase == sending {
+		n += w.body.Touched()
+	}
+	if w.conn != nil && w.phase == sending {
+		n += acked(w.conn.Conn)
+	}
+	if w.conn != nil && w.phase == reading {
+		n += w.conn.received.Load()
+	}
+	return n
+}
+
+func (w *watch) look() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.stopped {
+		return
+	}
+	now := time.Now()
+	if n := w.progress(); n != w.seen {
+		w.seen, w.since = n, now
+	}
+	limit := w.limit()
+	if idle := now.Sub(w.since); idle < limit {
+		w.timer.Reset(limit - idle)
+		return
+	}
+	err := ErrStall
+	if w.phase == waiting {
+		err = ErrNoAnswer
+	}
+	w.cancel(err) // kills the connection, through AfterFunc
+}
+
+func (w *watch) enter(p phase) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.stopped || w.phase == p {
+		return
+	}
+	w.phase, w.since = p, time.Now()
+	w.seen = w.progress()
+	w.timer.Reset(w.limit())
+}
+
+func (w *watch) trace() *httptrace.ClientTrace {
+	return &httptrace.ClientTrace{
+		GotConn: func(i httptrace.GotConnInfo) {
+			w.attach(i.Conn)
+			w.enter(sending)
+		},
+		WroteRequest: func(i httptrace.WroteRequestInfo) {
+			w.moves.Add(1)
+			if i.Err == nil {
+				w.enter(waiting)
+			}
+		},
+		GotFirstResponseByte: func() { w.enter(reading) },
+	}
+}
+
+// attach takes note of the connection in use: the last one, where an
+// authorising transport makes requests of its own first.
+func (w *watch) attach(nc net.Conn) {
+	if t, ok := nc.(interface{ NetConn() net.Conn }); ok {
+		nc = t.NetConn() // below TLS
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.detach()
+	c, ok := nc.(*Conn)
+	if !ok || w.stopped {
+		return
+	}
+	w.conn = c
+	if w.killed {
+		c.Kill()
+		return
+	}
+	w.user = &user{body: w.body != nil, moved: func(n int64) {
+		w.moves.Add(n)
+		if w.onSent != nil && !w.over.Load() {
+			w.onSent(n)
+		}
+	}}
+	c.user.Store(w.user)
+}
+
+// detach leaves the connection to its next user, who may have it already.
+func (w *watch) detach() {
+	if w.conn != nil {
+		w.conn.user.CompareAndSwap(w.user, nil)
+	}
+}
+
+func (w *watch) kill() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.stopped {
+		return
+	}
+	w.killed = true
+	if w.conn != nil {
+		w.conn.Kill()
+	}
+}
+
+func (w *watch) info() Info {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.conn == nil {
+		return Info{}
+	}
+	return w.conn.Info()
+}

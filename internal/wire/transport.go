@@ -1,0 +1,192 @@
+package wire
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Options of a Transport. The zero value works.
+type Options struct {
+	// TLS is cloned; nil is Go's default.
+	TLS *tls.Config
+	// UserAgent replaces the User-Agent of every request unless empty.
+	UserAgent string
+	// Stall is how long sent bytes may stay unacknowledged before the kernel
+	// gives the connection up, where it can be told so; 0 leaves it to the
+	// kernel.
+	Stall time.Duration
+	// Dial replaces the dialler, in tests.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+}
+
+// Transport is an http.RoundTripper over connections of type *Conn, HTTP/1.1
+// only: over HTTP/2 one reset takes every blob down at once.
+type Transport struct {
+	base *http.Transport
+	o    Options
+
+	mu     sync.Mutex
+	public map[string]bool // host:port dialled -> is its address public
+}
+
+// New makes a Transport with connections of its own.
+func New(o Options) *Transport {
+	t := &Transport{o: o, public: map[string]bool{}}
+	t.base = t.transport(http.ProxyFromEnvironment, t.dial)
+	return t
+}
+
+func (t *Transport) transport(proxy func(*http.Request) (*url.URL, error),
+	dial func(ctx context.Context, network, addr string) (net.Conn, error),
+) *http.Transport {
+	var conf *tls.Config
+	if t.o.TLS != nil {
+		conf = t.o.TLS.Clone()
+	}
+	return &http.Transport{
+		Proxy:                  proxy,
+		DialContext:            dial,
+		TLSClientConfig:        conf,
+		TLSHandshakeTimeout:    30 * time.Second,
+		MaxIdleConnsPerHost:    64,
+		IdleConnTimeout:        90 * time.Second,
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: 256 << 10,
+		TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{},
+	}
+}
+
+// RoundTrip implements http.RoundTripper. A request whose body has been used
+// gets ErrSpent before anything is sent.
+func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	return roundTrip(t.base, t.o.UserAgent, req)
+}
+
+// CloseIdleConnections closes what no request is using.
+func (t *Transport) CloseIdleConnections() { t.base.CloseIdleConnections() }
+
+func roundTrip(base http.RoundTripper, ua string, req *http.Request) (*http.Response, error) {
+	if b, ok := req.Body.(Body); ok && b.Spent() {
+		return nil, ErrSpent
+	}
+	if ua != "" {
+		req.Header.Set("User-Agent", ua)
+	}
+	return base.RoundTrip(req)
+}
+
+func (t *Transport) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	c, err := t.connect(ctx, network, addr, nil)
+	if err != nil {
+		return nil, err
+	}
+	if ap, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
+		t.mu.Lock()
+		t.public[addr] = !internal(ap.Addr())
+		t.mu.Unlock()
+	}
+	return c, nil
+}
+
+func (t *Transport) connect(ctx context.Context, network, addr string, control func(string, string, syscall.RawConn) error) (net.Conn, error) {
+	if t.o.Dial != nil {
+		c, err := t.o.Dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return newConn(c), nil
+	}
+	d := net.Dialer{Timeout: 30 * time.Second, Control: control}
+	c, err := d.DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	if tc, ok := c.(*net.TCPConn); ok {
+		setUserTimeout(tc, t.o.Stall)
+	}
+	return newConn(c), nil
+}
+
+// ErrPrivate: a registry with a public address named an upload location on a
+// private one, as it would to make this machine talk to its own network.
+var ErrPrivate = errors.New("upload location on a private address, named by a registry on a public one")
+
+// External returns a transport for upload locations that registry, a
+// host:port, names on other hosts. It shares no connection and no credentials
+// with t, and does not dial private addresses if the registry is public. The
+// address is checked when dialling, so that no name can change its mind.
+func (t *Transport) External(registry string) http.RoundTripper {
+	e := &external{t: t, registry: registry}
+	e.base = t.transport(e.proxy, e.dial)
+	return e
+}
+
+type external struct {
+	t        *Transport
+	registry string
+	base     *http.Transport
+	proxies  sync.Map // host:port of the proxies in use
+}
+
+func (e *external) RoundTrip(req *http.Request) (*http.Response, error) {
+	return roundTrip(e.base, e.t.o.UserAgent, req)
+}
+
+func (e *external) CloseIdleConnections() { e.base.CloseIdleConnections() }
+
+// proxy remembers the proxies, which may well be private.
+func (e *external) proxy(req *http.Request) (*url.URL, error) {
+	u, err := http.ProxyFromEnvironment(req)
+	if u != nil {
+		port := u.Port()
+		if port == "" {
+			port = map[string]string{"http": "80", "https": "443", "socks5": "1080", "socks5h": "1080"}[u.Scheme]
+		}
+		e.proxies.Store(net.JoinHostPort(u.Hostname(), port), true)
+	}
+	return u, err
+}
+
+func (e *external) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	if _, ok := e.proxies.Load(addr); ok {
+		return e.t.connect(ctx, network, addr, nil)
+	}
+	return e.t.connect(ctx, network, addr, func(_, address string, _ syscall.RawConn) error {
+		ap, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return err
+		}
+		if internal(ap.Addr()) && e.registryPublic() {
+			return fmt.Errorf("%w: %s", ErrPrivate, ap.Addr())
+		}
+		return nil
+	})
+}
+
+// registryPublic is also true where the registry was reached through a proxy:
+// its address is not known then.
+func (e *external) registryPublic() bool {
+	e.t.mu.Lock()
+	defer e.t.mu.Unlock()
+	public, known := e.t.public[e.registry]
+	return public || !known
+}
+
+// internal reports whether an address is one that a stranger must not make
+// this machine talk to.
+func internal(a netip.Addr) bool {
+	a = a.Unmap()
+	return a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsUnspecified() ||
+		a.IsMulticast() || cgnat.Contains(a)
+}
+
+var cgnat = netip.MustParsePrefix("100.64.0.0/10")

@@ -1,0 +1,161 @@
+package pusher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/rpush-go/rpush/internal/protocol"
+)
+
+// authorizer signs in to a registry when the first request comes, so that the
+// handshake runs inside the loop that retries requests. It sends requests to
+// that registry only.
+type authorizer struct {
+	repo     name.Repository
+	scheme   string
+	keychain authn.Keychain
+	base     http.RoundTripper
+
+	// ready holds the authorising transport, or nil before the handshake; it
+	// is a lock that a cancelled request can stop waiting for.
+	ready chan http.RoundTripper
+}
+
+func newAuthorizer(repo name.Repository, scheme string, keychain authn.Keychain, base http.RoundTripper) *authorizer {
+	a := &authorizer{repo: repo, scheme: scheme, keychain: keychain, ready: make(chan http.RoundTripper, 1)}
+	a.base = &onlyScheme{host: repo.RegistryStr(), scheme: scheme, base: base}
+	a.ready <- nil
+	return a
+}
+
+// RoundTrip implements http.RoundTripper.
+func (a *authorizer) RoundTrip(req *http.Request) (*http.Response, error) {
+	var rt http.RoundTripper
+	select {
+	case rt = <-a.ready:
+	case <-req.Context().Done():
+		return nil, context.Cause(req.Context())
+	}
+	if rt == nil {
+		var err error
+		if rt, err = a.handshake(req.Context()); err != nil {
+			a.ready <- nil
+			return nil, err
+		}
+	}
+	a.ready <- rt
+	return rt.RoundTrip(req)
+}
+
+func (a *authorizer) handshake(ctx context.Context) (http.RoundTripper, error) {
+	auth, err := authn.Resolve(ctx, a.keychain, a.repo)
+	if err != nil {
+		return nil, protocol.Kind(protocol.ErrDenied, fmt.Errorf("reading the credentials for %s: %w", a.repo.RegistryStr(), err))
+	}
+	opts := []name.Option{name.WeakValidation}
+	if a.scheme == "http" {
+		opts = append(opts, name.Insecure) // or the library would not try it
+	}
+	reg, err := name.NewRegistry(a.repo.RegistryStr(), opts...)
+	if err != nil {
+		return nil, protocol.Kind(protocol.ErrEndpoint, err)
+	}
+	rt, err := transport.NewWithContext(ctx, reg, auth, a.base, []string{a.repo.Scope(transport.PushScope)})
+	if err == nil {
+		return rt, nil
+	}
+	var te *transport.Error
+	if errors.As(err, &te) && te.Request != nil && te.Request.URL.Path == "/v2/" {
+		if v := protocol.Classify(err); v.Class == protocol.Final && !errors.Is(v.Err, protocol.ErrDenied) {
+			return nil, protocol.Kind(protocol.ErrEndpoint, &NotRegistryError{Host: reg.Name(), Status: te.StatusCode, Err: err})
+		}
+	}
+	return nil, err
+}
+
+// NotRegistryError: something answers at the address, but not as a registry
+// answers GET /v2/ (distribution-spec v1.1, end-1).
+type NotRegistryError struct {
+	Host string
+	// Status is that of the answer to GET /v2/.
+	Status int
+	Err    error
+}
+
+func (e *NotRegistryError) Error() string {
+	return fmt.Sprintf("%s does not answer as a registry does: GET /v2/ got status %d", e.Host, e.Status)
+}
+
+// Unwrap returns the *transport.Error of go-containerregistry.
+func (e *NotRegistryError) Unwrap() error { return e.Err }
+
+// onlyScheme refuses to speak to the registry's host in the other scheme:
+// go-containerregistry tries both for private addresses, and follows a
+// redirect of the ping from https to http, with credentials to come.
+type onlyScheme struct {
+	host, scheme string
+	base         http.RoundTripper
+}
+
+func (o *onlyScheme) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.URL.Host == o.host && req.URL.Scheme != o.scheme {
+		return nil, errOtherScheme
+	}
+	if o.scheme == "https" && req.URL.Scheme != "https" {
+		// A token server, or a redirect.
+		return nil, protocol.Kind(protocol.ErrEndpoint, fmt.Errorf("%w: %s", errDowngrade, req.URL.Host))
+	}
+	return o.base.RoundTrip(req)
+}
+
+var (
+	errDowngrade   = errors.New("a secure registry leads to plain HTTP")
+	errOtherScheme = errors.New("this scheme is not allowed for the registry")
+)
+
+// scheme decides between https and plain HTTP. Only where both are allowed
+// does it take a request: plain HTTP is spoken when the server is found not to
+// speak TLS, never because TLS failed in any other way.
+func (p *Pusher) scheme(ctx context.Context, repo name.Repository) (string, error) {
+	switch {
+	case p.o.Scheme == SchemeHTTP:
+		return "http", nil
+	case p.o.Scheme == SchemeAuto && !loopback(repo.RegistryStr()):
+		return "https", nil
+	}
+	c, err := p.client(repo, "https", p.base)
+	if err != nil {
+		return "", err
+	}
+	req := &http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/v2/"}}
+	_, err = c.Do(ctx, "reach", req)
+	switch {
+	case err == nil, errors.Is(err, protocol.ErrDenied):
+		return "https", nil
+	case protocol.PlainHTTP(err):
+		return "http", nil
+	}
+	return "", err
+}
+
+// loopback reports whether a registry is on this host, as docker sees it.
+func loopback(registry string) bool {
+	host := registry
+	if h, _, err := net.SplitHostPort(registry); err == nil {
+		host = h
+	}
+	if host == "localhost" {
+		return true
+	}
+	a, err := netip.ParseAddr(host)
+	return err == nil && a.IsLoopback()
+}

@@ -1,0 +1,257 @@
+package pusher
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/resume"
+)
+
+// maxDepth bounds how deep indexes may nest.
+const maxDepth = 16
+
+// graph is all that a push has to deliver, each digest once.
+type graph struct {
+	blobs []*blob
+	// levels are the manifests by height: those of a level name only blobs and
+	// manifests of lower levels. The last level is the one pushed.
+	levels [][]*manifest
+
+	seenBlobs     map[digest.Digest]*blob
+	seenManifests map[digest.Digest]int // height
+}
+
+type blob struct {
+	resume.Blob
+	report BlobReport
+}
+
+type manifest struct {
+	raw    []byte
+	digest digest.Digest
+	report ManifestReport
+}
+
+func newGraph(t remote.Taggable) (*graph, error) {
+	g := &graph{seenBlobs: map[digest.Digest]*blob{}, seenManifests: map[digest.Digest]int{}}
+	if _, err := g.add(t, 0); err != nil {
+		return nil, protocol.Kind(protocol.ErrSource, err)
+	}
+	return g, nil
+}
+
+// root is the manifest that goes under the reference.
+func (g *graph) root() *manifest { return g.levels[len(g.levels)-1][0] }
+
+// add takes in t and what it names, and returns its height.
+func (g *graph) add(t remote.Taggable, depth int) (int, error) {
+	if depth > maxDepth {
+		return 0, fmt.Errorf("indexes nest deeper than %d", maxDepth)
+	}
+	if d, ok := t.(*remote.Descriptor); ok {
+		var err error
+		switch {
+		case d.MediaType.IsIndex():
+			t, err = d.ImageIndex()
+		case d.MediaType.IsImage():
+			t, err = d.Image()
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	raw, err := t.RawManifest()
+	if err != nil {
+		return 0, fmt.Errorf("reading a manifest: %w", err)
+	}
+	dgst := digest.FromBytes(raw)
+	if h, ok := g.seenManifests[dgst]; ok {
+		return h, nil
+	}
+	height := 0
+	switch t := t.(type) {
+	case v1.Image:
+		err = g.addImage(t)
+	case v1.ImageIndex:
+		height, err = g.addIndex(t, depth)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("manifest %s: %w", dgst, err)
+	}
+	m := &manifest{raw: raw, digest: dgst}
+	m.report = ManifestReport{Digest: dgst, MediaType: string(mediaType(t)), Size: int64(len(raw))}
+	for len(g.levels) <= height {
+		g.levels = append(g.levels, nil)
+	}
+	g.levels[height] = append(g.levels[height], m)
+	g.seenManifests[dgst] = height
+	return height, nil
+}
+
+func mediaType(t remote.Taggable) types.MediaType {
+	if m, ok := t.(interface {
+		MediaType() (types.MediaType, error)
+	}); ok {
+		if mt, err := m.MediaType(); err == nil && mt != "" {
+			return mt
+		}
+	}
+	return types.DockerManifestSchema2
+}
+
+func (g *graph) addImage(img v1.Image) error {
+	m, err := img.Manifest()
+	if err != nil {
+		return err
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		return err
+	}
+	for _, l := range layers {
+		if err := g.addLayer(l); err != nil {
+			return err
+		}
+	}
+	if m.Config.Digest == (v1.Hash{}) {
+		return nil // schema 1
+	}
+	return g.addBlob(m.Config.Digest, m.Config.Size, m.Config.MediaType, func() (io.ReadCloser, error) {
+		b, err := img.RawConfigFile()
+		if err != nil {
+			return nil, err
+		}
+		return &memory{bytes.NewReader(b)}, nil
+	}, "")
+}
+
+func (g *graph) addLayer(l v1.Layer) error {
+	mt, err := l.MediaType()
+	if err != nil {
+		return err
+	}
+	if !mt.IsDistributable() {
+		return nil // fetched from its own URLs by whoever pulls
+	}
+	h, err := l.Digest()
+	if err != nil {
+		return err
+	}
+	size, err := l.Size()
+	if err != nil {
+		return err
+	}
+	from := ""
+	if ml, ok := l.(*remote.MountableLayer); ok {
+		from = ml.Reference.Context().Name()
+	}
+	return g.addBlob(h, size, mt, l.Compressed, from)
+}
+
+func (g *graph) addBlob(h v1.Hash, size int64, mt types.MediaType, open func() (io.ReadCloser, error), from string) error {
+	d := digest.Digest(h.String())
+	if b, ok := g.seenBlobs[d]; ok {
+		if b.Size != size {
+			return fmt.Errorf("blob %s is said to have %d bytes and %d bytes", d, b.Size, size)
+		}
+		return nil
+	}
+	b := &blob{
+		Blob:   resume.Blob{Digest: d, Size: size, Open: opener(open), MountFrom: from},
+		report: BlobReport{Digest: d, MediaType: string(mt), Size: size, State: BlobPending},
+	}
+	g.seenBlobs[d] = b
+	g.blobs = append(g.blobs, b)
+	return nil
+}
+
+func (g *graph) addIndex(idx v1.ImageIndex, depth int) (int, error) {
+	children, err := partial.Manifests(idx)
+	if err != nil {
+		return 0, err
+	}
+	height := 0
+	for _, child := range children {
+		switch child := child.(type) {
+		case remote.Taggable:
+			h, err := g.add(child, depth+1)
+			if err != nil {
+				return 0, err
+			}
+			height = max(height, h+1)
+		case v1.Layer:
+			if err := g.addLayer(child); err != nil {
+				return 0, err
+			}
+		default:
+			d, err := child.Digest()
+			if err != nil {
+				return 0, err
+			}
+			return 0, fmt.Errorf("it names %s, which the source does not have", d)
+		}
+	}
+	return height, nil
+}
+
+// opener makes every call a reader of its own at an offset: by seeking where
+// the source can, else by reading up to there.
+func opener(open func() (io.ReadCloser, error)) func(int64) (io.ReadCloser, error) {
+	return func(offset int64) (io.ReadCloser, error) {
+		r, err := open()
+		if err != nil || offset == 0 {
+			return r, err
+		}
+		if s, ok := r.(io.Seeker); ok {
+			_, err = s.Seek(offset, io.SeekStart)
+		} else {
+			_, err = io.CopyN(io.Discard, r, offset)
+		}
+		if err != nil {
+			r.Close() //nolint:errcheck // read only
+			return nil, err
+		}
+		return r, nil
+	}
+}
+
+// check finds a blob that is missing or has the wrong size before anything is
+// sent, where that costs nothing: for files.
+func (b *blob) check() error {
+	r, err := b.Open(0)
+	if err != nil {
+		return protocol.Kind(protocol.ErrSource, fmt.Errorf("blob %s: %w", b.Digest, err))
+	}
+	defer r.Close() //nolint:errcheck // read only
+	var size int64
+	switch r := r.(type) {
+	case *os.File:
+		st, err := r.Stat()
+		if err != nil || !st.Mode().IsRegular() {
+			return nil
+		}
+		size = st.Size()
+	case *memory:
+		size = r.Size()
+	default:
+		return nil
+	}
+	if size != b.Size {
+		return protocol.Kind(protocol.ErrSource, fmt.Errorf("blob %s has %d bytes, its manifest says %d", b.Digest, size, b.Size))
+	}
+	return nil
+}
+
+// memory is a small blob, such as a config.
+type memory struct{ *bytes.Reader }
+
+func (*memory) Close() error { return nil }

@@ -1,0 +1,384 @@
+package pusher
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/internal/wire"
+	"github.com/rpush-go/rpush/resume"
+)
+
+// Scheme says over which protocol a registry is spoken to.
+type Scheme int
+
+const (
+	// SchemeAuto is https. Only a registry on a loopback address may also
+	// answer in plain HTTP, as docker has it.
+	SchemeAuto Scheme = iota
+	// SchemeHTTP is plain HTTP and nothing else.
+	SchemeHTTP
+	// SchemeEither is https, and plain HTTP where the server turns out not to
+	// speak TLS. Credentials may then travel in the clear.
+	SchemeEither
+)
+
+// The defaults and the bounds of Options.
+const (
+	DefaultParallel = 4
+	DefaultChecks   = 16
+	maxParallel     = 64
+)
+
+// Options of a Pusher. The zero value works.
+type Options struct {
+	// Keychain gives the credentials for a registry; nil is
+	// authn.DefaultKeychain: docker's config.json and credential helpers.
+	Keychain authn.Keychain
+	// TLSClientConfig is used for the registry, its token server and its
+	// storage; nil is Go's default. It is cloned.
+	TLSClientConfig *tls.Config
+	// Scheme is https or plain HTTP. It decides alone: a reference made with
+	// name.Insecure, or a private address, does not allow plain HTTP.
+	Scheme Scheme
+	// Transport, where given, makes all connections, and TLSClientConfig must
+	// be nil. Killing a connection for real, sendfile, and the refusal to
+	// follow a public registry to a private address need the default.
+	Transport http.RoundTripper
+	// UserAgent of every request; empty is "rpush".
+	UserAgent string
+
+	// Parallel is how many blobs are uploaded at once, 1 to 64; 0 is
+	// DefaultParallel.
+	Parallel int
+	// Checks is how many existence checks run at once, 1 to 64; 0 is
+	// DefaultChecks.
+	Checks int
+
+	// RetryFor, StallTimeout and AnswerTimeout are those of resume.Options.
+	RetryFor, StallTimeout, AnswerTimeout time.Duration
+
+	// Logger gets what resume.Options.Logger gets; nil is silent.
+	Logger logrus.FieldLogger
+	// OnEvent is called for every event of every blob of one Push, never by two
+	// goroutines at once in the same Push. It must not block.
+	OnEvent func(resume.Event)
+}
+
+// Pusher delivers images and indexes. It is safe for concurrent use.
+type Pusher struct {
+	o    Options
+	base http.RoundTripper
+}
+
+// New checks the options. It does not touch the network.
+func New(o Options) (*Pusher, error) {
+	if o.Parallel == 0 {
+		o.Parallel = DefaultParallel
+	}
+	if o.Checks == 0 {
+		o.Checks = DefaultChecks
+	}
+	switch {
+	case o.Parallel < 1 || o.Parallel > maxParallel:
+		return nil, fmt.Errorf("pusher: Parallel is %d, not 1 to %d", o.Parallel, maxParallel)
+	case o.Checks < 1 || o.Checks > maxParallel:
+		return nil, fmt.Errorf("pusher: Checks is %d, not 1 to %d", o.Checks, maxParallel)
+	case o.Transport != nil && o.TLSClientConfig != nil:
+		return nil, errors.New("pusher: TLSClientConfig has no effect on a Transport of your own; set it there")
+	case o.Scheme < SchemeAuto || o.Scheme > SchemeEither:
+		return nil, fmt.Errorf("pusher: unknown Scheme %d", o.Scheme)
+	case o.StallTimeout < 0 || o.AnswerTimeout < 0:
+		return nil, errors.New("pusher: a timeout is negative")
+	}
+	if o.StallTimeout == 0 {
+		o.StallTimeout = resume.DefaultStallTimeout
+	}
+	if o.Keychain == nil {
+		o.Keychain = authn.DefaultKeychain
+	}
+	if o.UserAgent == "" {
+		o.UserAgent = "rpush"
+	}
+	p := &Pusher{o: o, base: o.Transport}
+	if p.base == nil {
+		p.base = wire.New(wire.Options{TLS: o.TLSClientConfig, UserAgent: o.UserAgent, Stall: o.StallTimeout})
+	}
+	return p, nil
+}
+
+// Push delivers img and all it names to the repository of ref, and its
+// manifest, last, under ref. img is what remote.Push of go-containerregistry
+// takes: a v1.Image, a v1.ImageIndex, or anything with a manifest.
+//
+// Every blob is checked for first; what is missing is uploaded; manifests
+// follow strictly after everything they name. On failure nothing is published
+// under ref, blobs that arrived stay at the registry, and the same call again
+// sends the rest. The errors are those of package resume. The report is never
+// nil and valid also after a failure.
+//
+// The context ends the push as soon as bytes can be stopped.
+func (p *Pusher) Push(ctx context.Context, ref name.Reference, img remote.Taggable) (*Report, error) {
+	began := time.Now()
+	report := &Report{}
+	if ref == nil || img == nil {
+		return report, errors.New("pusher: a reference and an image are needed")
+	}
+	report.Reference = ref.Name()
+	g, err := newGraph(img)
+	if err == nil {
+		err = p.push(ctx, ref, g)
+		g.fill(report)
+	}
+	report.Seconds = seconds(time.Since(began))
+	if err != nil {
+		return report, fmt.Errorf("push %s: %w", ref.Name(), err)
+	}
+	return report, nil
+}
+
+func (p *Pusher) push(ctx context.Context, ref name.Reference, g *graph) error {
+	if d, ok := ref.(name.Digest); ok && d.DigestStr() != g.root().digest.String() {
+		return protocol.Kind(protocol.ErrSource, fmt.Errorf("the manifest to push is %s, not the one the reference names", g.root().digest))
+	}
+	if t, ok := p.base.(interface{ CloseIdleConnections() }); ok && p.o.Transport == nil {
+		defer t.CloseIdleConnections()
+	}
+	repo := ref.Context()
+	for _, b := range g.blobs {
+		// A mount works within one registry only, and takes a bare name.
+		from, ok := strings.CutPrefix(b.MountFrom, repo.RegistryStr()+"/")
+		if !ok || from == repo.RepositoryStr() {
+			from = ""
+		}
+		b.MountFrom = from
+	}
+	scheme, err := p.scheme(ctx, repo)
+	if err != nil {
+		return err
+	}
+	c, err := p.client(repo, scheme, newAuthorizer(repo, scheme, p.o.Keychain, p.base))
+	if err != nil {
+		return err
+	}
+	d := &delivery{c: c, ref: ref, g: g}
+	if err := d.check(ctx, p.o.Checks); err != nil {
+		return err
+	}
+	if err := d.upload(ctx, p.o.Parallel); err != nil {
+		return err
+	}
+	return d.publish(ctx, p.o.Parallel)
+}
+
+func (p *Pusher) client(repo name.Repository, scheme string, rt http.RoundTripper) (*resume.Client, error) {
+	external := p.base
+	if own, ok := p.base.(*wire.Transport); ok {
+		external = own.External(protocol.HostPort(&url.URL{Scheme: scheme, Host: repo.RegistryStr()}))
+	}
+	return resume.New(repo, resume.Options{
+		PlainHTTP:     scheme == "http",
+		Transport:     rt,
+		External:      external,
+		RetryFor:      p.o.RetryFor,
+		StallTimeout:  p.o.StallTimeout,
+		AnswerTimeout: p.o.AnswerTimeout,
+		UserAgent:     p.o.UserAgent,
+		Logger:        p.o.Logger,
+		OnEvent:       p.o.OnEvent,
+	})
+}
+
+// delivery is one image on its way to one repository.
+type delivery struct {
+	c   *resume.Client
+	ref name.Reference
+	g   *graph
+	mu  sync.Mutex // the reports
+}
+
+// check asks for everything at once, and makes sure that the source has what
+// the registry has not.
+func (d *delivery) check(ctx context.Context, parallel int) error {
+	eg, ctx := errgroup.WithContext(ctx)
+	eg.SetLimit(parallel)
+	for _, b := range d.g.blobs {
+		eg.Go(func() error {
+			began := time.Now()
+			exists, err := d.c.Exists(ctx, b.Digest, b.Size)
+			if err != nil {
+				return err
+			}
+			b.Missing = !exists
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			b.report.Seconds = seconds(time.Since(began))
+			if exists {
+				b.report.State = BlobExisted
+			}
+			return nil
+		})
+	}
+	if err := eg.Wait(); err != nil {
+		return err
+	}
+	for _, b := range d.g.blobs {
+		if b.Missing {
+			if err := b.check(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (d *delivery) upload(ctx context.Context, parallel int) error {
+	eg, ctx := errgroup.WithContext(ctx)
+	eg.SetLimit(parallel)
+	for _, b := range d.g.blobs {
+		if !b.Missing {
+			continue
+		}
+		eg.Go(func() error {
+			if err := context.Cause(ctx); err != nil {
+				return err
+			}
+			r, err := d.c.Upload(ctx, b.Blob)
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			b.report.Sent, b.report.Breaks, b.report.Resumes, b.report.Restarts = r.Sent, r.Breaks, r.Resumes, r.Restarts
+			b.report.Seconds = seconds(r.Duration)
+			if err != nil {
+				return err
+			}
+			switch {
+			case r.Existed:
+				b.report.State = BlobExisted
+			case r.Mounted:
+				b.report.State = BlobMounted
+			default:
+				b.report.State = BlobUploaded
+			}
+			return nil
+		})
+	}
+	return eg.Wait()
+}
+
+// publish writes the manifests, those that are named before those that name
+// them.
+func (d *delivery) publish(ctx context.Context, parallel int) error {
+	for i, level := range d.g.levels {
+		eg, ctx := errgroup.WithContext(ctx)
+		eg.SetLimit(parallel)
+		for _, m := range level {
+			id := m.digest.String()
+			if i == len(d.g.levels)-1 {
+				id = d.ref.Identifier()
+			}
+			eg.Go(func() error { return d.put(ctx, id, m) })
+		}
+		if err := eg.Wait(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// put writes one manifest (distribution-spec v1.1, end-7), unless the registry
+// has it under this name: writing it again would fail where tags are
+// immutable.
+func (d *delivery) put(ctx context.Context, id string, m *manifest) error {
+	const op = "publish manifest"
+	there, err := d.has(ctx, id, m)
+	if err != nil {
+		return err
+	}
+	if there {
+		m.report.Existed, m.report.Pushed = true, true
+		return nil
+	}
+	req, err := http.NewRequest(http.MethodPut, "", bytes.NewReader(m.raw))
+	if err != nil {
+		return err
+	}
+	req.URL.Path = "manifests/" + id
+	req.Header.Set("Content-Type", m.report.MediaType)
+	resp, err := d.c.Do(ctx, op, req)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusCreated {
+		// Whatever was answered, what is there counts: a tag that is immutable
+		// and has this manifest, a lost answer of an earlier try, or nothing.
+		if there, err := d.has(ctx, id, m); err == nil && there {
+			m.report.Pushed = true
+			return nil
+		}
+		return d.c.Refused(op, resp)
+	}
+	if got := resp.Header.Get("Docker-Content-Digest"); got != "" && m.digest.Algorithm() == digest.Digest(got).Algorithm() && got != m.digest.String() {
+		return protocol.Kind(protocol.ErrRefused, fmt.Errorf("the registry stored the manifest as %q instead of %s", got, m.digest))
+	}
+	m.report.Pushed = true
+	return nil
+}
+
+var manifestTypes = []types.MediaType{
+	types.OCIManifestSchema1, types.OCIImageIndex, types.DockerManifestSchema2, types.DockerManifestList,
+}
+
+// has asks whether the registry has exactly this manifest under id. Only the
+// digest in the answer is believed.
+func (d *delivery) has(ctx context.Context, id string, m *manifest) (bool, error) {
+	req := &http.Request{Method: http.MethodHead, URL: &url.URL{Path: "manifests/" + id}, Header: http.Header{}}
+	req.Header.Add("Accept", m.report.MediaType)
+	for _, t := range manifestTypes {
+		if string(t) != m.report.MediaType {
+			req.Header.Add("Accept", string(t))
+		}
+	}
+	resp, err := d.c.Do(ctx, "check manifest", req)
+	if err != nil {
+		return false, err
+	}
+	io.Copy(io.Discard, resp.Body) //nolint:errcheck // in memory
+	return resp.StatusCode == http.StatusOK && resp.Header.Get("Docker-Content-Digest") == m.digest.String(), nil
+}
+
+// fill writes what the graph knows into the report.
+func (g *graph) fill(r *Report) {
+	root := g.root()
+	r.Digest, r.MediaType = root.digest, root.report.MediaType
+	for _, b := range g.blobs {
+		r.Blobs = append(r.Blobs, b.report)
+		r.Size += b.Size
+		r.Sent += b.report.Sent
+		r.Breaks += b.report.Breaks
+		r.Resumes += b.report.Resumes
+		r.Restarts += b.report.Restarts
+	}
+	for _, level := range g.levels {
+		for _, m := range level {
+			r.Manifests = append(r.Manifests, m.report)
+			r.Size += m.report.Size
+		}
+	}
+}

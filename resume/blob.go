@@ -1,0 +1,90 @@
+package resume
+
+import (
+	_ "crypto/sha512" // digests may be sha512
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/rpush-go/rpush/internal/protocol"
+)
+
+// Blob is what is to be delivered.
+type Blob struct {
+	Digest digest.Digest
+	// Size in bytes, 0 or more.
+	Size int64
+	// Open returns a reader of the bytes from offset, 0 <= offset <= Size, to
+	// the end. Each call must return a reader of its own, since one that has
+	// been given up may still be in use for a moment; it is closed after use.
+	// The bytes must be the same every time. An *os.File keeps sendfile.
+	Open func(offset int64) (io.ReadCloser, error)
+	// MountFrom is a repository of the same registry that may hold the blob
+	// already, without the registry's name; empty for none.
+	MountFrom string
+	// Missing says that the caller has just asked and the registry does not
+	// have the blob: the first check is left out.
+	Missing bool
+}
+
+func (b Blob) check() error {
+	switch err := b.Digest.Validate(); {
+	case err != nil:
+		return protocol.Kind(protocol.ErrSource, fmt.Errorf("digest %q: %w", b.Digest, err))
+	case b.Size < 0:
+		return protocol.Kind(protocol.ErrSource, fmt.Errorf("size %d is negative", b.Size))
+	case b.Open == nil:
+		return protocol.Kind(protocol.ErrSource, errors.New("the blob has no Open"))
+	}
+	return nil
+}
+
+// open returns a reader at offset; its failure is the source's.
+func (b Blob) open(offset int64) (io.ReadCloser, error) {
+	r, err := b.Open(offset)
+	if err != nil {
+		return nil, protocol.Kind(protocol.ErrSource, fmt.Errorf("opening the source: %w", err))
+	}
+	return r, nil
+}
+
+// verify reads the whole source and compares its digest.
+func (b Blob) verify() error {
+	r, err := b.open(0)
+	if err != nil {
+		return err
+	}
+	defer r.Close() //nolint:errcheck // read only
+	v := b.Digest.Verifier()
+	n, err := io.Copy(v, io.LimitReader(r, b.Size+1))
+	switch {
+	case err != nil:
+		err = fmt.Errorf("reading the source: %w", err)
+	case n < b.Size:
+		err = fmt.Errorf("the source has %d bytes, not %d", n, b.Size)
+	case n > b.Size:
+		err = fmt.Errorf("the source has more than %d bytes", b.Size)
+	case !v.Verified():
+		err = errors.New("the bytes of the source do not have this digest: it is damaged")
+	default:
+		return nil
+	}
+	return protocol.Kind(protocol.ErrSource, err)
+}
+
+// Result is what became of a blob.
+type Result struct {
+	// Existed: the registry had it. Mounted: it took it from Blob.MountFrom.
+	// Neither: it was uploaded.
+	Existed, Mounted bool
+	// Sent is the number of bytes of the blob that were handed to connections,
+	// those sent again included.
+	Sent int64
+	// Breaks counts requests that broke, Resumes how often the upload went on at
+	// an offset above 0, Restarts how often a session was lost.
+	Breaks, Resumes, Restarts int
+	Duration                  time.Duration
+}

@@ -1,0 +1,388 @@
+package resume
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/opencontainers/go-digest"
+	"github.com/sirupsen/logrus"
+
+	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/internal/retry"
+	"github.com/rpush-go/rpush/internal/wire"
+)
+
+// The defaults of Options.
+const (
+	DefaultRetryFor      = 10 * time.Minute
+	DefaultStallTimeout  = time.Minute
+	DefaultAnswerTimeout = 15 * time.Minute
+
+	// FirstAnswerFor is the budget until a registry has answered for the first
+	// time, where RetryFor is not shorter: a wrong address must not take ten
+	// minutes to be found.
+	FirstAnswerFor = 30 * time.Second
+)
+
+// Options of a Client. The zero value works, without credentials.
+type Options struct {
+	// PlainHTTP speaks http instead of https.
+	PlainHTTP bool
+
+	// Transport carries requests to the registry's own scheme, host and port,
+	// and adds their credentials. It must not retry. nil is a transport of this
+	// package's own without credentials, whose connections can be killed for
+	// real and keep sendfile.
+	Transport http.RoundTripper
+
+	// External carries requests to upload locations on any other scheme, host
+	// or port. It must add no credentials. nil is a transport of this package's
+	// own that refuses to connect to private addresses for a public registry.
+	External http.RoundTripper
+
+	// RetryFor is how long to go on without progress: without the registry
+	// holding more of the blob than ever before in this run. It is looked at
+	// between requests only and never ends one that moves bytes. 0 is
+	// DefaultRetryFor; negative is no second try.
+	RetryFor time.Duration
+
+	// StallTimeout is how long connecting, sending, or a request without a body
+	// may make no progress before it counts as broken. 0 is
+	// DefaultStallTimeout.
+	StallTimeout time.Duration
+
+	// AnswerTimeout is how long the registry may think about a body it has
+	// received, or a commit. 0 is DefaultAnswerTimeout.
+	AnswerTimeout time.Duration
+
+	// UserAgent is set by the transports of this package's own. Empty is
+	// "rpush".
+	UserAgent string
+
+	// Logger gets one line for every break and everything else worth knowing,
+	// and every request at debug level; never a location or a credential. nil
+	// is silent.
+	Logger logrus.FieldLogger
+
+	// OnEvent is called for every event, never by two goroutines at once, and
+	// must not block. Sent events come at most every 100 ms for a blob.
+	OnEvent func(Event)
+
+	// Random returns numbers in [0, 1) that spread the waits between tries; nil
+	// is math/rand/v2. It is called by several goroutines.
+	Random func() float64
+}
+
+// Client delivers blobs to one repository. It is safe for concurrent use; each
+// blob must be uploaded by one call at a time.
+type Client struct {
+	o        Options
+	repo     name.Repository
+	base     *url.URL // scheme://host/v2/name/
+	rt       http.RoundTripper
+	external http.RoundTripper
+	log      logrus.FieldLogger
+
+	answered   atomic.Bool // the registry has answered something
+	statusGET  atomic.Bool // it answers GET on an upload URL, not HEAD
+	saidMended atomic.Bool
+
+	events sync.Mutex
+}
+
+// New makes a client for repo. It does not touch the network. The scheme comes
+// from Options.PlainHTTP alone, whatever repo's Scheme method says.
+func New(repo name.Repository, o Options) (*Client, error) {
+	if o.StallTimeout < 0 || o.AnswerTimeout < 0 {
+		return nil, errors.New("resume: a timeout is negative")
+	}
+	if o.RetryFor == 0 {
+		o.RetryFor = DefaultRetryFor
+	}
+	if o.StallTimeout == 0 {
+		o.StallTimeout = DefaultStallTimeout
+	}
+	if o.AnswerTimeout == 0 {
+		o.AnswerTimeout = DefaultAnswerTimeout
+	}
+	if o.UserAgent == "" {
+		o.UserAgent = "rpush"
+	}
+	if o.Random == nil {
+		o.Random = rand.Float64
+	}
+	if o.Logger == nil {
+		l := logrus.New()
+		l.SetOutput(io.Discard)
+		o.Logger = l
+	}
+	scheme := "https"
+	if o.PlainHTTP {
+		scheme = "http"
+	}
+	c := &Client{
+		o:        o,
+		repo:     repo,
+		base:     &url.URL{Scheme: scheme, Host: repo.RegistryStr(), Path: "/v2/" + repo.RepositoryStr() + "/"},
+		rt:       o.Transport,
+		external: o.External,
+		log:      o.Logger.WithField("repository", repo.Name()),
+	}
+	if c.rt == nil || c.external == nil {
+		own := wire.New(wire.Options{UserAgent: o.UserAgent, Stall: o.StallTimeout})
+		if c.rt == nil {
+			c.rt = own
+		}
+		if c.external == nil {
+			c.external = own.External(protocol.HostPort(c.base))
+		}
+	}
+	return c, nil
+}
+
+// Exists asks whether the registry holds the blob (distribution-spec v1.1,
+// end-2). A failed check is tried again and is never taken for "no". A
+// redirect, which registries with object storage answer, counts as yes; a size
+// that contradicts the given one, unless that is negative, as no.
+func (c *Client) Exists(ctx context.Context, dgst digest.Digest, size int64) (bool, error) {
+	var exists bool
+	err := c.retry(ctx, subject{digest: dgst, size: max(size, 0)}, func(ctx context.Context, _ *retry.Loop) (err error) {
+		exists, err = c.exists(ctx, dgst, size)
+		return err
+	})
+	if err != nil {
+		return false, c.failure("check", dgst, 0, max(size, 0), 0, err)
+	}
+	return exists, nil
+}
+
+func (c *Client) exists(ctx context.Context, dgst digest.Digest, size int64) (bool, error) {
+	a, err := c.send(ctx, request(http.MethodHead, c.url("blobs/"+dgst.String()), nil, 0), c.quick(), nil)
+	switch {
+	case err != nil:
+		return false, err
+	case a.Status == http.StatusNotFound:
+		return false, nil
+	case a.Status >= 300 && a.Status < 400 && a.Header.Get("Location") != "":
+		return true, nil
+	case a.Status != http.StatusOK:
+		return false, protocol.Unexpected(a, time.Now())
+	}
+	// A server that says 200 to everything must not make a push a success.
+	if got, ok := contentLength(a.Header); ok && size >= 0 && got != size && a.Header.Get("Content-Encoding") == "" {
+		c.log.WithFields(logrus.Fields{"digest": dgst, "size": size, "claimed": got}).
+			Warn("the registry claims to have the blob with another size; sending it")
+		return false, nil
+	}
+	return true, nil
+}
+
+// Do sends a request that may be sent more than once, such as a manifest,
+// with the same limits and retries as a blob's. Its URL is taken relative to
+// that of the repository ("manifests/latest"); a body needs GetBody, as
+// http.NewRequest makes it. The answer's body has been read, up to 4 MiB, and
+// needs no Close. Answers that are worth another try, 401 and 403 become
+// errors, every other status is the caller's to judge. Failures are of type
+// *Error with op as their Op.
+func (c *Client) Do(ctx context.Context, op string, req *http.Request) (*http.Response, error) {
+	var out *http.Response
+	u := c.base.ResolveReference(req.URL)
+	if !protocol.SameOrigin(c.base, u) {
+		return nil, errors.New("resume: Do sends to the client's own registry only")
+	}
+	err := c.retry(ctx, subject{}, func(ctx context.Context, _ *retry.Loop) error {
+		var body wire.Body
+		if req.GetBody != nil && req.ContentLength > 0 {
+			r, err := req.GetBody()
+			if err != nil {
+				return protocol.Kind(protocol.ErrSource, err)
+			}
+			body = wire.NewBody(r, req.ContentLength)
+		}
+		r := request(req.Method, u, body, req.ContentLength)
+		for k, v := range req.Header {
+			r.Header[k] = v
+		}
+		lim := c.quick()
+		if body != nil {
+			lim.Answer = c.o.AnswerTimeout
+		}
+		a, err := c.send(ctx, r, lim, nil)
+		if err != nil {
+			return err
+		}
+		if se := protocol.Unexpected(a, time.Now()); protocol.Classify(se).Class == protocol.Break || errors.Is(se, protocol.ErrDenied) {
+			return se
+		}
+		out = &http.Response{
+			Status: http.StatusText(a.Status), StatusCode: a.Status, Header: a.Header, Request: a.Request,
+			Body: io.NopCloser(bytes.NewReader(a.Body)), ContentLength: int64(len(a.Body)),
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, c.failure(op, "", 0, 0, 0, err)
+	}
+	return out, nil
+}
+
+// Refused makes the error for an answer of Do that is not the one hoped for.
+func (c *Client) Refused(op string, resp *http.Response) error {
+	body, _ := io.ReadAll(resp.Body)
+	a := &wire.Answer{Status: resp.StatusCode, Header: resp.Header, Body: body, Request: resp.Request}
+	return c.failure(op, "", 0, 0, 0, protocol.Unexpected(a, time.Now()))
+}
+
+// subject is what a run of the loop is about.
+type subject struct {
+	digest digest.Digest
+	size   int64
+	// broken, unless nil, is called for each request that broke, and returns
+	// the offset that is safe.
+	broken func() int64
+}
+
+// retry runs op in the one loop and tells of every request that broke.
+func (c *Client) retry(ctx context.Context, s subject, op func(context.Context, *retry.Loop) error) error {
+	p := retry.Policy{
+		For:      c.o.RetryFor,
+		First:    FirstAnswerFor,
+		Answered: &c.answered,
+		Random:   c.o.Random,
+		Failed: func(err error, wait time.Duration) {
+			c.emit(Event{Kind: Waiting, Digest: s.digest, Size: s.size, Wait: wait, Err: err})
+		},
+	}
+	return p.Do(ctx, func(ctx context.Context, l *retry.Loop) error {
+		err := op(ctx, l)
+		if conn, id, ok := exchange(err); ok && ctx.Err() == nil && protocol.Classify(err).Class != protocol.Final {
+			var offset int64
+			if s.broken != nil {
+				offset = s.broken()
+			}
+			c.broken(s, offset, conn, id, err)
+		}
+		return err
+	})
+}
+
+func (c *Client) failure(op string, dgst digest.Digest, offset, size int64, tries int, err error) error {
+	return &Error{Op: op, Repository: c.repo.Name(), Digest: dgst, Offset: offset, Size: size, Attempts: tries, Err: err}
+}
+
+// quick are the limits of a request that a registry answers without thinking.
+func (c *Client) quick() wire.Limits {
+	return wire.Limits{Stall: c.o.StallTimeout, Answer: c.o.StallTimeout}
+}
+
+func (c *Client) slow() wire.Limits {
+	return wire.Limits{Stall: c.o.StallTimeout, Answer: c.o.AnswerTimeout}
+}
+
+func (c *Client) url(path string) *url.URL {
+	u := *c.base
+	u.Path += path
+	return &u
+}
+
+// request makes a request of its own for each attempt: transports below change
+// the URL and the headers. GetBody stays nil, so that net/http replays nothing
+// by itself.
+func request(method string, u *url.URL, body wire.Body, length int64) *http.Request {
+	clone := *u
+	r := &http.Request{
+		Method: method, URL: &clone, Host: clone.Host, Header: http.Header{},
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	}
+	if body != nil {
+		r.Body, r.ContentLength = body, length
+	}
+	return r
+}
+
+// send carries out one request, once.
+func (c *Client) send(ctx context.Context, r *http.Request, lim wire.Limits, onSent func(int64)) (*wire.Answer, error) {
+	rt := c.rt
+	if !protocol.SameOrigin(c.base, r.URL) {
+		rt = c.external
+	}
+	method, began := r.Method, time.Now()
+	what := kind(r.URL.Path, c.base.Path)
+	a, err := wire.Send(ctx, rt, r, lim, onSent)
+	log := c.log.WithFields(logrus.Fields{"method": method, "request": what, "took": time.Since(began).Round(time.Millisecond)})
+	if err != nil {
+		log.WithField("error", protocol.Text(err)).Debug("no answer")
+		return nil, err
+	}
+	log.WithField("status", a.Status).Debug("answered")
+	c.answered.Store(true)
+	return a, nil
+}
+
+// kind names what a request is about without its location.
+func kind(path, base string) string {
+	for _, k := range []string{"manifests/", "blobs/uploads/", "blobs/"} {
+		if len(path) >= len(base)+len(k) && path[:len(base)] == base && path[len(base):len(base)+len(k)] == k {
+			return k[:len(k)-1]
+		}
+	}
+	return "upload location"
+}
+
+// broken tells of a request that broke.
+func (c *Client) broken(s subject, offset int64, conn wire.Info, requestID string, err error) {
+	e := Event{Kind: Broken, Digest: s.digest, Size: s.size, Offset: offset, Err: err}
+	f := logrus.Fields{"error": protocol.Text(err), "utc": time.Now().UTC().Format(time.RFC3339Nano)}
+	if s.digest != "" {
+		f["digest"], f["offset"], f["size"] = s.digest, offset, s.size
+	}
+	if conn.Remote != "" {
+		e.Conn = &Conn{Local: conn.Local, Remote: conn.Remote, Age: conn.Age, Sent: conn.Sent, Received: conn.Received, RequestID: requestID}
+		f["local"], f["remote"], f["age"] = conn.Local, conn.Remote, conn.Age.Round(time.Millisecond)
+		f["sent"], f["received"] = conn.Sent, conn.Received
+	}
+	if requestID != "" {
+		f["requestID"] = requestID
+	}
+	c.log.WithFields(f).Warn("request broken")
+	c.emit(e)
+}
+
+func (c *Client) emit(e Event) {
+	if c.o.OnEvent == nil {
+		return
+	}
+	e.Time, e.Repository = time.Now(), c.repo.Name()
+	c.events.Lock()
+	defer c.events.Unlock()
+	c.o.OnEvent(e)
+}
+
+// exchange gives the connection and the request id of an exchange that
+// failed; ok is false for any other error.
+func exchange(err error) (conn wire.Info, requestID string, ok bool) {
+	var we *wire.Error
+	if errors.As(err, &we) {
+		return we.Conn, "", true
+	}
+	var se *protocol.StatusError
+	if errors.As(err, &se) {
+		return se.Conn, se.RequestID, true
+	}
+	return wire.Info{}, "", false
+}
+
+func contentLength(h http.Header) (int64, bool) {
+	n, err := strconv.ParseInt(h.Get("Content-Length"), 10, 64)
+	return n, err == nil
+}

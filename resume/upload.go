@@ -1,0 +1,545 @@
+package resume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/internal/retry"
+	"github.com/rpush-go/rpush/internal/wire"
+)
+
+const (
+	// maxLost ends an upload whose sessions are lost so many times in a row
+	// without the registry ever holding more than before.
+	maxLost = 8
+	// maxRefused ends a session that refuses so many requests in a row although
+	// it says where to continue.
+	maxRefused = 3
+	// maxRenewals ends an upload whose authorization is renewed so many times
+	// in a row without progress.
+	maxRenewals = 3
+	// maxAsks bounds how often the offset is asked in a row while the answers
+	// differ.
+	maxAsks = 60
+
+	firstSettle = 10 * time.Millisecond
+	maxSettle   = time.Second
+	sentEvery   = 100 * time.Millisecond
+)
+
+// The slowest a registry is expected to assemble a blob at, after a commit
+// whose answer was lost, and the least time it is given.
+const (
+	commitRate  = 8 << 20 // bytes per second
+	commitLeast = 30 * time.Second
+)
+
+var (
+	errLost       = errors.New("the registry no longer knows the upload session")
+	errCommitting = errors.New("no answer to the commit yet")
+)
+
+// session is an upload session (distribution-spec v1.1, end-4a) as far as it
+// is known.
+type session struct {
+	location *url.URL // the newest
+	// offset is what the registry holds; it is only true while settled.
+	offset  int64
+	settled bool
+	// draining: an old connection may still be delivering bytes.
+	draining bool
+	// acked is the end of the last PATCH that was answered well, sent the end
+	// of the bytes handed to any connection.
+	acked, sent int64
+	refused     int
+	broken      bool // not continued since the last break
+}
+
+// upload is one blob on its way. Bytes only go down, offsets only come up.
+type upload struct {
+	c    *Client
+	blob Blob
+	res  Result
+	loop *retry.Loop
+	op   string
+
+	sess     *session
+	done     bool
+	doubt    time.Time // when a commit was sent that nobody answered
+	best     int64     // the most the registry held, over all sessions
+	lost     int       // sessions lost in a row without a new best
+	renewals int
+	rejected int          // digests refused
+	told     atomic.Int64 // when Sent was last emitted, in Unix nanoseconds
+}
+
+// Upload delivers one blob. It returns once the registry has it under its
+// digest, or with an *Error. The Result is valid in both cases.
+func (c *Client) Upload(ctx context.Context, blob Blob) (Result, error) {
+	began := time.Now()
+	u := &upload{c: c, blob: blob, op: "check"}
+	err := blob.check()
+	tries := 0
+	if err == nil {
+		s := subject{digest: blob.Digest, size: blob.Size, broken: func() int64 { u.res.Breaks++; return u.best }}
+		err = c.retry(ctx, s, func(ctx context.Context, l *retry.Loop) error {
+			u.loop = l
+			err := u.run(ctx)
+			tries = l.Tries()
+			return err
+		})
+	}
+	u.res.Duration = time.Since(began)
+	if err != nil {
+		var held int64
+		if u.sess != nil {
+			held = u.best
+		}
+		return u.res, c.failure(u.op, blob.Digest, held, blob.Size, tries+1, err)
+	}
+	return u.res, nil
+}
+
+// run goes on from whatever is known until the blob is there or something
+// fails that has to be waited out.
+func (u *upload) run(ctx context.Context) error {
+	for !u.done {
+		var err error
+		switch {
+		case !u.doubt.IsZero():
+			u.op, err = "commit", u.resolve(ctx)
+		case u.sess == nil:
+			u.op, err = "open", u.open(ctx)
+		case !u.sess.settled:
+			u.op, err = "status", u.settle(ctx)
+		case u.sess.offset < u.blob.Size:
+			u.op, err = "send", u.send(ctx)
+		default:
+			u.op, err = "commit", u.commit(ctx)
+		}
+		if errors.Is(err, wire.ErrSpent) {
+			// The authorising transport has a new token, and could not send the
+			// body again: nothing of it went out a second time.
+			if u.renewals++; u.renewals > maxRenewals {
+				return protocol.Kind(protocol.ErrDenied, errors.New("the registry refuses every renewed authorization"))
+			}
+			u.unsettle(false)
+			err = nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// open gets a session, unless the blob is there already.
+func (u *upload) open(ctx context.Context) error {
+	if !u.blob.Missing {
+		exists, err := u.c.exists(ctx, u.blob.Digest, u.blob.Size)
+		if err != nil {
+			return err
+		}
+		if exists {
+			// After a loss it is our own commit that was late.
+			k := Committed
+			if u.res.Sent == 0 && u.res.Restarts == 0 {
+				u.res.Existed, k = true, Existed
+			}
+			u.finish(k)
+			return nil
+		}
+	}
+	at := u.c.url("blobs/uploads/")
+	if u.blob.MountFrom != "" {
+		at.RawQuery = url.Values{"mount": {u.blob.Digest.String()}, "from": {u.blob.MountFrom}}.Encode()
+	}
+	a, err := u.c.send(ctx, request(http.MethodPost, at, nil, 0), u.c.quick(), nil)
+	if err != nil {
+		return err
+	}
+	switch {
+	case a.Status == http.StatusCreated && u.blob.MountFrom != "":
+		u.res.Mounted = true
+		u.finish(Mounted)
+		return nil
+	case a.Status != http.StatusAccepted:
+		return protocol.Unexpected(a, time.Now())
+	}
+	s := &session{settled: true}
+	if err := u.relocate(s, at, a); err != nil {
+		return protocol.Kind(protocol.ErrEndpoint, err)
+	}
+	u.sess, u.blob.Missing = s, false
+	u.emit(Event{Kind: Opened})
+	return nil
+}
+
+// send PATCHes all that is left (end-5), from a reader of its own.
+func (u *upload) send(ctx context.Context) error {
+	s := u.sess
+	start, end := s.offset, u.blob.Size
+	r, err := u.blob.open(start)
+	if err != nil {
+		return err
+	}
+	if s.broken {
+		s.broken = false
+		if start > 0 {
+			u.res.Resumes++
+			u.c.log.WithField("digest", u.blob.Digest).WithField("offset", start).Info("upload resumed")
+			u.emit(Event{Kind: Resumed, Offset: start})
+		}
+	}
+	body := wire.NewBody(r, end-start)
+	req := request(http.MethodPatch, s.location, body, end-start)
+	req.Header.Set("Content-Type", "application/octet-stream")
+	req.Header.Set("Content-Range", protocol.ContentRange(start, end))
+	var gone atomic.Int64
+	a, err := u.c.send(ctx, req, u.c.slow(), func(n int64) {
+		u.sentTo(min(start+gone.Add(n), end))
+	})
+	sent := body.Sent()
+	u.res.Sent += sent
+	s.sent = max(s.sent, start+sent)
+	if err != nil {
+		if bad := body.Err(); bad != nil && ctx.Err() == nil {
+			return bad
+		}
+		u.unsettle(true)
+		return err
+	}
+	switch {
+	case a.Status >= 200 && a.Status < 300:
+		s.acked, s.refused = end, 0
+		if err := u.newer(s, a); err != nil {
+			return err
+		}
+		if held, ok := protocol.ParseRange(a.Header); ok && held.Bytes != end && (!held.Ambiguous || end > 1) {
+			// An answer that contradicts what was sent settles nothing.
+			u.unsettle(false)
+			return nil
+		}
+		s.offset = end
+		u.settled()
+		return nil
+	case a.Status == http.StatusBadRequest, a.Status == http.StatusNotFound, a.Status == http.StatusGone,
+		a.Status == http.StatusConflict, a.Status == http.StatusRequestedRangeNotSatisfiable:
+		// Which of these means what differs between registries. The offset tells.
+		u.unsettle(true)
+		if s.refused++; s.refused >= maxRefused {
+			return u.drop(fmt.Errorf("the registry refuses to continue where it says it stands: %w", protocol.Unexpected(a, time.Now()).Err))
+		}
+		return nil
+	}
+	u.unsettle(true)
+	return protocol.Unexpected(a, time.Now())
+}
+
+// settle asks the registry for the offset until it is sure.
+func (u *upload) settle(ctx context.Context) error {
+	s := u.sess
+	wait, before := firstSettle, int64(-1)
+	for range maxAsks {
+		offset, err := u.ask(ctx)
+		if errors.Is(err, errLost) {
+			return u.drop(err)
+		}
+		if err != nil {
+			return err
+		}
+		if !s.draining || offset == before {
+			return u.accept(offset)
+		}
+		if before >= 0 {
+			wait = min(2*wait, maxSettle)
+		}
+		before = offset
+		if err := sleep(ctx, wait); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("the upload offset does not come to rest: %w", context.DeadlineExceeded)
+}
+
+// accept takes an offset that the registry said.
+func (u *upload) accept(offset int64) error {
+	s := u.sess
+	if s.refused > 0 {
+		// It was refused where the registry said it stands; ECR and streamed
+		// zot say less than they hold.
+		offset = max(offset, s.acked)
+	}
+	switch {
+	case offset > s.sent:
+		// More than anybody sent it. The digest would tell in the end, after
+		// all bytes were sent in vain.
+		return u.drop(fmt.Errorf("the registry claims to hold %d bytes of an upload that was sent %d", offset, s.sent))
+	case u.rejected > 0 && offset != s.acked:
+		// An offset lied once: from now on only the ends of acknowledged
+		// chunks count.
+		return u.drop(errors.New("not continuing inside a chunk after a refused digest"))
+	}
+	s.offset = offset
+	u.settled()
+	return nil
+}
+
+// settled takes note of a settled offset.
+func (u *upload) settled() {
+	s := u.sess
+	s.settled, s.draining = true, false
+	if s.offset > u.best {
+		u.best, u.lost, u.renewals, s.refused = s.offset, 0, 0, 0
+		u.loop.Progress()
+	}
+	u.emit(Event{Kind: Settled, Offset: s.offset})
+}
+
+// unsettle forgets the offset: nothing is sent before the registry was asked.
+func (u *upload) unsettle(draining bool) {
+	if s := u.sess; s != nil {
+		s.settled, s.broken = false, true
+		s.draining = s.draining || draining
+	}
+}
+
+// ask is one status request (end-13): HEAD, which is what distribution serves,
+// and GET where HEAD does not answer with a Range, as on olareg and zot. Only
+// GET can say that the session is lost: errLost.
+func (u *upload) ask(ctx context.Context) (int64, error) {
+	var answered *protocol.StatusError
+	if !u.c.statusGET.Load() {
+		offset, ok, err := u.status(ctx, http.MethodHead)
+		switch {
+		case ok:
+			return offset, nil
+		case err != nil && (!errors.As(err, &answered) || errors.Is(err, ErrDenied)):
+			return 0, err
+		}
+	}
+	offset, ok, err := u.status(ctx, http.MethodGet)
+	switch {
+	case ok:
+		u.c.statusGET.Store(true)
+		return offset, nil
+	case err == nil:
+		return u.sess.acked, nil // alive, without saying where
+	case errors.As(err, &answered) && protocol.Classify(err).Class == protocol.Final && !errors.Is(err, ErrDenied):
+		return 0, fmt.Errorf("%w: %w", errLost, answered.Err)
+	}
+	return 0, err
+}
+
+// status sends one status request. ok is false where the answer has no Range.
+func (u *upload) status(ctx context.Context, method string) (offset int64, ok bool, err error) {
+	s := u.sess
+	a, err := u.c.send(ctx, request(method, s.location, nil, 0), u.c.quick(), nil)
+	if err != nil {
+		return 0, false, err
+	}
+	if a.Status < 200 || a.Status > 299 {
+		return 0, false, protocol.Unexpected(a, time.Now())
+	}
+	held, ok := protocol.ParseRange(a.Header)
+	if !ok {
+		return 0, false, nil
+	}
+	if err := u.newer(s, a); err != nil {
+		return 0, false, err
+	}
+	if held.Ambiguous && s.acked == 1 {
+		held.Bytes = 1
+	}
+	return held.Bytes, true, nil
+}
+
+// commit asks the registry to make the session a blob (end-6).
+func (u *upload) commit(ctx context.Context) error {
+	s := u.sess
+	at := *s.location
+	q := "digest=" + url.QueryEscape(u.blob.Digest.String())
+	if at.RawQuery != "" {
+		// Appended, not re-encoded: the registry gets its own state back as it
+		// wrote it.
+		q = at.RawQuery + "&" + q
+	}
+	at.RawQuery = q
+	u.emit(Event{Kind: Committing, Offset: s.offset})
+	req := request(http.MethodPut, &at, nil, 0)
+	req.Header.Set("Content-Type", "application/octet-stream")
+	a, err := u.c.send(ctx, req, u.c.slow(), nil)
+	if err != nil {
+		u.doubt = time.Now()
+		return err
+	}
+	switch {
+	case a.Status == http.StatusCreated:
+		u.finish(Committed)
+		return nil
+	case a.Status >= 200 && a.Status < 300:
+		// Not what the spec says: only the blob itself is proof.
+		u.doubt = time.Now()
+		return nil
+	}
+	refusal := protocol.Unexpected(a, time.Now())
+	if protocol.Classify(refusal).Class == protocol.Break {
+		u.doubt = time.Now()
+		return refusal
+	}
+	if errors.Is(refusal, ErrDenied) {
+		return refusal
+	}
+	// An earlier commit may have been carried out after all.
+	exists, err := u.c.exists(ctx, u.blob.Digest, u.blob.Size)
+	switch {
+	case err != nil:
+		u.doubt = time.Now()
+		return err
+	case exists:
+		u.finish(Committed)
+		return nil
+	case a.Status == http.StatusNotFound || a.Status == http.StatusGone:
+		return u.drop(errLost)
+	case a.Status == http.StatusRequestedRangeNotSatisfiable || a.Status == http.StatusConflict:
+		u.unsettle(false)
+		if s.refused++; s.refused >= maxRefused {
+			return u.drop(refusal.Err)
+		}
+		return nil
+	case a.Status == http.StatusBadRequest:
+		return u.reject(refusal)
+	}
+	return refusal
+}
+
+// reject finds out whose fault a refused digest is. Registries say it with
+// DIGEST_INVALID, or with a code that can mean a lost session as well.
+func (u *upload) reject(refusal *protocol.StatusError) error {
+	if err := u.blob.verify(); err != nil {
+		return err
+	}
+	if u.rejected++; u.rejected > 1 {
+		return fmt.Errorf("the source is good, its bytes were sent twice, and still: %w", refusal)
+	}
+	why := "the registry refuses the digest of a good source: an offset it gave was wrong"
+	if !refusal.Has(transport.DigestInvalidErrorCode) {
+		why = "the registry refuses the commit of a good source"
+	}
+	u.warn(errors.New(why + "; sending the blob again"))
+	return u.drop(refusal.Err)
+}
+
+// resolve finds out what became of a commit that got no clear answer. The blob
+// is asked for first: if it is there, nothing else matters.
+func (u *upload) resolve(ctx context.Context) error {
+	exists, err := u.c.exists(ctx, u.blob.Digest, u.blob.Size)
+	if err != nil {
+		return err
+	}
+	if exists {
+		u.finish(Committed)
+		return nil
+	}
+	offset, err := u.ask(ctx)
+	switch {
+	case errors.Is(err, errLost) && time.Since(u.doubt) < u.patience():
+		// Neither blob nor session: the registry may be assembling the blob.
+		return protocol.Transient(errCommitting)
+	case errors.Is(err, errLost):
+		u.doubt = time.Time{}
+		return u.drop(err)
+	case err != nil:
+		return err
+	}
+	u.doubt = time.Time{}
+	return u.accept(offset)
+}
+
+// patience is how long a registry may take to assemble the blob. It grows with
+// the blob, so that a small one whose session is truly lost is not waited for
+// as long as a large one.
+func (u *upload) patience() time.Duration {
+	return min(u.c.o.AnswerTimeout, commitLeast+time.Duration(u.blob.Size/commitRate)*time.Second)
+}
+
+// drop gives up the session. The next round opens a new one.
+func (u *upload) drop(why error) error {
+	u.sess = nil
+	u.res.Restarts++
+	u.c.log.WithField("digest", u.blob.Digest).WithField("error", protocol.Text(why)).Warn("upload session lost")
+	u.emit(Event{Kind: Lost, Err: why})
+	if u.lost++; u.lost >= maxLost {
+		return protocol.Kind(protocol.ErrInterrupted, fmt.Errorf("upload sessions were lost %d times in a row without progress, the last time because: %w", u.lost, why))
+	}
+	return protocol.Transient(fmt.Errorf("upload session lost: %w", why))
+}
+
+// relocate takes the location of an answer, which must have one.
+func (u *upload) relocate(s *session, asked *url.URL, a *wire.Answer) error {
+	l, err := protocol.ParseLocation(u.c.base, asked, a.Header)
+	if err != nil {
+		return err
+	}
+	s.location = l.URL
+	if l.Mended && !u.c.saidMended.Swap(true) {
+		u.warn(errors.New("the registry names its own address with http although it is reached over https; staying with https. " +
+			"Its proxy should send X-Forwarded-Proto, or the registry be told its external URL"))
+	}
+	return nil
+}
+
+// newer takes the location of a later answer; without one the newest stays.
+func (u *upload) newer(s *session, a *wire.Answer) error {
+	err := u.relocate(s, s.location, a)
+	if errors.Is(err, protocol.ErrNoLocation) {
+		return nil
+	}
+	if err != nil {
+		return protocol.Kind(protocol.ErrEndpoint, err)
+	}
+	return nil
+}
+
+func (u *upload) finish(k EventKind) {
+	u.done, u.doubt = true, time.Time{}
+	u.emit(Event{Kind: k, Offset: u.blob.Size})
+}
+
+func (u *upload) warn(err error) {
+	u.c.log.WithField("digest", u.blob.Digest).Warn(protocol.Text(err))
+	u.emit(Event{Kind: Warned, Err: err})
+}
+
+// sentTo tells of provisional progress, now and then. It may be called by a
+// request that has just been given up.
+func (u *upload) sentTo(offset int64) {
+	now, told := time.Now().UnixNano(), u.told.Load()
+	if u.c.o.OnEvent != nil && now-told >= int64(sentEvery) && u.told.CompareAndSwap(told, now) {
+		u.emit(Event{Kind: Sent, Offset: offset})
+	}
+}
+
+func (u *upload) emit(e Event) {
+	e.Digest, e.Size = u.blob.Digest, u.blob.Size
+	u.c.emit(e)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

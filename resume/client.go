@@ -331,6 +331,9 @@ func (c *Client) send(ctx context.Context, r *http.Request, lim wire.Limits, onS
 
 // kind names what a request is about without its location.
 func kind(path, base string) string {
+	if path == "/v2/" {
+		return "ping"
+	}
 	for _, k := range []string{"manifests/", "blobs/uploads/", "blobs/"} {
 		if len(path) >= len(base)+len(k) && path[:len(base)] == base && path[len(base):len(base)+len(k)] == k {
 			return k[:len(k)-1]

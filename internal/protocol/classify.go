@@ -239,7 +239,7 @@ func Unexpected(a *wire.Answer, now time.Time) *StatusError {
 	for i := range te.Errors {
 		// A detail may quote the request, location and all.
 		te.Errors[i].Detail = nil
-		te.Errors[i].Message = printable(te.Errors[i].Message)
+		te.Errors[i].Message = printable(hide(a.Request, te.Errors[i].Message))
 		te.Errors[i].Code = transport.ErrorCode(printable(string(te.Errors[i].Code)))
 	}
 	return &StatusError{Status: a.Status, After: RetryAfter(a.Header, now), RequestID: printable(RequestID(a.Header)), Conn: a.Conn, Err: te}
@@ -258,6 +258,26 @@ func printable(s string) string {
 		s = strings.ToValidUTF8(s[:300], "") + "..."
 	}
 	return s
+}
+
+// hide takes out of a registry's words what it may quote of the location.
+func hide(r *http.Request, text string) string {
+	if r == nil {
+		return text
+	}
+	_, session, _ := strings.Cut(r.URL.Path, "/blobs/uploads/")
+	secrets := append(strings.Split(session, "/"), r.URL.RawQuery)
+	for k, vs := range r.URL.Query() {
+		if k != "digest" && k != "mount" && k != "from" {
+			secrets = append(secrets, vs...)
+		}
+	}
+	for _, s := range secrets {
+		if len(s) > 3 {
+			text = strings.ReplaceAll(text, s, "...")
+		}
+	}
+	return text
 }
 
 // scrub leaves of a request what may be shown: the path of an upload location

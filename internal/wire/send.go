@@ -124,7 +124,7 @@ func (w *watch) start() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.since = time.Now()
-	w.timer = time.AfterFunc(w.limit(), w.look)
+	w.timer = time.AfterFunc(interval(w.limit()), w.look)
 }
 
 func (w *watch) stop() {
@@ -176,7 +176,7 @@ func (w *watch) look() {
 	}
 	limit := w.limit()
 	if idle := now.Sub(w.since); idle < limit {
-		w.timer.Reset(limit - idle)
+		w.timer.Reset(min(limit-idle, interval(limit)))
 		return
 	}
 	err := ErrStall
@@ -194,8 +194,11 @@ func (w *watch) enter(p phase) {
 	}
 	w.phase, w.since = p, time.Now()
 	w.seen = w.progress()
-	w.timer.Reset(w.limit())
+	w.timer.Reset(interval(w.limit()))
 }
+
+// interval is how often to look: a stop is noticed at most a quarter late.
+func interval(limit time.Duration) time.Duration { return limit/4 + 1 }
 
 func (w *watch) trace() *httptrace.ClientTrace {
 	return &httptrace.ClientTrace{

@@ -1,0 +1,167 @@
+package protocol
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/rpush-go/rpush/internal/wire"
+)
+
+// chain wraps an errno the way net/http does in real life.
+func chain(op string, no syscall.Errno) error {
+	return &wire.Error{Err: &url.Error{Op: "Patch", URL: "http://reg.example/", Err: fmt.Errorf("net/http: HTTP/1.x transport connection broken: %w",
+		&net.OpError{Op: op, Net: "tcp", Err: os.NewSyscallError(op, no)})}}
+}
+
+func TestClassify(t *testing.T) {
+	status := func(code int) error {
+		return Unexpected(&wire.Answer{Status: code, Header: http.Header{}}, time.Now())
+	}
+	for _, c := range []struct {
+		name  string
+		err   error
+		class Class
+		kind  error
+	}{
+		{"reset", chain("write", syscall.ECONNRESET), Break, nil},
+		{"broken pipe", chain("write", syscall.EPIPE), Break, nil},
+		{"aborted", chain("read", syscall.ECONNABORTED), Break, nil},
+		{"timed out by the kernel", chain("write", syscall.ETIMEDOUT), Break, nil},
+		{"refused", chain("connect", syscall.ECONNREFUSED), Break, nil},
+		{"EOF", &wire.Error{Err: io.EOF}, Break, nil},
+		{"unexpected EOF", &wire.Error{Err: io.ErrUnexpectedEOF}, Break, nil},
+		{"use of closed connection", &wire.Error{Err: &net.OpError{Op: "write", Err: net.ErrClosed}}, Break, nil},
+		{"stall", &wire.Error{Err: wire.ErrStall}, Break, nil},
+		{"no answer", &wire.Error{Err: wire.ErrNoAnswer}, Break, nil},
+		{"deadline of a socket", &wire.Error{Err: os.ErrDeadlineExceeded}, Break, nil},
+		{"timeout of a dial", &net.OpError{Op: "dial", Err: context.DeadlineExceeded}, Break, nil},
+		{"HTTP/2 stream error", h2Stream(t), Break, nil},
+		{"name server does not answer", &net.DNSError{Err: "i/o timeout", IsTimeout: true}, Break, nil},
+		{"TLS record damaged", &net.OpError{Op: "remote error", Err: tls.AlertError(20)}, Unknown, nil},
+		{"GOAWAY", errors.New("http2: server sent GOAWAY"), Unknown, nil},
+		{"no such host", &net.DNSError{Err: "no such host", IsNotFound: true}, Unreachable, nil},
+		{"408", status(408), Break, nil},
+		{"429", status(429), Break, nil},
+		{"500", status(500), Break, nil},
+		{"502", status(502), Break, nil},
+		{"503", status(503), Break, nil},
+		{"504", status(504), Break, nil},
+		{"522", status(522), Break, nil},
+		{"501", status(501), Final, ErrRefused},
+		{"400", status(400), Final, ErrRefused},
+		{"404", status(404), Final, ErrRefused},
+		{"302", status(302), Final, ErrEndpoint},
+		{"401", status(401), Final, ErrDenied},
+		{"403", status(403), Final, ErrDenied},
+		{"407", status(407), Final, ErrEndpoint},
+		{"401 of a token server", &wire.Error{Err: &url.Error{Err: &transport.Error{StatusCode: 401}}}, Final, ErrDenied},
+		{"503 of a token server", &wire.Error{Err: &transport.Error{StatusCode: 503}}, Break, nil},
+		{"unknown CA", &wire.Error{Err: &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}}, Final, ErrEndpoint},
+		{"another host's certificate", x509.HostnameError{Certificate: &x509.Certificate{}, Host: "x"}, Final, ErrEndpoint},
+		{"our certificate is refused", &net.OpError{Op: "remote error", Err: tls.AlertError(42)}, Final, ErrEndpoint},
+		{"no TLS there", tls.RecordHeaderError{Msg: "x"}, Final, ErrEndpoint},
+		{"plain HTTP there", http.ErrSchemeMismatch, Final, ErrEndpoint},
+		{"private address", fmt.Errorf("dial: %w", wire.ErrPrivate), Final, ErrEndpoint},
+		{"downgrade", ErrDowngrade, Final, ErrEndpoint},
+		{"source too short", &wire.ErrShort{}, Final, ErrSource},
+		{"source unreadable", &wire.ErrShort{Err: syscall.EIO}, Final, ErrSource},
+		{"source gone, whatever its errno", Kind(ErrSource, syscall.ETIMEDOUT), Final, ErrSource},
+		{"lost session with a 404 inside", Transient(fmt.Errorf("lost: %w", &transport.Error{StatusCode: 404})), Break, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v := Classify(c.err)
+			if v.Class != c.class {
+				t.Errorf("class = %d, want %d", v.Class, c.class)
+			}
+			kinds := 0
+			for _, k := range []error{ErrInterrupted, ErrDenied, ErrEndpoint, ErrSource, ErrRefused} {
+				if errors.Is(v.Err, k) {
+					kinds++
+					if k != c.kind {
+						t.Errorf("kind = %v, want %v", k, c.kind)
+					}
+				}
+			}
+			if want := map[bool]int{true: 1}[c.class == Final]; kinds != want {
+				t.Errorf("error is of %d kinds, want %d", kinds, want)
+			}
+			if !errors.Is(v.Err, c.err) && v.Err.Error() != c.err.Error() {
+				t.Errorf("the cause was lost: %v", v.Err)
+			}
+		})
+	}
+}
+
+// h2Stream meets a real HTTP/2 stream error: its type is not exported.
+func h2Stream(t *testing.T) error {
+	t.Helper()
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+	srv.EnableHTTP2 = true
+	srv.StartTLS()
+	defer srv.Close()
+	req, err := http.NewRequest(http.MethodPatch, srv.URL, strings.NewReader("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := srv.Client().Transport.RoundTrip(req)
+	if err == nil {
+		resp.Body.Close()
+		t.Fatalf("got status %d over %s, want a stream error", resp.StatusCode, resp.Proto)
+	}
+	return &wire.Error{Err: err}
+}
+
+func TestUnexpectedShowsNoLocation(t *testing.T) {
+	u, _ := url.Parse("https://me:pass@reg.example/v2/a/b/blobs/uploads/0123-uuid?_state=TOPSECRET#frag")
+	storage, _ := url.Parse("https://s3.example/bucket/TOPSECRET?sig=TOPSECRET")
+	body := []byte(`{"errors":[{"code":"BLOB_UPLOAD_INVALID","message":"no\u001b[31m way","detail":{"Location":"TOPSECRET"}}]}`)
+	for _, u := range []*url.URL{u, storage} {
+		e := Unexpected(&wire.Answer{Status: 404, Header: http.Header{}, Body: body, Request: &http.Request{Method: "PATCH", URL: u}}, time.Now())
+		text := fmt.Sprintf("%v %+v %v %v", e, e, e.Err.Request.URL, Text(e))
+		for _, secret := range []string{"TOPSECRET", "0123-uuid", "pass", "frag", "\x1b"} {
+			if strings.Contains(text, secret) {
+				t.Errorf("%q shows %q", text, secret)
+			}
+		}
+		if !e.Has(transport.BlobUploadInvalidErrorCode) || e.Has(transport.DigestInvalidErrorCode) {
+			t.Errorf("codes of %v were not read", e)
+		}
+	}
+}
+
+func TestUnexpectedKeepsRetryAfter(t *testing.T) {
+	e := Unexpected(&wire.Answer{Status: 429, Header: http.Header{"Retry-After": {"9"}, "X-Request-Id": {"abc"}}}, time.Now())
+	if v := Classify(fmt.Errorf("x: %w", e)); v.After != 9*time.Second || v.Class != Break {
+		t.Errorf("got %+v", v)
+	}
+	if e.RequestID != "abc" {
+		t.Errorf("request id %q", e.RequestID)
+	}
+}
+
+func FuzzUnexpected(f *testing.F) {
+	f.Add(400, []byte(`{"errors":[{"code":"X","message":"y"}]}`))
+	f.Add(502, []byte("<html>"))
+	f.Fuzz(func(t *testing.T, status int, body []byte) {
+		e := Unexpected(&wire.Answer{Status: status, Header: http.Header{}, Body: body}, time.Now())
+		if strings.ContainsAny(Text(e), "\x1b\r\n\x00") {
+			t.Fatalf("%q would steer a terminal", Text(e))
+		}
+		Classify(e)
+	})
+}

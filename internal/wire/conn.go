@@ -32,6 +32,7 @@ type Conn struct {
 	sent, received atomic.Int64
 	killed         atomic.Bool
 	user           atomic.Pointer[user]
+	ended          atomic.Pointer[error] // what the first Read that failed said
 }
 
 // user is the request that has a connection.
@@ -76,6 +77,9 @@ func (c *Conn) Close() error {
 func (c *Conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	c.received.Add(int64(n))
+	if err != nil {
+		c.ended.CompareAndSwap(nil, &err)
+	}
 	return n, err
 }
 

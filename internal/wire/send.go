@@ -2,6 +2,8 @@ package wire
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -75,6 +77,7 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 		defer w.body.Close() //nolint:errcheck // read only
 	}
 	if err != nil {
+		err = w.ended(err)
 		w.kill()
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
@@ -260,6 +263,20 @@ func (w *watch) kill() {
 	if w.conn != nil {
 		w.conn.Kill()
 	}
+}
+
+// ended adds to err how the connection ended: net/http calls an answer that a
+// reset cut short malformed, and does not say more.
+func (w *watch) ended(err error) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.conn == nil || w.killed {
+		return err
+	}
+	if end := w.conn.ended.Load(); end != nil && !errors.Is(err, *end) {
+		return fmt.Errorf("%w (%w)", err, *end)
+	}
+	return err
 }
 
 func (w *watch) info() Info {

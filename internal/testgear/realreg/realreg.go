@@ -1,0 +1,324 @@
+// Package realreg runs the registry of the distribution project as a process,
+// on loopback and a directory, for tests against the real thing.
+package realreg
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// The user of Options.BasicAuth.
+const (
+	User     = "ci"
+	Password = "secret"
+
+	htpasswd = User + ":$2b$05$qv9N8muHxMCa3BJbIF2JguD9pzlN0c4/cBjLPiOZrd5xeXBhzJjUy\n"
+)
+
+// startTime bounds how long a registry may take to answer.
+const startTime = 20 * time.Second
+
+// Options of a registry. The zero value is plain HTTP without authorisation.
+type Options struct {
+	// Tool is the binary Start looks for; empty is "registry" (distribution 3).
+	// Debian's package of distribution 2.8 calls it "docker-registry".
+	Tool string
+	// Secret signs the state of upload sessions. Without one every process
+	// makes its own, so that a Restart invalidates the sessions' locations.
+	Secret string
+	// TLS serves HTTPS with a certificate of an authority made for the
+	// occasion, see Registry.CAFile.
+	TLS bool
+	// BasicAuth asks for User and Password.
+	BasicAuth bool
+	// RelativeURLs makes the locations relative.
+	RelativeURLs bool
+}
+
+// Registry is a process. Its methods may be called from any goroutine.
+type Registry struct {
+	// Addr is host:port, the same after Restart.
+	Addr string
+	// Root is the storage directory.
+	Root string
+	// CAFile is the PEM file of the authority with Options.TLS, else empty.
+	CAFile string
+
+	bin, dir string
+	client   *http.Client
+
+	mu   sync.Mutex
+	cmd  *exec.Cmd
+	done chan struct{} // closed when cmd has been waited for
+}
+
+// Start runs a registry until the end of the test. Without the binary the test
+// is skipped, see Tool.
+func Start(t TB, o Options) *Registry {
+	t.Helper()
+	name := o.Tool
+	if name == "" {
+		name = "registry"
+	}
+	bin := Tool(t, name)
+	r, err := Run(context.Background(), bin, t.TempDir(), o)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	t.Cleanup(func() {
+		r.Stop()
+		if t.Failed() {
+			t.Logf("the registry's log:\n%s", r.Log())
+		}
+	})
+	return r
+}
+
+// Run starts the binary bin with everything it keeps in dir, and returns when
+// it answers. The context bounds the start only; call Stop.
+func Run(ctx context.Context, bin, dir string, o Options) (*Registry, error) {
+	r := &Registry{bin: bin, dir: dir, Root: filepath.Join(dir, "storage"), client: &http.Client{Timeout: time.Second}}
+	tr := &http.Transport{DisableKeepAlives: true}
+	r.client.Transport = tr
+	if err := os.MkdirAll(r.Root, 0o755); err != nil {
+		return nil, err
+	}
+	if o.TLS {
+		if err := r.makeCertificates(); err != nil {
+			return nil, fmt.Errorf("realreg: %w", err)
+		}
+		pem, err := os.ReadFile(r.CAFile)
+		if err != nil {
+			return nil, err
+		}
+		pool := x509.NewCertPool()
+		pool.AppendCertsFromPEM(pem)
+		tr.TLSClientConfig = &tls.Config{RootCAs: pool}
+	}
+	if o.BasicAuth {
+		if err := os.WriteFile(r.path("htpasswd"), []byte(htpasswd), 0o600); err != nil {
+			return nil, err
+		}
+	}
+	// The port is free when it is chosen; somebody may still take it first.
+	var err error
+	for range 5 {
+		if r.Addr, err = freePort(); err != nil {
+			return nil, err
+		}
+		if err = os.WriteFile(r.path("config.yml"), []byte(r.config(o)), 0o600); err != nil {
+			return nil, err
+		}
+		if err = r.start(ctx); err == nil {
+			return r, nil
+		}
+		if !bytes.Contains([]byte(r.Log()), []byte("address already in use")) {
+			break
+		}
+	}
+	return nil, err
+}
+
+func (r *Registry) path(name string) string { return filepath.Join(r.dir, name) }
+
+func freePort() (string, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer ln.Close()
+	return ln.Addr().String(), nil
+}
+
+// config is YAML in a form that the quoting of Go strings fits.
+func (r *Registry) config(o Options) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "version: 0.1\nlog:\n  level: info\n  formatter: json\n  accesslog:\n    disabled: false\n")
+	fmt.Fprintf(&b, "storage:\n  filesystem:\n    rootdirectory: %q\n  delete:\n    enabled: true\n", r.Root)
+	fmt.Fprintf(&b, "  maintenance:\n    uploadpurging:\n      enabled: false\n")
+	fmt.Fprintf(&b, "http:\n  addr: %q\n  relativeurls: %t\n", r.Addr, o.RelativeURLs)
+	if o.Secret != "" {
+		fmt.Fprintf(&b, "  secret: %q\n", o.Secret)
+	}
+	if o.TLS {
+		fmt.Fprintf(&b, "  tls:\n    certificate: %q\n    key: %q\n", r.path("server.pem"), r.path("server.key"))
+	}
+	if o.BasicAuth {
+		fmt.Fprintf(&b, "auth:\n  htpasswd:\n    realm: realreg\n    path: %q\n", r.path("htpasswd"))
+	}
+	return b.String()
+}
+
+// URL is the base of the registry, without a slash at the end.
+func (r *Registry) URL() string {
+	if r.CAFile != "" {
+		return "https://" + r.Addr
+	}
+	return "http://" + r.Addr
+}
+
+// start runs the process and waits until it answers. The files it writes to
+// are its own, so that no goroutine has to copy.
+func (r *Registry) start(ctx context.Context) error {
+	access, err := os.OpenFile(r.path("access.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return err
+	}
+	defer access.Close()
+	log, err := os.OpenFile(r.path("registry.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(r.bin, "serve", r.path("config.yml"))
+	cmd.Stdout, cmd.Stderr = access, log
+	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("realreg: %w", err)
+	}
+	done := make(chan struct{})
+	go func() { cmd.Wait(); close(done) }()
+	r.mu.Lock()
+	r.cmd, r.done = cmd, done
+	r.mu.Unlock()
+
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	for {
+		if r.answers(ctx) {
+			select {
+			case <-done: // somebody else on that port answered
+			default:
+				return nil
+			}
+		}
+		select {
+		case <-done:
+			return fmt.Errorf("realreg: %s ended: %s", r.bin, lastLine(r.Log()))
+		case <-ctx.Done():
+			r.Stop()
+			return fmt.Errorf("realreg: %s does not answer: %w", r.bin, ctx.Err())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+func (r *Registry) answers(ctx context.Context) bool {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.URL()+"/v2/", nil)
+	if err != nil {
+		return false
+	}
+	req.Header.Set("User-Agent", probe)
+	res, err := r.client.Do(req)
+	if err != nil {
+		return false
+	}
+	res.Body.Close()
+	return res.StatusCode == http.StatusOK || res.StatusCode == http.StatusUnauthorized
+}
+
+// Stop ends the process, softly if it goes within a second.
+func (r *Registry) Stop() { r.end(os.Interrupt) }
+
+// Kill ends the process as a crash does.
+func (r *Registry) Kill() { r.end(os.Kill) }
+
+func (r *Registry) end(sig os.Signal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.cmd == nil {
+		return
+	}
+	r.cmd.Process.Signal(sig)
+	select {
+	case <-r.done:
+	case <-time.After(time.Second):
+		r.cmd.Process.Kill()
+		<-r.done
+	}
+	r.cmd = nil
+}
+
+// Restart kills the process and starts it on the same address and storage.
+func (r *Registry) Restart(ctx context.Context) error {
+	r.Kill()
+	var err error
+	for range 5 { // the port may be held for a moment
+		if err = r.start(ctx); err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// BlobPath is the file a committed blob is in.
+func (r *Registry) BlobPath(digest string) string {
+	algorithm, hex, _ := strings.Cut(digest, ":")
+	if len(hex) < 2 {
+		hex += "__" // nowhere
+	}
+	return filepath.Join(r.Root, "docker", "registry", "v2", "blobs", algorithm, hex[:2], hex, "data")
+}
+
+// Log is what the registry wrote to stderr.
+func (r *Registry) Log() string {
+	b, _ := os.ReadFile(r.path("registry.log"))
+	return string(b)
+}
+
+func lastLine(s string) string {
+	s = strings.TrimSpace(s)
+	return s[strings.LastIndexByte(s, '\n')+1:]
+}
+
+// Access is a line of the access log.
+type Access struct {
+	Method    string
+	Path      string // with the query
+	Status    int
+	Bytes     int64 // of the answer
+	UserAgent string
+}
+
+// probe is the User-Agent of our own requests, which AccessLog leaves out.
+const probe = "realreg-probe"
+
+// The combined log format; the query of an upload may be long but has no space.
+var accessLine = regexp.MustCompile(`^\S+ \S+ \S+ \[[^]]*\] "(\S+) (\S+) [^"]*" (\d+) (\d+) "[^"]*" "([^"]*)"$`)
+
+// AccessLog is every request served, over all restarts. A request is logged
+// when it ends, so one just answered may come a moment late.
+func (r *Registry) AccessLog() ([]Access, error) {
+	b, err := os.ReadFile(r.path("access.log"))
+	if err != nil {
+		return nil, err
+	}
+	var log []Access
+	for line := range strings.Lines(string(b)) {
+		m := accessLine.FindStringSubmatch(strings.TrimSuffix(line, "\n"))
+		if m == nil || m[5] == probe {
+			continue
+		}
+		status, err1 := strconv.Atoi(m[3])
+		size, err2 := strconv.ParseInt(m[4], 10, 64)
+		if err := errors.Join(err1, err2); err != nil {
+			return nil, err
+		}
+		log = append(log, Access{Method: m[1], Path: m[2], Status: status, Bytes: size, UserAgent: m[5]})
+	}
+	return log, nil
+}

@@ -1,0 +1,89 @@
+package realreg
+
+import (
+	"bufio"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// TB is what this package needs of a testing.TB. A program that only uses Run
+// does not link package testing.
+type TB interface {
+	Helper()
+	Cleanup(func())
+	TempDir() string
+	Failed() bool
+	Logf(format string, args ...any)
+	Fatalf(format string, args ...any)
+	Skipf(format string, args ...any)
+}
+
+const module = "module github.com/rpush-go/rpush"
+
+// Tool finds a program the tests drive: in $RPUSH_TOOLS, in .tools/bin of the
+// module, on the PATH. Without it the test is skipped, or with
+// RPUSH_TEST_REQUIRE=1, as CI sets it, fails.
+func Tool(t TB, name string) string {
+	t.Helper()
+	if path, ok := Find(name); ok {
+		return path
+	}
+	const reason = "%s is not installed: run make tools"
+	if os.Getenv("RPUSH_TEST_REQUIRE") == "1" {
+		t.Fatalf(reason, name)
+	}
+	t.Skipf(reason, name)
+	return ""
+}
+
+// Find is Tool without a test.
+func Find(name string) (path string, ok bool) {
+	dirs := []string{os.Getenv("RPUSH_TOOLS")}
+	if root, ok := moduleRoot(); ok {
+		dirs = append(dirs, filepath.Join(root, ".tools", "bin"))
+	}
+	for _, dir := range dirs {
+		if dir == "" {
+			continue
+		}
+		// LookPath of a path with a slash checks that it can be executed.
+		if p, err := filepath.Abs(filepath.Join(dir, name)); err == nil {
+			if p, err = exec.LookPath(p); err == nil {
+				return p, true
+			}
+		}
+	}
+	p, err := exec.LookPath(name)
+	return p, err == nil
+}
+
+// moduleRoot is the directory of our go.mod at or above the working directory.
+func moduleRoot() (string, bool) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", false
+	}
+	for {
+		if firstLine(filepath.Join(dir, "go.mod")) == module {
+			return dir, true
+		}
+		up := filepath.Dir(dir)
+		if up == dir {
+			return "", false
+		}
+		dir = up
+	}
+}
+
+func firstLine(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	s := bufio.NewScanner(f)
+	s.Scan()
+	return strings.TrimSpace(s.Text())
+}

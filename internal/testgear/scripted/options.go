@@ -1,0 +1,186 @@
+// Package scripted is a container registry in memory that misbehaves on
+// request. It is written from the OCI distribution-spec v1.1 and shares no code
+// with the client, so that a misreading of the protocol cannot hide in both.
+//
+// By default it is a good registry of class "exact", as distribution 3 is: it
+// keeps every byte of a broken PATCH, each answer carries a new Location, and a
+// Location of another offset still answers status requests. Options turn it
+// into the other dialects; Intercept breaks single requests.
+//
+// It holds no lock while it reads a body or sleeps, so it runs in a
+// testing/synctest bubble (make it inside) as well as over a real server.
+package scripted
+
+import (
+	"net/http"
+	"time"
+)
+
+// Store is what happens to the bytes of a PATCH or PUT that broke.
+type Store int
+
+const (
+	Keep     Store = iota // kept, byte exact
+	Boundary              // dropped: the offset stays at the last acknowledged chunk
+	Fragile               // the whole session is lost
+)
+
+// StatusVerbs are the methods that answer on an upload URL.
+type StatusVerbs int
+
+const (
+	HeadAndGet StatusVerbs = iota
+	GetOnly                // HEAD is 405, as on zot and olareg
+	NoStatus               // both are 400, as on ggcr's registry
+)
+
+// RangeStyle is how answers about a session give its size.
+type RangeStyle int
+
+const (
+	ZeroBased     RangeStyle = iota // 0-N inclusive; 0-0 also when empty
+	BytesPrefix                     // bytes=0-N
+	OffByOne                        // N is the number of bytes
+	EmptyMinusOne                   // 0--1 when empty
+	NoRange                         // no such header
+	Beyond                          // more than any blob can have
+	Stuck                           // stays at the end of the first chunk
+)
+
+// LocationStyle is what the Location of a session looks like.
+type LocationStyle int
+
+const (
+	Absolute        LocationStyle = iota
+	Relative                      // path and query only
+	MissingOnStatus               // status answers have none
+	OtherHost                     // on Options.OtherHost
+	Downgrade                     // http, whatever the request came by
+)
+
+// Scheme is how requests are authorised.
+type Scheme int
+
+const (
+	NoAuth Scheme = iota
+	Basic
+	Bearer // tokens from /token on the same host
+)
+
+// Auth asks for credentials.
+type Auth struct {
+	Scheme         Scheme
+	User, Password string
+	// TokenRequests is how many requests a bearer token is good for; 0 is any
+	// number.
+	TokenRequests int
+}
+
+// Options of a registry. The zero value is a good one.
+type Options struct {
+	Store     Store
+	PartSize  int64 // with Keep: what is kept is rounded down to whole parts, as on S3
+	Status    StatusVerbs
+	Range     RangeStyle
+	Location  LocationStyle
+	OtherHost string // host:port for the location style OtherHost; serve the same Registry there
+	Auth      Auth
+
+	// LooseRange ignores Content-Range, as distribution 2 does.
+	LooseRange bool
+	// StaleIsGone answers 404 to every verb on a Location of another offset, as
+	// distribution 2 does. Otherwise PATCH, PUT and DELETE on it are 416.
+	StaleIsGone bool
+	// OnePatch refuses the second PATCH of a session.
+	OnePatch bool
+	// MaxBody, when set, answers 413 to larger bodies.
+	MaxBody int64
+	// MinChunk, when set, is announced as OCI-Chunk-Min-Length.
+	MinChunk int64
+	// UserAgent, when set, is the prefix every User-Agent must have.
+	UserAgent string
+
+	// Intercept is asked what to do with a request; the zero Action is to serve
+	// it. Requests refused for want of authorisation do not reach it, except
+	// Ping and Token. It may be called from several goroutines.
+	Intercept func(Request) Action
+}
+
+// Kind of a request.
+type Kind int
+
+const (
+	Other        Kind = iota
+	Ping              // GET /v2/
+	Token             // GET /token
+	HeadBlob          // HEAD or GET of a blob
+	Post              // opens a session, or mounts
+	Patch             // a chunk
+	Status            // HEAD or GET of a session
+	Put               // commit
+	Cancel            // DELETE of a session
+	HeadManifest      // HEAD or GET of a manifest
+	PutManifest
+)
+
+var kinds = [...]string{"other", "ping", "token", "head blob", "post", "patch", "status", "put", "cancel", "head manifest", "put manifest"}
+
+func (k Kind) String() string { return kinds[k] }
+
+// Request is one line of the log, and what Intercept is told. While
+// intercepting Status and Body are 0.
+type Request struct {
+	Kind Kind
+	// N counts from 1 the requests of this kind for the same thing: the
+	// session of an upload, the digest or tag of a blob or manifest, the
+	// repository of a POST. Only requests that would reach Intercept count.
+	N int
+	// Seq counts from 1 the requests of this kind.
+	Seq int
+
+	Method, Host string
+	Path         string // with the query
+	Repo         string
+	Reference    string // digest, or tag of a manifest; empty before the commit
+	Upload       string // session
+	Session      int    // number of the session, from 1 in the order opened
+
+	Start      int64 // of Content-Range, -1 without one
+	Length     int64 // Content-Length, -1 without one
+	Authorized bool  // an Authorization header was there
+
+	Status int   // answered; 0 when the connection was broken instead
+	Body   int64 // bytes received
+}
+
+// Action is what to do with a request. Fields combine; what comes first in
+// time wins.
+type Action struct {
+	// ForgetSession drops the session before acting on the request; on a POST
+	// the session that was just opened.
+	ForgetSession bool
+	// DelayBefore passes before anything else is done, the body included.
+	DelayBefore time.Duration
+
+	// Before answers with this status instead of acting.
+	Before int
+	// BeforeReset breaks the connection instead of acting.
+	BeforeReset bool
+	// BreakBody reads BodyLimit bytes of the body, then breaks the connection.
+	// What was read goes the way of Options.Store.
+	BreakBody bool
+	BodyLimit int64
+
+	// DelayAfter passes between acting and answering.
+	DelayAfter time.Duration
+	// After acts but answers with this status.
+	After int
+	// AfterReset acts but breaks the connection instead of answering.
+	AfterReset bool
+	// SlowCommit, on a PUT, loses the answer and shows the blob only after this
+	// time. Meanwhile session and blob are both 404.
+	SlowCommit time.Duration
+
+	// Header is added to the answers of Before and After.
+	Header http.Header
+}

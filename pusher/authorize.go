@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"sync"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -23,7 +24,7 @@ type authorizer struct {
 	repo     name.Repository
 	scheme   string
 	keychain authn.Keychain
-	base     http.RoundTripper
+	base     *onlyScheme
 
 	// ready holds the authorising transport, or nil before the handshake; it
 	// is a lock that a cancelled request can stop waiting for.
@@ -74,7 +75,13 @@ func (a *authorizer) handshake(ctx context.Context) (http.RoundTripper, error) {
 		return rt, nil
 	}
 	var te *transport.Error
-	if errors.As(err, &te) && te.Request != nil && te.Request.URL.Path == "/v2/" {
+	answered := errors.As(err, &te)
+	if failed := a.base.failure(); a.scheme == "http" && !answered && failed != nil {
+		err = failed // the library tried https too, which is no news
+	} else if a.scheme == "http" && answered {
+		err = te
+	}
+	if answered && te.Request != nil && te.Request.URL.Path == "/v2/" {
 		if v := protocol.Classify(err); v.Class == protocol.Final && !errors.Is(v.Err, protocol.ErrDenied) {
 			return nil, protocol.Kind(protocol.ErrEndpoint, &NotRegistryError{Host: reg.Name(), Status: te.StatusCode, Err: err})
 		}
@@ -82,7 +89,7 @@ func (a *authorizer) handshake(ctx context.Context) (http.RoundTripper, error) {
 	return nil, err
 }
 
-// NotRegistryError: something answers at the address, but not as a registry
+// NotRegistryError says that something answers at the address, but not as a registry
 // answers GET /v2/ (distribution-spec v1.1, end-1).
 type NotRegistryError struct {
 	Host string
@@ -104,22 +111,38 @@ func (e *NotRegistryError) Unwrap() error { return e.Err }
 type onlyScheme struct {
 	host, scheme string
 	base         http.RoundTripper
+
+	mu   sync.Mutex
+	last error // of a request in the allowed scheme
 }
 
+func (o *onlyScheme) failure() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.last
+}
+
+// RoundTrip implements http.RoundTripper.
 func (o *onlyScheme) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL.Host == o.host && req.URL.Scheme != o.scheme {
+	switch {
+	case o.scheme == "https" && req.URL.Scheme != "https":
+		// A redirect, or a token server.
+		return nil, protocol.Kind(protocol.ErrEndpoint, fmt.Errorf("%w: %s", errDowngrade, req.URL.Host))
+	case req.URL.Host == o.host && req.URL.Scheme != o.scheme:
 		return nil, errOtherScheme
 	}
-	if o.scheme == "https" && req.URL.Scheme != "https" {
-		// A token server, or a redirect.
-		return nil, protocol.Kind(protocol.ErrEndpoint, fmt.Errorf("%w: %s", errDowngrade, req.URL.Host))
+	resp, err := o.base.RoundTrip(req)
+	if err != nil {
+		o.mu.Lock()
+		o.last = err
+		o.mu.Unlock()
 	}
-	return o.base.RoundTrip(req)
+	return resp, err
 }
 
 var (
 	errDowngrade   = errors.New("a secure registry leads to plain HTTP")
-	errOtherScheme = errors.New("this scheme is not allowed for the registry")
+	errOtherScheme = errors.New("only plain HTTP is to be spoken to the registry")
 )
 
 // scheme decides between https and plain HTTP. Only where both are allowed

@@ -217,7 +217,7 @@ func opener(open func() (io.ReadCloser, error)) func(int64) (io.ReadCloser, erro
 			_, err = io.CopyN(io.Discard, r, offset)
 		}
 		if err != nil {
-			r.Close() //nolint:errcheck // read only
+			r.Close()
 			return nil, err
 		}
 		return r, nil
@@ -231,7 +231,7 @@ func (b *blob) check() error {
 	if err != nil {
 		return protocol.Kind(protocol.ErrSource, fmt.Errorf("blob %s: %w", b.Digest, err))
 	}
-	defer r.Close() //nolint:errcheck // read only
+	defer r.Close()
 	var size int64
 	switch r := r.(type) {
 	case *os.File:

@@ -9,8 +9,10 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"runtime/debug"
+	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -148,10 +150,11 @@ func (p *Pusher) Push(ctx context.Context, ref name.Reference, img remote.Taggab
 		g.fill(report)
 	}
 	report.Seconds = seconds(time.Since(began))
-	if err != nil {
-		return report, fmt.Errorf("push %s: %w", ref.Name(), err)
+	var named *resume.Error
+	if err != nil && !errors.As(err, &named) {
+		err = fmt.Errorf("push %s: %w", ref.Name(), err)
 	}
-	return report, nil
+	return report, err
 }
 
 func (p *Pusher) push(ctx context.Context, ref name.Reference, g *graph) error {
@@ -211,32 +214,22 @@ type delivery struct {
 	c   *resume.Client
 	ref name.Reference
 	g   *graph
-	mu  sync.Mutex // the reports
 }
 
 // check asks for everything at once, and makes sure that the source has what
 // the registry has not.
 func (d *delivery) check(ctx context.Context, parallel int) error {
-	eg, ctx := errgroup.WithContext(ctx)
-	eg.SetLimit(parallel)
-	for _, b := range d.g.blobs {
-		eg.Go(func() error {
-			began := time.Now()
-			exists, err := d.c.Exists(ctx, b.Digest, b.Size)
-			if err != nil {
-				return err
-			}
-			b.Missing = !exists
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			b.report.Seconds = seconds(time.Since(began))
-			if exists {
-				b.report.State = BlobExisted
-			}
-			return nil
-		})
-	}
-	if err := eg.Wait(); err != nil {
+	err := each(ctx, parallel, d.g.blobs, func(ctx context.Context, b *blob) error {
+		began := time.Now()
+		exists, err := d.c.Exists(ctx, b.Digest, b.Size)
+		b.Missing = !exists
+		b.report.Seconds = seconds(time.Since(began))
+		if exists {
+			b.report.State = BlobExisted
+		}
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	for _, b := range d.g.blobs {
@@ -250,57 +243,72 @@ func (d *delivery) check(ctx context.Context, parallel int) error {
 }
 
 func (d *delivery) upload(ctx context.Context, parallel int) error {
-	eg, ctx := errgroup.WithContext(ctx)
-	eg.SetLimit(parallel)
-	for _, b := range d.g.blobs {
-		if !b.Missing {
-			continue
+	missing := slices.DeleteFunc(slices.Clone(d.g.blobs), func(b *blob) bool { return !b.Missing })
+	return each(ctx, parallel, missing, func(ctx context.Context, b *blob) error {
+		r, err := d.c.Upload(ctx, b.Blob)
+		b.report.Sent, b.report.Breaks, b.report.Resumes, b.report.Restarts = r.Sent, r.Breaks, r.Resumes, r.Restarts
+		b.report.Seconds = seconds(r.Duration)
+		switch {
+		case err != nil:
+			return err
+		case r.Existed:
+			b.report.State = BlobExisted
+		case r.Mounted:
+			b.report.State = BlobMounted
+		default:
+			b.report.State = BlobUploaded
 		}
-		eg.Go(func() error {
-			if err := context.Cause(ctx); err != nil {
-				return err
-			}
-			r, err := d.c.Upload(ctx, b.Blob)
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			b.report.Sent, b.report.Breaks, b.report.Resumes, b.report.Restarts = r.Sent, r.Breaks, r.Resumes, r.Restarts
-			b.report.Seconds = seconds(r.Duration)
-			if err != nil {
-				return err
-			}
-			switch {
-			case r.Existed:
-				b.report.State = BlobExisted
-			case r.Mounted:
-				b.report.State = BlobMounted
-			default:
-				b.report.State = BlobUploaded
-			}
-			return nil
-		})
-	}
-	return eg.Wait()
+		return nil
+	})
 }
 
 // publish writes the manifests, those that are named before those that name
 // them.
 func (d *delivery) publish(ctx context.Context, parallel int) error {
-	for i, level := range d.g.levels {
-		eg, ctx := errgroup.WithContext(ctx)
-		eg.SetLimit(parallel)
-		for _, m := range level {
+	for _, level := range d.g.levels {
+		err := each(ctx, parallel, level, func(ctx context.Context, m *manifest) error {
 			id := m.digest.String()
-			if i == len(d.g.levels)-1 {
+			if m == d.g.root() {
 				id = d.ref.Identifier()
 			}
-			eg.Go(func() error { return d.put(ctx, id, m) })
-		}
-		if err := eg.Wait(); err != nil {
+			return d.put(ctx, id, m)
+		})
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+// each calls f for all items, some at once. The first error ends the others; a
+// panic comes out of each, where the caller can recover it.
+func each[T any](ctx context.Context, parallel int, items []T, f func(context.Context, T) error) error {
+	eg, ctx := errgroup.WithContext(ctx)
+	eg.SetLimit(parallel)
+	var panicked atomic.Pointer[string]
+	for _, item := range items {
+		eg.Go(func() (err error) {
+			defer func() {
+				if r := recover(); r != nil {
+					text := fmt.Sprintf("%v\n\n%s", r, debug.Stack())
+					panicked.CompareAndSwap(nil, &text)
+					err = errPanicked
+				}
+			}()
+			if err := context.Cause(ctx); err != nil {
+				return err
+			}
+			return f(ctx, item)
+		})
+	}
+	err := eg.Wait()
+	if text := panicked.Load(); text != nil {
+		panic(*text)
+	}
+	return err
+}
+
+var errPanicked = errors.New("panicked")
 
 // put writes one manifest (distribution-spec v1.1, end-7), unless the registry
 // has it under this name: writing it again would fail where tags are

@@ -57,7 +57,7 @@ func (b Blob) verify() error {
 	if err != nil {
 		return err
 	}
-	defer r.Close() //nolint:errcheck // read only
+	defer r.Close()
 	v := b.Digest.Verifier()
 	n, err := io.Copy(v, io.LimitReader(r, b.Size+1))
 	switch {

@@ -163,6 +163,9 @@ func (c *Client) Exists(ctx context.Context, dgst digest.Digest, size int64) (bo
 	if err != nil {
 		return false, c.failure("check", dgst, 0, max(size, 0), 0, err)
 	}
+	if exists {
+		c.emit(Event{Kind: Existed, Digest: dgst, Size: max(size, 0)})
+	}
 	return exists, nil
 }
 
@@ -254,26 +257,24 @@ type subject struct {
 
 // retry runs op in the one loop and tells of every request that broke.
 func (c *Client) retry(ctx context.Context, s subject, op func(context.Context, *retry.Loop) error) error {
-	p := retry.Policy{
+	return retry.Policy{
 		For:      c.o.RetryFor,
 		First:    FirstAnswerFor,
 		Answered: &c.answered,
 		Random:   c.o.Random,
-		Failed: func(err error, wait time.Duration) {
+		Failed: func(err error) {
+			if conn, id, ok := exchange(err); ok {
+				var offset int64
+				if s.broken != nil {
+					offset = s.broken()
+				}
+				c.broken(s, offset, conn, id, err)
+			}
+		},
+		Waiting: func(err error, wait time.Duration) {
 			c.emit(Event{Kind: Waiting, Digest: s.digest, Size: s.size, Wait: wait, Err: err})
 		},
-	}
-	return p.Do(ctx, func(ctx context.Context, l *retry.Loop) error {
-		err := op(ctx, l)
-		if conn, id, ok := exchange(err); ok && ctx.Err() == nil && protocol.Classify(err).Class != protocol.Final {
-			var offset int64
-			if s.broken != nil {
-				offset = s.broken()
-			}
-			c.broken(s, offset, conn, id, err)
-		}
-		return err
-	})
+	}.Do(ctx, op)
 }
 
 func (c *Client) failure(op string, dgst digest.Digest, offset, size int64, tries int, err error) error {
@@ -372,8 +373,11 @@ func (c *Client) emit(e Event) {
 }
 
 // exchange gives the connection and the request id of an exchange that
-// failed; ok is false for any other error.
+// failed; ok is false for any other error, such as a lost session.
 func exchange(err error) (conn wire.Info, requestID string, ok bool) {
+	if protocol.IsTransient(err) {
+		return wire.Info{}, "", false
+	}
 	var we *wire.Error
 	if errors.As(err, &we) {
 		return we.Conn, "", true

@@ -53,7 +53,7 @@ func inLab(t *testing.T, ro scripted.Options, o resume.Options, f func(*lab)) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			go srv.Serve(ln) //nolint:errcheck // ends with Close
+			go srv.Serve(ln)
 		}
 		tr := wire.New(wire.Options{UserAgent: "rpush/test", Dial: l.net.Dial})
 		external := wire.New(wire.Options{UserAgent: "rpush/test", Dial: l.net.Dial})

@@ -236,7 +236,7 @@ func (u *upload) send(ctx context.Context) error {
 		// Which of these means what differs between registries. The offset tells.
 		u.unsettle(true)
 		if s.refused++; s.refused >= maxRefused {
-			return u.drop(fmt.Errorf("the registry refuses to continue where it says it stands: %w", protocol.Unexpected(a, time.Now()).Err))
+			return u.drop(fmt.Errorf("the registry refuses to continue where it says it stands: %w", protocol.Unexpected(a, time.Now())))
 		}
 		return nil
 	}
@@ -334,7 +334,7 @@ func (u *upload) ask(ctx context.Context) (int64, error) {
 	case err == nil:
 		return u.sess.acked, nil // alive, without saying where
 	case errors.As(err, &answered) && protocol.Classify(err).Class == protocol.Final && !errors.Is(err, ErrDenied):
-		return 0, fmt.Errorf("%w: %w", errLost, answered.Err)
+		return 0, fmt.Errorf("%w: %w", errLost, answered)
 	}
 	return 0, err
 }
@@ -412,7 +412,7 @@ func (u *upload) commit(ctx context.Context) error {
 	case a.Status == http.StatusRequestedRangeNotSatisfiable || a.Status == http.StatusConflict:
 		u.unsettle(false)
 		if s.refused++; s.refused >= maxRefused {
-			return u.drop(refusal.Err)
+			return u.drop(refusal)
 		}
 		return nil
 	case a.Status == http.StatusBadRequest:
@@ -435,7 +435,7 @@ func (u *upload) reject(refusal *protocol.StatusError) error {
 		why = "the registry refuses the commit of a good source"
 	}
 	u.warn(errors.New(why + "; sending the blob again"))
-	return u.drop(refusal.Err)
+	return u.drop(refusal)
 }
 
 // resolve finds out what became of a commit that got no clear answer. The blob

@@ -25,14 +25,14 @@ import (
 type Class int
 
 const (
-	// Final: trying again changes nothing.
+	// Final means that trying again changes nothing.
 	Final Class = iota
-	// Break: the connection or the registry failed; trying again may help.
+	// Break means that the connection or the registry failed; trying again may help.
 	Break
-	// Unknown: nobody can tell. Before a registry's first answer it is taken
+	// Unknown means that nobody can tell. Before a registry's first answer it is taken
 	// for a wrong address, later for a break.
 	Unknown
-	// Unreachable: there is nothing at the address. Before a registry's first
+	// Unreachable means that there is nothing at the address. Before a registry's first
 	// answer it is a wrong name, later a break.
 	Unreachable
 )
@@ -50,8 +50,7 @@ type Verdict struct {
 // Classify says what err means. It is the one place that decides. The context
 // is not looked at: a caller that was cancelled knows.
 func Classify(err error) Verdict {
-	var passing *transient
-	if errors.As(err, &passing) {
+	if IsTransient(err) {
 		return Verdict{Class: Break, Err: err}
 	}
 	var status *StatusError
@@ -64,7 +63,7 @@ func Classify(err error) Verdict {
 			return Verdict{Class: Final, Err: err}
 		}
 	}
-	var short *wire.ErrShort
+	var short *wire.ShortError
 	if errors.As(err, &short) {
 		return Verdict{Class: Final, Err: Kind(ErrSource, err)}
 	}
@@ -163,7 +162,13 @@ type StatusError struct {
 	Err       *transport.Error
 }
 
-func (e *StatusError) Error() string { return e.Err.Error() }
+func (e *StatusError) Error() string {
+	text := fmt.Sprintf("the registry answered %d %s", e.Status, http.StatusText(e.Status))
+	for _, d := range e.Err.Errors {
+		text += fmt.Sprintf(", %s: %s", d.Code, d.Message)
+	}
+	return text
+}
 
 // Unwrap gives the kind of failure, where the status is final, and the
 // registry's own error.
@@ -212,6 +217,12 @@ func kindOfStatus(status int) error {
 
 // Transient marks err as worth another try, whatever is in its chain.
 func Transient(err error) error { return &transient{err} }
+
+// IsTransient reports whether err was marked by Transient.
+func IsTransient(err error) bool {
+	var t *transient
+	return errors.As(err, &t)
+}
 
 type transient struct{ err error }
 

@@ -78,8 +78,8 @@ func TestClassify(t *testing.T) {
 		{"plain HTTP there", http.ErrSchemeMismatch, Final, ErrEndpoint},
 		{"private address", fmt.Errorf("dial: %w", wire.ErrPrivate), Final, ErrEndpoint},
 		{"downgrade", ErrDowngrade, Final, ErrEndpoint},
-		{"source too short", &wire.ErrShort{}, Final, ErrSource},
-		{"source unreadable", &wire.ErrShort{Err: syscall.EIO}, Final, ErrSource},
+		{"source too short", &wire.ShortError{}, Final, ErrSource},
+		{"source unreadable", &wire.ShortError{Err: syscall.EIO}, Final, ErrSource},
 		{"source gone, whatever its errno", Kind(ErrSource, syscall.ETIMEDOUT), Final, ErrSource},
 		{"lost session with a 404 inside", Transient(fmt.Errorf("lost: %w", &transport.Error{StatusCode: 404})), Break, nil},
 	} {

@@ -23,9 +23,11 @@ type Policy struct {
 	Answered *atomic.Bool
 	// Random returns a number in [0, 1) for the jitter; nil is no jitter.
 	Random func() float64
-	// Failed, unless nil, is called for each failure that will be tried again,
-	// with the wait before the next try.
-	Failed func(err error, wait time.Duration)
+	// Failed, unless nil, is called for each failure that is not final, also
+	// where the budget ends with it.
+	Failed func(err error)
+	// Waiting, unless nil, is called before each wait for another try.
+	Waiting func(err error, wait time.Duration)
 }
 
 // The waits between tries that make no progress.
@@ -84,10 +86,13 @@ func (p Policy) Do(ctx context.Context, op func(context.Context, *Loop) error) e
 			final = l.last.Err
 			return backoff.Permanent(err)
 		}
+		if p.Failed != nil {
+			p.Failed(l.last.Err)
+		}
 		return err
 	}, backoff.WithContext(l, ctx), func(error, time.Duration) {
-		if p.Failed != nil {
-			p.Failed(l.last.Err, l.wait)
+		if p.Waiting != nil {
+			p.Waiting(l.last.Err, l.wait)
 		}
 	})
 	switch {

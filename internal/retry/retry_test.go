@@ -98,7 +98,7 @@ func retryAfter(v string) error {
 
 func TestRetryAfter(t *testing.T) {
 	var waits []time.Duration
-	p := Policy{For: time.Minute, Failed: func(_ error, wait time.Duration) { waits = append(waits, wait) }}
+	p := Policy{For: time.Minute, Waiting: func(_ error, wait time.Duration) { waits = append(waits, wait) }}
 	took, _, err := run(t, p, func(n int, _ *Loop) error {
 		if n == 1 {
 			return retryAfter("17")
@@ -141,7 +141,7 @@ func TestContext(t *testing.T) {
 func TestWaitsAreSpread(t *testing.T) {
 	waits := func(random float64) (got []time.Duration) {
 		p := Policy{For: time.Hour, Random: func() float64 { return random },
-			Failed: func(_ error, wait time.Duration) { got = append(got, wait) }}
+			Waiting: func(_ error, wait time.Duration) { got = append(got, wait) }}
 		run(t, p, func(int, *Loop) error { return io.EOF })
 		return got
 	}

@@ -15,13 +15,14 @@ import (
 // to rewind it. Nothing has been sent then.
 var ErrSpent = errors.New("the body of this request has been used already")
 
-// ErrShort: the source ended, or failed, before the body was complete.
-type ErrShort struct {
+// ShortError says that the source ended, or failed, before the body was
+// complete.
+type ShortError struct {
 	Want, Got int64
 	Err       error // nil where the source simply ended
 }
 
-func (e *ErrShort) Error() string {
+func (e *ShortError) Error() string {
 	if e.Err != nil {
 		return "reading the source: " + e.Err.Error()
 	}
@@ -29,7 +30,7 @@ func (e *ErrShort) Error() string {
 }
 
 // Unwrap returns what reading the source failed with.
-func (e *ErrShort) Unwrap() error { return e.Err }
+func (e *ShortError) Unwrap() error { return e.Err }
 
 // Body is the body of one attempt: exactly length bytes of a reader that
 // nothing else uses. net/http may go on reading it after RoundTrip returned.
@@ -39,7 +40,7 @@ type Body interface {
 	Sent() int64
 	// Spent reports whether the body was closed, or read to its end.
 	Spent() bool
-	// Err is *ErrShort if the source, not the connection, is at fault.
+	// Err is *ShortError if the source, not the connection, is at fault.
 	Err() error
 	// Touched counts calls of Read; a change means that bytes still move.
 	Touched() int64
@@ -85,7 +86,7 @@ func (b *fileBody) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := b.f.Read(p[:min(int64(len(p)), b.end-pos)])
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return n, b.fail(err)
 	}
 	return n, err
@@ -173,13 +174,13 @@ func (b *streamBody) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
 	b.left -= int64(n)
 	b.sent.Add(int64(n))
-	if err == io.EOF && b.left > 0 {
+	if errors.Is(err, io.EOF) && b.left > 0 {
 		err = io.ErrUnexpectedEOF
 	}
-	if err == io.EOF && n > 0 {
+	if errors.Is(err, io.EOF) && n > 0 {
 		err = nil
 	}
-	if err != nil && err != io.EOF && !b.spent.Load() {
+	if err != nil && !errors.Is(err, io.EOF) && !b.spent.Load() {
 		b.mu.Lock()
 		b.err = err
 		b.mu.Unlock()
@@ -209,8 +210,8 @@ func short(err error, want, got int64) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return &ErrShort{Want: want, Got: got}
+		return &ShortError{Want: want, Got: got}
 	default:
-		return &ErrShort{Want: want, Got: got, Err: err}
+		return &ShortError{Want: want, Got: got, Err: err}
 	}
 }

@@ -13,10 +13,10 @@ import (
 	"time"
 )
 
-// ErrStall: bytes stopped moving while a request was being sent.
+// ErrStall means that bytes stopped moving while a request was being sent.
 var ErrStall error = &timeout{"stalled: no byte was accepted"}
 
-// ErrNoAnswer: the request was sent and no answer came.
+// ErrNoAnswer means that the request was sent and no answer came.
 var ErrNoAnswer error = &timeout{"no answer to the request"}
 
 type timeout struct{ text string }
@@ -74,7 +74,7 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 
 	resp, err := rt.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, w.trace())))
 	if w.body != nil {
-		defer w.body.Close() //nolint:errcheck // read only
+		defer w.body.Close()
 	}
 	if err != nil {
 		err = w.ended(err)
@@ -87,7 +87,7 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 	w.enter(reading)
 	// A body cut short does not unsay the status and the headers.
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	resp.Body.Close() //nolint:errcheck // read only
+	resp.Body.Close()
 	if w.body != nil && w.body.Sent() < req.ContentLength {
 		w.kill()
 	}

@@ -116,7 +116,7 @@ func (t *Transport) connect(ctx context.Context, network, addr string, control f
 	return newConn(c), nil
 }
 
-// ErrPrivate: a registry with a public address named an upload location on a
+// ErrPrivate means that a registry with a public address named an upload location on a
 // private one, as it would to make this machine talk to its own network.
 var ErrPrivate = errors.New("upload location on a private address, named by a registry on a public one")
 

@@ -147,7 +147,7 @@ func TestShortSourceIsNamed(t *testing.T) {
 		if err == nil {
 			t.Fatalf("%s: no error", name)
 		}
-		var short *ErrShort
+		var short *ShortError
 		if !errors.As(body.Err(), &short) {
 			t.Errorf("%s: the body says %v, the exchange %v", name, body.Err(), err)
 		}

@@ -1,0 +1,13 @@
+// Command rpush pushes container images with uploads that continue after a
+// broken connection.
+package main
+
+import (
+	"os"
+
+	"github.com/rpush-go/rpush/internal/cli"
+)
+
+func main() {
+	os.Exit(cli.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ()))
+}

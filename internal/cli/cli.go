@@ -1,0 +1,229 @@
+// Package cli is the command rpush: its verbs and flags, what it says, and its
+// exit codes. Results go to stdout, all else to stderr.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/spf13/cobra"
+
+	"github.com/rpush-go/rpush/pusher"
+)
+
+// The exit codes. A signal's is 128 and its number.
+const (
+	exitOK          = 0
+	exitPermanent   = 1 // trying again changes nothing
+	exitUsage       = 2
+	exitInterrupted = 3 // the same command again continues
+	exitBug         = 70
+)
+
+// stopWithin is how long a push may take to end after a signal.
+const stopWithin = 2 * time.Second
+
+// Main runs rpush and returns its exit code. environ is as of os.Environ; it
+// decides what the RPUSH_ variables are, and nothing else.
+func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, environ []string) int {
+	signals := make(chan os.Signal, 2)
+	for _, s := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(s) { // nohup rpush
+			signal.Notify(signals, s)
+		}
+	}
+	defer signal.Stop(signals)
+
+	a := &app{
+		stdin: stdin, stdout: stdout, out: &printer{w: stderr, last: time.Now()},
+		env: map[string]string{}, signals: signals, terminal: isTerminal(stderr), push: push,
+	}
+	for _, kv := range environ {
+		if k, v, ok := strings.Cut(kv, "="); ok {
+			a.env[k] = v
+		}
+	}
+	return a.main(args)
+}
+
+// pushFunc is pusher.New and Push; tests have others.
+type pushFunc func(context.Context, pusher.Options, name.Reference, remote.Taggable) (*pusher.Report, error)
+
+func push(ctx context.Context, o pusher.Options, ref name.Reference, img remote.Taggable) (*pusher.Report, error) {
+	p, err := pusher.New(o)
+	if err != nil {
+		return nil, err
+	}
+	return p.Push(ctx, ref, img)
+}
+
+// app is one run of rpush.
+type app struct {
+	stdin    io.Reader
+	stdout   io.Writer
+	out      *printer // stderr
+	env      map[string]string
+	signals  <-chan os.Signal
+	terminal bool
+	push     pushFunc
+
+	exit int // set by the verb that ran
+}
+
+// signalError is the cause of a context that a signal cancelled.
+type signalError struct{ signal os.Signal }
+
+func (e *signalError) Error() string { return "stopped by the signal " + e.signal.String() }
+
+func (e *signalError) exit() int {
+	n, _ := e.signal.(syscall.Signal)
+	return 128 + int(n)
+}
+
+// main runs the command beside the signals. The first one asks it to end and
+// gives it a moment, the second does not.
+func (a *app) main(args []string) int {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	done := make(chan int, 1)
+	go func() { done <- a.run(ctx, args) }()
+
+	var stopped *signalError
+	var late <-chan time.Time
+	for {
+		select {
+		case code := <-done:
+			return code
+		case s := <-a.signals:
+			if stopped != nil {
+				return stopped.exit()
+			}
+			stopped = &signalError{s}
+			a.out.line(stoppingWords(s))
+			cancel(stopped)
+			timer := time.NewTimer(stopWithin)
+			defer timer.Stop()
+			late = timer.C
+		case <-late:
+			a.out.line(lateWords)
+			return stopped.exit()
+		}
+	}
+}
+
+// run executes the command line and returns the exit code.
+func (a *app) run(ctx context.Context, args []string) (code int) {
+	defer func() {
+		if r := recover(); r != nil {
+			a.out.lines(bugWords(r, debug.Stack()))
+			code = exitBug
+		}
+	}()
+	cmd := a.command()
+	cmd.SetArgs(args)
+	if err := cmd.ExecuteContext(ctx); err != nil {
+		// Whatever went wrong later has been said and is in a.exit.
+		return a.usage(err)
+	}
+	return a.exit
+}
+
+func (a *app) usage(err error) int {
+	a.out.line(err.Error())
+	a.out.line(usageHint)
+	return exitUsage
+}
+
+func (a *app) command() *cobra.Command {
+	root := a.pushCommand("rpush [SOURCE] REFERENCE")
+	root.Version = versionLine()
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.out)
+
+	root.AddCommand(a.pushCommand("push [SOURCE] REFERENCE"), &cobra.Command{
+		Use:   "version",
+		Short: versionShort,
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			_, err := fmt.Fprintln(a.stdout, versionLine())
+			a.exit = a.written(err)
+			return nil
+		},
+	})
+	return root
+}
+
+func (a *app) pushCommand(use string) *cobra.Command {
+	var o options
+	cmd := &cobra.Command{Use: use, Short: pushShort, Args: checkArgs}
+	groups := o.flags()
+	for _, g := range groups {
+		cmd.Flags().AddFlagSet(g.FlagSet)
+	}
+	usual := cmd.HelpFunc()
+	cmd.SetHelpFunc(func(c *cobra.Command, args []string) {
+		if c != cmd { // completion has a help of its own
+			usual(c, args)
+			return
+		}
+		_, err := io.WriteString(a.stdout, helpText(groups))
+		a.exit = a.written(err)
+	})
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := o.load(cmd.Flags(), a.env); err != nil {
+			return err
+		}
+		call, err := parseCall(args)
+		if err != nil {
+			return err
+		}
+		a.exit, err = a.pushImage(cmd.Context(), &o, call)
+		return err
+	}
+	return cmd
+}
+
+func checkArgs(_ *cobra.Command, args []string) error {
+	switch len(args) {
+	case 0:
+		return errors.New(noReference)
+	case 1, 2:
+		return nil
+	default:
+		return fmt.Errorf(tooManyArguments, args[2])
+	}
+}
+
+// written turns a failure to write a result into an exit code: somebody waits
+// for a line that will not come.
+func (a *app) written(err error) int {
+	if err != nil {
+		a.out.line(fmt.Sprintf(resultNotWritten, err))
+		return exitPermanent
+	}
+	return exitOK
+}
+
+// isTerminal holds for a character device. That may also be /dev/null, where
+// nobody minds.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	fi, err := f.Stat()
+	return err == nil && fi.Mode()&os.ModeCharDevice != 0
+}

@@ -1,0 +1,136 @@
+package cli
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
+	"net/http"
+	"syscall"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/rpush-go/rpush/internal/credentials"
+	"github.com/rpush-go/rpush/pusher"
+	"github.com/rpush-go/rpush/resume"
+)
+
+// failure is what a failed push is to a human and to a program.
+type failure struct {
+	// Kind is interrupted, denied, endpoint, source, refused, local (a file or
+	// helper on this machine) or other.
+	Kind    string `json:"kind"`
+	Message string `json:"message"`
+	Exit    int    `json:"exit"`
+
+	lines []string
+}
+
+// scene is what is known where a push failed.
+type scene struct {
+	ref    name.Reference
+	report *pusher.Report
+	cause  error         // of the context
+	from   func() string // where the credentials came from
+}
+
+// explain maps an error to what is said about it and to the exit code. It looks
+// at kinds and types, never at text.
+func explain(err error, s scene) *failure {
+	f := &failure{Kind: kindOf(err), Message: clean(err.Error()), Exit: exitPermanent}
+	f.lines = append(f.lines, err.Error())
+	if errors.Is(s.cause, errDeadline) && !errors.Is(err, errDeadline) {
+		f.lines = append(f.lines, errDeadline.Error())
+	}
+	if f.Kind == "denied" {
+		f.lines = append(f.lines, credentialWords(s.from()))
+	}
+	f.lines = append(f.lines, keptWords(f.Kind, s.report)...)
+
+	var stopped *signalError
+	if errors.As(s.cause, &stopped) {
+		f.Exit = stopped.exit()
+	} else if text := cure(err, f.Kind, s.ref.Context().RegistryStr()); text != "" {
+		f.lines = append(f.lines, hint(text))
+	}
+	if f.Kind == "interrupted" {
+		f.lines = append(f.lines, hint(againHint))
+		f.Exit = max(f.Exit, exitInterrupted)
+	}
+	return f
+}
+
+func kindOf(err error) string {
+	var local *localError
+	var unusable *credentials.Error
+	if errors.As(err, &local) || errors.As(err, &unusable) {
+		return "local"
+	}
+	for _, k := range []struct {
+		is   error
+		name string
+	}{
+		{resume.ErrDenied, "denied"},
+		{resume.ErrEndpoint, "endpoint"},
+		{resume.ErrSource, "source"},
+		{resume.ErrRefused, "refused"},
+		{resume.ErrInterrupted, "interrupted"},
+	} {
+		if errors.Is(err, k.is) {
+			return k.name
+		}
+	}
+	var answer *transport.Error
+	var stopped *signalError
+	switch {
+	case errors.As(err, &answer) && (answer.StatusCode == http.StatusUnauthorized || answer.StatusCode == http.StatusForbidden):
+		return "denied"
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.As(err, &stopped):
+		return "interrupted"
+	}
+	return "other"
+}
+
+// wsaRefused is what Windows has for ECONNREFUSED; no other system has an
+// errno of this value.
+const wsaRefused = syscall.Errno(10061)
+
+// cure says what to do about err, chosen from its cause; empty where nothing is
+// known to help.
+func cure(err error, kind, host string) string {
+	var (
+		unusable   *credentials.Error
+		otherName  x509.HostnameError
+		invalid    x509.CertificateInvalidError
+		unknown    x509.UnknownAuthorityError
+		unverified *tls.CertificateVerificationError
+		noTLS      tls.RecordHeaderError
+		dns        *net.DNSError
+		noRegistry *pusher.NotRegistryError
+	)
+	switch {
+	case errors.As(err, &unusable):
+		return mendHint(unusable.Place)
+	case errors.As(err, &otherName):
+		return otherNameHint(host)
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return expiredHint
+	case errors.As(err, &unknown), errors.As(err, &unverified):
+		return caHint(host)
+	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &noTLS):
+		return plainHint(host)
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return nameHint(host)
+	case errors.As(err, &dns):
+		return dnsHint(host)
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, wsaRefused):
+		return refusedHint(host)
+	case kind == "denied":
+		return loginHint(host)
+	case errors.As(err, &noRegistry), kind == "endpoint":
+		return noRegistryHint(host)
+	}
+	return ""
+}

@@ -1,0 +1,141 @@
+package cli
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/rpush-go/rpush/internal/credentials"
+	"github.com/rpush-go/rpush/pusher"
+	"github.com/rpush-go/rpush/resume"
+)
+
+// dialled is how net/http reports err.
+func dialled(err error) error {
+	return &url.Error{Op: "Head", URL: "https://reg.example/v2/", Err: &net.OpError{Op: "dial", Net: "tcp", Err: err}}
+}
+
+func TestExplain(t *testing.T) {
+	const kept = "1 of 2 blobs (100.0 MiB of 300.0 MiB) are at the registry and are not sent again"
+	endpoint := func(err error) error { return fmt.Errorf("%w: %w", resume.ErrEndpoint, dialled(err)) }
+	denied := &transport.Error{StatusCode: http.StatusForbidden, Errors: []transport.Diagnostic{{Code: "DENIED", Message: "no push for you"}}}
+	for _, tt := range []struct {
+		name string
+		err  error
+		at   scene
+		kind string
+		exit int
+		last []string // the lines after the first
+	}{
+		{
+			name: "budget", err: fmt.Errorf("%w: %w", resume.ErrInterrupted, syscall.ECONNRESET), at: scene{report: half()},
+			kind: "interrupted", exit: 3,
+			last: []string{kept, "hint: the same command again sends the rest"},
+		}, {
+			name: "budget, nothing there", err: resume.ErrInterrupted,
+			at:   scene{report: &pusher.Report{Blobs: []pusher.BlobReport{{Size: 5, State: pusher.BlobPending}}}},
+			kind: "interrupted", exit: 3,
+			last: []string{"no blob is complete at the registry yet", "hint: the same command again sends the rest"},
+		}, {
+			name: "nothing listens", err: fmt.Errorf("%w: %w", resume.ErrInterrupted, dialled(os.NewSyscallError("connect", syscall.ECONNREFUSED))),
+			kind: "interrupted", exit: 3,
+			last: []string{"hint: nothing listens at reg.example: check the port, and that the registry is up", "hint: the same command again sends the rest"},
+		}, {
+			name: "denied", err: fmt.Errorf("%w: %w", resume.ErrDenied, denied), at: scene{report: half()},
+			kind: "denied", exit: 1,
+			last: []string{"credentials: ~/.docker/config.json", kept, "hint: docker login reg.example stores credentials that may push"},
+		}, {
+			name: "denied, by status alone", err: denied,
+			kind: "denied", exit: 1,
+			last: []string{"credentials: ~/.docker/config.json", "hint: docker login reg.example stores credentials that may push"},
+		}, {
+			name: "unknown CA", err: endpoint(&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}),
+			kind: "endpoint", exit: 1,
+			last: []string{"hint: if reg.example has a certificate of your own CA, name that CA's file with --ca-file"},
+		}, {
+			name: "other name", err: endpoint(&tls.CertificateVerificationError{Err: x509.HostnameError{Certificate: &x509.Certificate{}, Host: "reg.example"}}),
+			kind: "endpoint", exit: 1,
+			last: []string{"hint: the certificate is good for other names than reg.example: use one of them, or have it reissued"},
+		}, {
+			name: "expired", err: endpoint(&tls.CertificateVerificationError{Err: x509.CertificateInvalidError{Reason: x509.Expired}}),
+			kind: "endpoint", exit: 1,
+			last: []string{"hint: " + expiredHint},
+		}, {
+			name: "no TLS", err: endpoint(tls.RecordHeaderError{Msg: "first record does not look like a TLS handshake"}),
+			kind: "endpoint", exit: 1,
+			last: []string{"hint: reg.example does not speak TLS; if it is meant to be so, add --plain-http"},
+		}, {
+			name: "no TLS, as http.Client has it", err: endpoint(http.ErrSchemeMismatch),
+			kind: "endpoint", exit: 1,
+			last: []string{"hint: reg.example does not speak TLS; if it is meant to be so, add --plain-http"},
+		}, {
+			name: "no such host", err: endpoint(&net.DNSError{Name: "reg.example", IsNotFound: true}),
+			kind: "endpoint", exit: 1,
+			last: []string{"hint: there is no host reg.example: check the name in the reference"},
+		}, {
+			name: "no name server", err: endpoint(&net.DNSError{Name: "reg.example", IsTimeout: true}),
+			kind: "endpoint", exit: 1,
+			last: []string{"hint: the name server gave no answer about reg.example: check this machine's DNS"},
+		}, {
+			name: "no registry", err: fmt.Errorf("%w: %w", resume.ErrEndpoint, &pusher.NotRegistryError{Host: "reg.example", Status: 404}),
+			kind: "endpoint", exit: 1,
+			last: []string{"hint: something answers at reg.example, but no registry: check the host and port in the reference"},
+		}, {
+			name: "no registry, by the kind alone", err: resume.ErrEndpoint,
+			kind: "endpoint", exit: 1,
+			last: []string{"hint: something answers at reg.example, but no registry: check the host and port in the reference"},
+		}, {
+			name: "source", err: fmt.Errorf("%w: short", resume.ErrSource), at: scene{report: half()},
+			kind: "source", exit: 1,
+			last: []string{"nothing was published", kept},
+		}, {
+			name: "refused", err: resume.ErrRefused,
+			kind: "refused", exit: 1,
+		}, {
+			name: "credentials", err: fmt.Errorf("%w: %w", resume.ErrDenied, &credentials.Error{Place: "~/.docker/config.json", Err: errors.New("unexpected EOF")}),
+			kind: "local", exit: 1,
+			last: []string{"hint: mend ~/.docker/config.json, or take the entry out of it"},
+		}, {
+			name: "signal", err: fmt.Errorf("%w: %w", resume.ErrInterrupted, context.Canceled),
+			at:   scene{report: half(), cause: &signalError{syscall.SIGTERM}},
+			kind: "interrupted", exit: 143,
+			last: []string{kept, "hint: the same command again sends the rest"},
+		}, {
+			name: "unknown", err: errors.New("?"), kind: "other", exit: 1,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.at.ref = name.MustParseReference("reg.example/app:1")
+			tt.at.from = func() string { return "~/.docker/config.json" }
+			if tt.at.report == nil {
+				tt.at.report = &pusher.Report{}
+			}
+			f := explain(tt.err, tt.at)
+			if f.Kind != tt.kind || f.Exit != tt.exit {
+				t.Errorf("kind %q, exit %d; want %q, %d", f.Kind, f.Exit, tt.kind, tt.exit)
+			}
+			if f.lines[0] != tt.err.Error() || !slices.Equal(f.lines[1:], tt.last) {
+				t.Errorf("lines:\n%s\nwant the error and\n%s", strings.Join(f.lines, "\n"), strings.Join(tt.last, "\n"))
+			}
+		})
+	}
+}
+
+func TestLoginHintOfDockerHub(t *testing.T) {
+	if got, want := loginHint(name.DefaultRegistry), "docker login stores credentials that may push"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}

@@ -1,0 +1,192 @@
+package cli
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/rpush-go/rpush/pusher"
+	"github.com/rpush-go/rpush/resume"
+)
+
+// options are the flags of a push.
+type options struct {
+	plainHTTP, tlsVerify, insecure bool
+	caFile                         string
+
+	parallel                                     int
+	retryFor, stallTimeout, answerTimeout, limit time.Duration
+
+	output         string
+	quiet, verbose bool
+
+	spelled map[string]string // how the user set a flag: "--quiet", "RPUSH_QUIET"
+}
+
+// flagGroup is a part of the help.
+type flagGroup struct {
+	*pflag.FlagSet
+	title string
+}
+
+func (o *options) flags() []flagGroup {
+	group := func(title string) flagGroup {
+		f := flagGroup{pflag.NewFlagSet(title, pflag.ContinueOnError), title}
+		f.SortFlags = false
+		return f
+	}
+
+	c := group("Connection")
+	c.StringVar(&o.caFile, "ca-file", "", "trust the PEM certificates in `FILE` too")
+	c.BoolVar(&o.plainHTTP, "plain-http", false, "speak HTTP, never HTTPS")
+	c.BoolVar(&o.tlsVerify, "tls-verify", true, "check the registry's certificate")
+	c.BoolVar(&o.insecure, "insecure", false, "do not check it, and take HTTP where there is no HTTPS")
+
+	e := group("Effort")
+	e.IntVar(&o.parallel, "parallel", pusher.DefaultParallel, "upload `N` blobs at once, 1 to 64")
+	e.DurationVar(&o.retryFor, "retry-for", resume.DefaultRetryFor, "give up after `TIME` without progress; 0: one try")
+	e.DurationVar(&o.stallTimeout, "stall-timeout", resume.DefaultStallTimeout, "try again after `TIME` without a byte sent")
+	e.DurationVar(&o.answerTimeout, "answer-timeout", resume.DefaultAnswerTimeout, "wait `TIME` for the answer to a sent body")
+	e.DurationVar(&o.limit, "deadline", 0, "end after `TIME` in any case; 0: no limit")
+
+	r := group("Output")
+	r.StringVar(&o.output, "output", "text", "print the result as `FORMAT`, text or json")
+	r.BoolVarP(&o.quiet, "quiet", "q", false, "say nothing on stderr but errors")
+	r.BoolVarP(&o.verbose, "verbose", "v", false, "log every request to stderr")
+	return []flagGroup{c, e, r}
+}
+
+// envName is the variable that stands for a flag.
+func envName(flag string) string {
+	return "RPUSH_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+// load takes what no flag has set from the environment, where an empty
+// variable is as good as none, and checks all of it.
+func (o *options) load(fs *pflag.FlagSet, env map[string]string) error {
+	o.spelled = map[string]string{}
+	var err error
+	fs.VisitAll(func(f *pflag.Flag) {
+		value := env[envName(f.Name)]
+		switch {
+		case f.Changed:
+			o.spelled[f.Name] = "--" + f.Name
+		case f.Name == "help" || f.Name == "version" || value == "" || err != nil:
+		default:
+			o.spelled[f.Name] = envName(f.Name)
+			if e := f.Value.Set(value); e != nil {
+				err = fmt.Errorf("invalid value %q of %s: %w", value, envName(f.Name), e)
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return o.check()
+}
+
+func (o *options) check() error {
+	noVerify := o.spelled["tls-verify"] != "" && !o.tlsVerify
+	verify := o.spelled["tls-verify"] != "" && o.tlsVerify
+	for _, c := range []struct {
+		both bool
+		a, b string
+	}{
+		{o.plainHTTP && o.insecure, "plain-http", "insecure"},
+		{verify && o.insecure, "tls-verify", "insecure"},
+		{o.caFile != "" && o.insecure, "ca-file", "insecure"},
+		{o.caFile != "" && noVerify, "ca-file", "tls-verify"},
+		{o.quiet && o.verbose, "quiet", "verbose"},
+	} {
+		if c.both {
+			return fmt.Errorf("%s and %s contradict each other", o.spelled[c.a], o.spelled[c.b])
+		}
+	}
+
+	if o.parallel < 1 || o.parallel > 64 {
+		return fmt.Errorf("%s is %d, not 1 to 64", o.spelled["parallel"], o.parallel)
+	}
+	if o.output != "text" && o.output != "json" {
+		return fmt.Errorf("%s is %q, neither text nor json", o.spelled["output"], o.output)
+	}
+	for _, d := range []struct {
+		flag       string
+		value, min time.Duration
+	}{
+		{"retry-for", o.retryFor, 0},
+		{"stall-timeout", o.stallTimeout, 1},
+		{"answer-timeout", o.answerTimeout, 1},
+		{"deadline", o.limit, 0},
+	} {
+		switch {
+		case d.value >= d.min:
+		case d.min == 0:
+			return fmt.Errorf("%s is %s, a negative time", o.spelled[d.flag], d.value)
+		default:
+			return fmt.Errorf("%s is %s, not a positive time", o.spelled[d.flag], d.value)
+		}
+	}
+	return nil
+}
+
+// pusher returns the options of the library; the caller adds the rest. It
+// reads the CA file.
+func (o *options) pusher() (pusher.Options, error) {
+	p := pusher.Options{
+		Parallel:      o.parallel,
+		RetryFor:      o.retryFor,
+		StallTimeout:  o.stallTimeout,
+		AnswerTimeout: o.answerTimeout,
+		UserAgent:     userAgent(),
+	}
+	if o.retryFor == 0 {
+		p.RetryFor = -1 // 0 is the library's default
+	}
+	switch {
+	case o.plainHTTP:
+		p.Scheme = pusher.SchemeHTTP
+	case o.insecure:
+		p.Scheme = pusher.SchemeEither
+	}
+	if o.insecure || !o.tlsVerify {
+		p.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // asked for
+	}
+	if o.caFile != "" {
+		pool, err := loadCAs(o.caFile)
+		if err != nil {
+			return p, &localError{fmt.Sprintf("%s=%s", o.spelled["ca-file"], o.caFile), err}
+		}
+		p.TLSClientConfig = &tls.Config{RootCAs: pool}
+	}
+	return p, nil
+}
+
+func loadCAs(file string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, errors.New("no PEM certificate in it")
+	}
+	return pool, nil
+}
+
+// localError is about a setting on this machine, neither source nor registry.
+type localError struct {
+	what string
+	err  error
+}
+
+func (e *localError) Error() string { return e.what + ": " + e.err.Error() }
+func (e *localError) Unwrap() error { return e.err }

@@ -1,0 +1,135 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/sirupsen/logrus"
+
+	"github.com/rpush-go/rpush/internal/credentials"
+	"github.com/rpush-go/rpush/internal/source"
+	"github.com/rpush-go/rpush/pusher"
+	"github.com/rpush-go/rpush/resume"
+)
+
+// call is what the arguments of a push say.
+type call struct {
+	source string // empty: the Docker engine
+	ref    name.Reference
+}
+
+func parseCall(args []string) (c call, err error) {
+	if len(args) == 2 {
+		c.source, args = args[0], args[1:]
+	}
+	c.ref, err = name.ParseReference(strings.TrimPrefix(args[0], "docker://"), name.WeakValidation)
+	if err != nil {
+		return c, fmt.Errorf(badReference, args[0])
+	}
+	return c, nil
+}
+
+// errDeadline is the cause of a context that --deadline ended.
+var errDeadline = fmt.Errorf("%w: the deadline is over", resume.ErrInterrupted)
+
+// pushImage delivers, and says how it went. An error is one of usage, about
+// which nothing has been said yet.
+func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
+	a.out.quiet = o.quiet
+	if o.limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, o.limit, errDeadline)
+		defer cancel()
+	}
+
+	var keys credentials.Keychain
+	report, err := a.deliver(ctx, o, c, &keys)
+	if errors.Is(err, source.ErrSpec) {
+		return exitUsage, err
+	}
+	if report == nil {
+		report = &pusher.Report{Reference: c.ref.Name()}
+	}
+	if err == nil {
+		a.out.note(summaryWords(report))
+		return a.written(a.result(o, c.ref, report, nil)), nil
+	}
+
+	f := explain(err, scene{
+		ref:    c.ref,
+		report: report,
+		cause:  context.Cause(ctx),
+		from:   func() string { return keys.From(c.ref.Context()) },
+	})
+	a.out.lines(f.lines)
+	a.written(a.result(o, c.ref, report, f))
+	return f.Exit, nil
+}
+
+func (a *app) deliver(ctx context.Context, o *options, c call, keys *credentials.Keychain) (*pusher.Report, error) {
+	if c.source == "" {
+		return nil, fmt.Errorf("%w: %s", resume.ErrSource, noEngine)
+	}
+	po, err := o.pusher()
+	if err != nil {
+		return nil, err
+	}
+	progress := newProgress(a.out, a.terminal)
+	defer progress.start()()
+
+	src, err := source.Open(ctx, c.source)
+	if err != nil {
+		return nil, err
+	}
+	// Before the first connection: a broken config file must not look like a
+	// registry's fault.
+	if _, err := keys.Resolve(c.ref.Context()); err != nil {
+		return nil, err
+	}
+
+	po.Keychain, po.OnEvent = keys, progress.event
+	if o.verbose {
+		log := logrus.New()
+		log.SetOutput(a.out)
+		log.SetLevel(logrus.DebugLevel)
+		log.SetFormatter(&logrus.TextFormatter{DisableColors: true}) // the coloured form does not escape
+		po.Logger = log
+	}
+	progress.doing(pushingPhase(src.Name, c.ref))
+	return a.push(ctx, po, c.ref, src.Image)
+}
+
+// document is what --output json prints: the report and, after a failure, why.
+type document struct {
+	*pusher.Report
+	Error *failure `json:"error,omitempty"`
+}
+
+// result prints what stdout is for.
+func (a *app) result(o *options, ref name.Reference, r *pusher.Report, f *failure) error {
+	if o.output == "json" {
+		all := *r
+		if all.Blobs == nil {
+			all.Blobs = []pusher.BlobReport{} // a list, also where it is empty
+		}
+		if all.Manifests == nil {
+			all.Manifests = []pusher.ManifestReport{}
+		}
+		enc := json.NewEncoder(a.stdout)
+		enc.SetIndent("", "  ")
+		return enc.Encode(document{&all, f})
+	}
+	if f != nil {
+		return nil
+	}
+	line := ref.Name()
+	if _, ok := ref.(name.Digest); !ok {
+		line += "@" + r.Digest.String()
+	}
+	_, err := fmt.Fprintln(a.stdout, line)
+	return err
+}

@@ -1,0 +1,307 @@
+package cli
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/pusher"
+	"github.com/rpush-go/rpush/resume"
+)
+
+// All that rpush says to a human is here; what flags mean is in flags.go.
+// Lines are lower case and have no full stop. First what broke, then what is
+// kept, then what to do, which is a hint.
+
+const (
+	pushShort    = "push an image"
+	versionShort = "print the version"
+
+	usageHint        = "hint: rpush --help says more"
+	noReference      = "REFERENCE is missing: rpush [SOURCE] REFERENCE"
+	tooManyArguments = "unexpected argument %q: rpush [SOURCE] REFERENCE"
+	badReference     = "%q is no reference; one is [HOST[:PORT]/]NAME[:TAG|@DIGEST], with NAME in lower case"
+	noEngine         = "reading from the Docker engine is not supported yet; name a source: oci:DIR, docker-archive:PATH"
+	resultNotWritten = "the result could not be written to stdout: %v"
+
+	lateWords    = "some requests did not end in time, leaving them"
+	openingPhase = "checking the source"
+
+	againHint   = "the same command again sends the rest"
+	expiredHint = "a certificate is out of date, or this machine's clock is wrong"
+)
+
+const helpHead = `Push an image to a registry. What a broken connection leaves behind is
+continued, not sent again.
+
+  rpush [SOURCE] REFERENCE       push; "rpush push ..." is the same
+  rpush version                  print the version
+  rpush completion SHELL         print a completion script
+
+SOURCE is one of
+  oci:DIR[:TAG|@DIGEST]          an OCI image layout
+  docker-archive:PATH[:REF]      what docker save wrote
+  /PATH, ./PATH, ../PATH         either of them, recognised by its content
+`
+
+const helpTail = `
+Every flag has a variable: RPUSH_RETRY_FOR for --retry-for. A flag wins.
+stdout gets REFERENCE@DIGEST, or one JSON document; all else goes to stderr.
+Exit codes: 0 pushed; 1 failed for good; 2 wrong usage; 3 interrupted, the same
+command again sends the rest; 70 a bug; 129, 130, 143 ended by a signal.
+`
+
+func helpText(groups []flagGroup) string {
+	var b strings.Builder
+	b.WriteString(helpHead)
+	for _, g := range groups {
+		fmt.Fprintf(&b, "\n%s\n%s", g.title, g.FlagUsagesWrapped(80))
+	}
+	b.WriteString(helpTail)
+	return b.String()
+}
+
+func hint(s string) string { return "hint: " + s }
+
+func mendHint(place string) string { return "mend " + place + ", or take the entry out of it" }
+
+func otherNameHint(host string) string {
+	return fmt.Sprintf("the certificate is good for other names than %s: use one of them, or have it reissued", host)
+}
+
+func caHint(host string) string {
+	return fmt.Sprintf("if %s has a certificate of your own CA, name that CA's file with --ca-file", host)
+}
+
+func plainHint(host string) string {
+	return fmt.Sprintf("%s does not speak TLS; if it is meant to be so, add --plain-http", host)
+}
+
+func nameHint(host string) string {
+	return fmt.Sprintf("there is no host %s: check the name in the reference", host)
+}
+
+func dnsHint(host string) string {
+	return fmt.Sprintf("the name server gave no answer about %s: check this machine's DNS", host)
+}
+
+func refusedHint(host string) string {
+	return fmt.Sprintf("nothing listens at %s: check the port, and that the registry is up", host)
+}
+
+func noRegistryHint(host string) string {
+	return fmt.Sprintf("something answers at %s, but no registry: check the host and port in the reference", host)
+}
+
+func loginHint(host string) string {
+	if host == name.DefaultRegistry {
+		return "docker login stores credentials that may push"
+	}
+	return fmt.Sprintf("docker login %s stores credentials that may push", host)
+}
+
+func credentialWords(from string) string { return "credentials: " + from }
+
+// keptWords says what a failed push has achieved.
+func keptWords(kind string, r *pusher.Report) []string {
+	var lines []string
+	if kind == "source" {
+		lines = append(lines, "nothing was published")
+	}
+	var there, total int64
+	var n int
+	for _, b := range r.Blobs {
+		total += b.Size
+		if b.State != pusher.BlobPending {
+			n++
+			there += b.Size
+		}
+	}
+	if n == 0 && len(r.Blobs) > 0 && kind == "interrupted" {
+		lines = append(lines, "no blob is complete at the registry yet")
+	}
+	if n > 0 {
+		lines = append(lines, fmt.Sprintf("%d of %d blobs (%s of %s) are at the registry and are not sent again",
+			n, len(r.Blobs), bytesWords(there), bytesWords(total)))
+	}
+	return lines
+}
+
+func summaryWords(r *pusher.Report) string {
+	count := map[pusher.BlobState]int{}
+	for _, b := range r.Blobs {
+		count[b.State]++
+	}
+	parts := []string{
+		fmt.Sprintf("%s: %s", r.Reference, bytesWords(r.Size)),
+		fmt.Sprintf("%s existed, %d uploaded", plural(count[pusher.BlobExisted], "blob"), count[pusher.BlobUploaded]),
+	}
+	if n := count[pusher.BlobMounted]; n > 0 {
+		parts = append(parts, fmt.Sprintf("%d mounted", n))
+	}
+	parts = append(parts,
+		bytesWords(r.Sent)+" sent", plural(r.Breaks, "break"), plural(r.Resumes, "resume"), plural(r.Restarts, "restart"),
+		durationWords(time.Duration(r.Seconds*float64(time.Second))))
+	return "pushed " + strings.Join(parts, ", ")
+}
+
+func pushingPhase(src string, ref name.Reference) string {
+	return fmt.Sprintf("pushing %s to %s", src, ref.Name())
+}
+
+// eventWords is the line about an event, empty where none is due.
+func eventWords(e resume.Event) string {
+	what := cmp.Or(shortDigest(e.Digest), e.Repository, "the registry")
+	switch e.Kind {
+	case resume.Existed:
+		return fmt.Sprintf("%s is there already, %s", what, bytesWords(e.Size))
+	case resume.Mounted:
+		return fmt.Sprintf("%s mounted from another repository, %s", what, bytesWords(e.Size))
+	case resume.Broken:
+		at := ""
+		if e.Offset > 0 {
+			at = " at " + bytesWords(e.Offset)
+		}
+		return fmt.Sprintf("%s broken%s: %s (%s)", what, at, causeWords(e.Err), connWords(e))
+	case resume.Waiting:
+		s := fmt.Sprintf("%s next try in %s", what, durationWords(e.Wait))
+		if e.Err != nil {
+			s += ": " + causeWords(e.Err)
+		}
+		return s
+	case resume.Resumed:
+		return fmt.Sprintf("%s resumed at %s of %s", what, bytesWords(e.Offset), bytesWords(e.Size))
+	case resume.Lost:
+		return fmt.Sprintf("%s starts again at 0: the registry lost the upload", what)
+	case resume.Committed:
+		return fmt.Sprintf("%s committed, %s", what, bytesWords(e.Size))
+	case resume.Warned:
+		return "warning: " + protocol.Text(e.Err)
+	default: // too many for lines of their own
+		return ""
+	}
+}
+
+// connWords is what an administrator looks for in the logs on the way.
+func connWords(e resume.Event) string {
+	var parts []string
+	if c := e.Conn; c != nil {
+		if c.Local != "" || c.Remote != "" {
+			parts = append(parts, c.Local+" -> "+c.Remote)
+		}
+		parts = append(parts, durationWords(c.Age)+" old", bytesWords(c.Sent)+" sent")
+		if c.RequestID != "" {
+			parts = append(parts, "request id "+c.RequestID)
+		}
+	}
+	return strings.Join(append(parts, e.Time.UTC().Format(time.RFC3339)), ", ")
+}
+
+// causeWords is the shortest that says how a connection broke.
+func causeWords(err error) string {
+	var errno syscall.Errno
+	switch {
+	case err == nil:
+		return "no reason known"
+	case errors.As(err, &errno):
+		return errno.Error()
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "connection closed by the other side"
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return "timeout"
+	}
+	return protocol.Text(err)
+}
+
+// sendingWords is about uploads that make progress; rate is in bytes a second.
+func sendingWords(running map[digest.Digest]*upload, rate float64) string {
+	what, u := sum(running)
+	held := ""
+	if 0 < u.settled && u.settled < u.sent {
+		held = fmt.Sprintf(" (%s settled)", bytesWords(u.settled))
+	}
+	return fmt.Sprintf("%s %s of %s%s, %s/s", what, bytesWords(u.sent), bytesWords(u.size), held, bytesWords(int64(rate)))
+}
+
+// stillWords breaks a long silence.
+func stillWords(phase string, running map[digest.Digest]*upload, idle time.Duration) string {
+	if len(running) == 0 {
+		return "still " + phase
+	}
+	for _, d := range slices.Sorted(maps.Keys(running)) {
+		if at := running[d].committing; !at.IsZero() {
+			return fmt.Sprintf("%s sent, the registry has been committing it for %s", shortDigest(d), durationWords(time.Since(at)))
+		}
+	}
+	what, u := sum(running)
+	return fmt.Sprintf("%s %s of %s, nothing sent for %s", what, bytesWords(u.sent), bytesWords(u.size), durationWords(idle))
+}
+
+// sum names what is running, and adds it up.
+func sum(running map[digest.Digest]*upload) (what string, all upload) {
+	for d, u := range running {
+		what = shortDigest(d)
+		all.size, all.sent, all.settled = all.size+u.size, all.sent+u.sent, all.settled+u.settled
+	}
+	if len(running) > 1 {
+		what = plural(len(running), "upload")
+	}
+	return what, all
+}
+
+func stoppingWords(s os.Signal) string {
+	return fmt.Sprintf("%s: stopping; once more to stop at once", s)
+}
+
+// bugWords is about a panic.
+func bugWords(panicked any, stack []byte) []string {
+	lines := []string{
+		fmt.Sprintf("this is a bug in rpush: %v", panicked),
+		hint("please report it, with all that follows, at https://github.com/rpush-go/rpush/issues"),
+		versionLine(),
+	}
+	return append(lines, strings.Split(strings.TrimSpace(string(stack)), "\n")...)
+}
+
+// shortDigest is enough of a digest to find it.
+func shortDigest(d digest.Digest) string {
+	const algorithmAndHex = len("sha256:") + 12
+	return string(d[:min(len(d), algorithmAndHex)])
+}
+
+func plural(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// bytesWords is a number of bytes: 120.0 MiB.
+func bytesWords(n int64) string {
+	if n < 1<<10 {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, unit := float64(n)/(1<<10), 0
+	for f >= 1023.95 && unit < 4 { // what would be printed as 1024.0
+		f, unit = f/(1<<10), unit+1
+	}
+	return fmt.Sprintf("%.1f %ciB", f, "KMGTP"[unit])
+}
+
+func durationWords(d time.Duration) string {
+	if d < time.Minute {
+		return fmt.Sprintf("%.1fs", d.Seconds())
+	}
+	return d.Round(time.Second).String()
+}

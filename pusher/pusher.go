@@ -2,6 +2,7 @@ package pusher
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -244,6 +245,7 @@ func (d *delivery) check(ctx context.Context, parallel int) error {
 
 func (d *delivery) upload(ctx context.Context, parallel int) error {
 	missing := slices.DeleteFunc(slices.Clone(d.g.blobs), func(b *blob) bool { return !b.Missing })
+	slices.SortStableFunc(missing, order)
 	return each(ctx, parallel, missing, func(ctx context.Context, b *blob) error {
 		r, err := d.c.Upload(ctx, b.Blob)
 		b.report.Sent, b.report.Breaks, b.report.Resumes, b.report.Restarts = r.Sent, r.Breaks, r.Resumes, r.Restarts
@@ -260,6 +262,17 @@ func (d *delivery) upload(ctx context.Context, parallel int) error {
 		}
 		return nil
 	})
+}
+
+// order is that of uploading: the small blobs while the link is young, since
+// each would be a few round trips on an idle link at the end; then the largest
+// first, so that no long one is left alone at the end.
+func order(a, b *blob) int {
+	const small = 64 << 10
+	if a.Size <= small || b.Size <= small {
+		return cmp.Compare(a.Size, b.Size)
+	}
+	return cmp.Compare(b.Size, a.Size)
 }
 
 // publish writes the manifests, those that are named before those that name

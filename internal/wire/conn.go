@@ -13,9 +13,14 @@ import (
 	"time"
 )
 
-// pieceSize is the most that one sendfile may move before it is counted. It
-// bounds how coarse progress is on a slow link.
-const pieceSize = 512 << 10
+// What one sendfile may move before it is counted. The size follows the link,
+// so that bytes are seen about ten times a second on any, and a fast one is not
+// slowed by counting.
+const (
+	leastPiece = 256 << 10
+	mostPiece  = 16 << 20
+	pieceTime  = 100 * time.Millisecond
+)
 
 // Info describes a connection at one moment. The zero Info means that no
 // connection was made.
@@ -98,14 +103,21 @@ func (c *Conn) ReadFrom(r io.Reader) (n int64, err error) {
 	if !ok || !limited {
 		return io.Copy(struct{ io.Writer }{c}, r)
 	}
+	piece := int64(leastPiece)
 	for from.N > 0 {
-		want := min(from.N, pieceSize)
+		want, began := min(from.N, piece), time.Now()
 		m, err := to.ReadFrom(&io.LimitedReader{R: from.R, N: want})
 		from.N -= m
 		n += m
 		c.moved(m)
 		if err != nil || m < want {
 			return n, err
+		}
+		switch took := time.Since(began); {
+		case took < pieceTime/2:
+			piece = min(2*piece, mostPiece)
+		case took > 2*pieceTime:
+			piece = max(piece/2, leastPiece)
 		}
 	}
 	return n, nil

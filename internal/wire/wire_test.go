@@ -68,7 +68,7 @@ func patch(t testing.TB, url string, body Body, n int64) *http.Request {
 // Parts of a file, around the size of a piece, arrive as they are, all over
 // one connection.
 func TestFileBodyParts(t *testing.T) {
-	const c = pieceSize
+	const c = leastPiece
 	path, data := tempFile(t, 3*c)
 	var got []byte
 	conns := map[string]bool{}

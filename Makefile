@@ -1,0 +1,76 @@
+# make demo and make test do all their own set-up: Go, git and make are enough.
+
+TOOLS := $(CURDIR)/.tools
+BIN   := $(TOOLS)/bin
+RPUSH := $(TOOLS)/rpush
+
+# What the tests, the demo and the bench run, each a module of its own version.
+registry      := github.com/distribution/distribution/v3/cmd/registry@v3.1.1
+crane         := github.com/google/go-containerregistry/cmd/crane@v0.22.1
+golangci-lint := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+export RPUSH_TOOLS := $(BIN)
+export CGO_ENABLED ?= 1
+
+.PHONY: all build demo test bench lint cross fuzz tools clean
+
+all: build
+
+# The command, as ./rpush.
+build:
+	go build -trimpath -o rpush ./cmd/rpush
+
+# A push through resets, before your eyes.
+demo: $(BIN)/registry $(BIN)/crane $(RPUSH)
+	go run ./internal/demo -rpush $(RPUSH)
+
+# Everything that must hold. A missing tool is a failure, not a skip.
+test: export RPUSH_TEST_REQUIRE := 1
+test: tools lint cross
+	go test -race $$(go list ./... | grep -v /internal/e2e)
+	go test -count=1 ./internal/e2e
+	cd examples && go vet ./... && go test ./...
+
+# rpush beside crane: figures, no assertions.
+bench: $(BIN)/registry $(BIN)/crane $(RPUSH)
+	go run ./internal/bench -rpush $(RPUSH)
+
+lint: $(BIN)/golangci-lint
+	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
+	go mod tidy -diff
+	cd examples && go mod tidy -diff
+	go vet ./...
+	$(BIN)/golangci-lint run ./...
+
+# Other systems have at least to build, tests included.
+cross:
+	GOOS=darwin CGO_ENABLED=0 go vet ./...
+	GOOS=windows CGO_ENABLED=0 go vet ./...
+
+# A minute for each parser of foreign input.
+fuzz:
+	for f in FuzzParseRange FuzzParseLocation FuzzUnexpected; do \
+		go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/protocol || exit 1; done
+
+tools: $(BIN)/registry $(BIN)/crane $(BIN)/golangci-lint
+
+# A tool is installed again when its version above changes.
+$(BIN)/%: $(TOOLS)/versions/%
+	GOBIN=$(BIN) GOFLAGS=-mod=mod CGO_ENABLED=0 go install $($*)
+	@touch $@
+
+.PRECIOUS: $(TOOLS)/versions/%
+$(TOOLS)/versions/%: FORCE
+	@mkdir -p $(@D)
+	@echo '$($*)' | cmp -s - $@ || echo '$($*)' > $@
+
+.PHONY: FORCE
+FORCE:
+
+.PHONY: $(RPUSH)
+$(RPUSH):
+	@mkdir -p $(@D)
+	CGO_ENABLED=0 go build -trimpath -o $@ ./cmd/rpush
+
+clean:
+	rm -rf $(TOOLS) rpush

@@ -15,7 +15,7 @@ func peak(s *os.ProcessState) int64 {
 	case !ok:
 		return 0
 	case runtime.GOOS == "darwin":
-		return int64(u.Maxrss)
+		return int64(u.Maxrss) //nolint:unconvert // int32 on some systems
 	}
-	return int64(u.Maxrss) << 10
+	return int64(u.Maxrss) << 10 //nolint:unconvert // int32 on some systems
 }

@@ -1,5 +1,5 @@
-// Package e2e runs the rpush binary against a real registry through a proxy
-// that breaks connections, and has an independent client pull the image back.
+//go:build linux
+
 package e2e
 
 import (

@@ -78,6 +78,10 @@ type Options struct {
 	// RetryFor, StallTimeout and AnswerTimeout are those of resume.Options.
 	RetryFor, StallTimeout, AnswerTimeout time.Duration
 
+	// Dialects keeps what is learnt about registries; nil is for this Pusher
+	// alone.
+	Dialects resume.Dialects
+
 	// Logger gets what resume.Options.Logger gets; nil is silent.
 	Logger logrus.FieldLogger
 	// OnEvent is called for every event of every blob of one Push, never by two
@@ -119,6 +123,9 @@ func New(o Options) (*Pusher, error) {
 	}
 	if o.UserAgent == "" {
 		o.UserAgent = "rpush"
+	}
+	if o.Dialects == nil {
+		o.Dialects = resume.MemoryDialects()
 	}
 	p := &Pusher{o: o, base: o.Transport}
 	if p.base == nil {
@@ -205,6 +212,7 @@ func (p *Pusher) client(repo name.Repository, scheme string, rt http.RoundTrippe
 		StallTimeout:  p.o.StallTimeout,
 		AnswerTimeout: p.o.AnswerTimeout,
 		UserAgent:     p.o.UserAgent,
+		Dialects:      p.o.Dialects,
 		Logger:        p.o.Logger,
 		OnEvent:       p.o.OnEvent,
 	})

@@ -69,6 +69,9 @@ type Options struct {
 	// "rpush".
 	UserAgent string
 
+	// Dialects keeps what is learnt about hosts; nil is for this client alone.
+	Dialects Dialects
+
 	// Logger gets one line for every break and everything else worth knowing,
 	// and every request at debug level; never a location or a credential. nil
 	// is silent.
@@ -94,7 +97,7 @@ type Client struct {
 	log      logrus.FieldLogger
 
 	answered   atomic.Bool // the registry has answered something
-	statusGET  atomic.Bool // it answers GET on an upload URL, not HEAD
+	pace       *pacer
 	saidMended atomic.Bool
 
 	events sync.Mutex
@@ -138,6 +141,10 @@ func New(repo name.Repository, o Options) (*Client, error) {
 		external: o.External,
 		log:      o.Logger.WithField("repository", repo.Name()),
 	}
+	if o.Dialects == nil {
+		o.Dialects = MemoryDialects()
+	}
+	c.pace = newPacer(scheme+"://"+protocol.HostPort(c.base), o.Dialects)
 	if c.rt == nil || c.external == nil {
 		own := wire.New(wire.Options{UserAgent: o.UserAgent, Stall: o.StallTimeout})
 		if c.rt == nil {

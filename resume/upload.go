@@ -29,6 +29,9 @@ const (
 	// maxAsks bounds how often the offset is asked in a row while the answers
 	// differ.
 	maxAsks = 60
+	// maxSteps is how many requests without progress may follow each other
+	// before the loop has its say.
+	maxSteps = 12
 
 	firstSettle = 10 * time.Millisecond
 	maxSettle   = time.Second
@@ -45,7 +48,26 @@ const (
 var (
 	errLost       = errors.New("the registry no longer knows the upload session")
 	errCommitting = errors.New("no answer to the commit yet")
+	errNoHeadway  = errors.New("the registry answers, and nothing comes of it")
 )
+
+// LostError is the end of an upload whose sessions the registry lost again and
+// again. Three things help: a host or line that resets no connections, a proxy
+// before the registry that buffers requests, or a registry that keeps what it
+// received, such as distribution 3. It is of the kind ErrInterrupted.
+type LostError struct {
+	// Times in a row, without the registry ever holding more than before.
+	Times int
+	// Err is how the last one was lost.
+	Err error
+}
+
+func (e *LostError) Error() string {
+	return fmt.Sprintf("the registry lost the upload session %d times in a row, the last time because: %v", e.Times, e.Err)
+}
+
+// Unwrap returns how the last session was lost.
+func (e *LostError) Unwrap() error { return e.Err }
 
 // session is an upload session (distribution-spec v1.1, end-4a) as far as it
 // is known.
@@ -59,8 +81,22 @@ type session struct {
 	// acked is the end of the last PATCH that was answered well, sent the end
 	// of the bytes handed to any connection.
 	acked, sent int64
-	refused     int
-	broken      bool // not continued since the last break
+	// start is where the last PATCH began, and cut how it broke, if it did.
+	start int64
+	cut   *cut
+	// refused counts requests in a row that were refused where the registry
+	// said it stands; guessed is set while one of them tries the byte before.
+	refused int
+	guessed bool
+	took    bool // it has held some bytes
+	broken  bool // not continued since the last break
+}
+
+// cut is a PATCH that got no answer.
+type cut struct {
+	whole    bool  // all of its body was handed to the connection
+	handed   int64 // bytes of its body that were
+	survived int64 // bytes that its connection had carried
 }
 
 // upload is one blob on its way. Bytes only go down, offsets only come up.
@@ -77,7 +113,9 @@ type upload struct {
 	best     int64     // the most the registry held, over all sessions
 	lost     int       // sessions lost in a row without a new best
 	renewals int
-	rejected int          // digests refused
+	rejected int // digests refused
+	hopeless int // sessions that refused their first PATCH
+	headway  bool
 	told     atomic.Int64 // when Sent was last emitted, in Unix nanoseconds
 }
 
@@ -111,7 +149,13 @@ func (c *Client) Upload(ctx context.Context, blob Blob) (Result, error) {
 // run goes on from whatever is known until the blob is there or something
 // fails that has to be waited out.
 func (u *upload) run(ctx context.Context) error {
-	for !u.done {
+	for steps := 0; !u.done; steps++ {
+		if u.headway {
+			u.headway, steps = false, 0
+		}
+		if steps > maxSteps {
+			return protocol.Transient(errNoHeadway)
+		}
 		var err error
 		switch {
 		case !u.doubt.IsZero():
@@ -178,15 +222,17 @@ func (u *upload) open(ctx context.Context) error {
 	if err := u.relocate(s, at, a); err != nil {
 		return protocol.Kind(protocol.ErrEndpoint, err)
 	}
+	u.c.pace.needs(protocol.ChunkMinLength(a.Header))
 	u.sess, u.blob.Missing = s, false
 	u.emit(Event{Kind: Opened})
 	return nil
 }
 
-// send PATCHes all that is left (end-5), from a reader of its own.
+// send PATCHes what comes next (end-5), from a reader of its own.
 func (u *upload) send(ctx context.Context) error {
 	s := u.sess
-	start, end := s.offset, u.blob.Size
+	n, fresh := u.c.pace.next(u.blob.Size - s.offset)
+	start, end := s.offset, s.offset+n
 	r, err := u.blob.open(start)
 	if err != nil {
 		return err
@@ -199,49 +245,86 @@ func (u *upload) send(ctx context.Context) error {
 			u.emit(Event{Kind: Resumed, Offset: start})
 		}
 	}
-	body := wire.NewBody(r, end-start)
-	req := request(http.MethodPatch, s.location, body, end-start)
+	body := wire.NewBody(r, n)
+	req := request(http.MethodPatch, s.location, body, n)
 	req.Header.Set("Content-Type", "application/octet-stream")
 	req.Header.Set("Content-Range", protocol.ContentRange(start, end))
+	if fresh {
+		ctx = wire.Fresh(ctx)
+	}
 	var gone atomic.Int64
 	a, err := u.c.send(ctx, req, u.c.slow(), func(n int64) {
 		u.sentTo(min(start+gone.Add(n), end))
 	})
 	sent := body.Sent()
 	u.res.Sent += sent
-	s.sent = max(s.sent, start+sent)
+	s.sent, s.start, s.cut = max(s.sent, start+sent), start, nil
 	if err != nil {
 		if bad := body.Err(); bad != nil && ctx.Err() == nil {
 			return bad
+		}
+		if conn, _, ok := exchange(err); ok {
+			s.cut = &cut{whole: sent == n, handed: sent, survived: conn.Sent}
 		}
 		u.unsettle(true)
 		return err
 	}
 	switch {
-	case a.Status >= 200 && a.Status < 300:
-		s.acked, s.refused = end, 0
-		if err := u.newer(s, a); err != nil {
-			return err
-		}
-		if held, ok := protocol.ParseRange(a.Header); ok && held.Bytes != end && (!held.Ambiguous || end > 1) {
-			// An answer that contradicts what was sent settles nothing.
-			u.unsettle(false)
-			return nil
-		}
-		s.offset = end
-		u.settled()
+	case a.Status == http.StatusRequestEntityTooLarge && u.c.pace.tooLarge(n):
+		u.c.log.WithField("digest", u.blob.Digest).WithField("size", n).Info("body too large for the registry, trying smaller ones")
+		u.headway = true
+		u.unsettle(true)
 		return nil
+	case a.Status >= 200 && a.Status < 300:
+		return u.acknowledge(end, a)
 	case a.Status == http.StatusBadRequest, a.Status == http.StatusNotFound, a.Status == http.StatusGone,
 		a.Status == http.StatusConflict, a.Status == http.StatusRequestedRangeNotSatisfiable:
 		// Which of these means what differs between registries. The offset tells.
 		u.unsettle(true)
 		if s.refused++; s.refused >= maxRefused {
-			return u.drop(fmt.Errorf("the registry refuses to continue where it says it stands: %w", protocol.Unexpected(a, time.Now())))
+			return u.refuse(protocol.Unexpected(a, time.Now()))
 		}
 		return nil
 	}
 	u.unsettle(true)
 	return protocol.Unexpected(a, time.Now())
+}
+
+// acknowledge takes the answer to a PATCH that went well, up to end.
+func (u *upload) acknowledge(end int64, a *wire.Answer) error {
+	s := u.sess
+	held, ranged := protocol.ParseRange(a.Header)
+	if a.Status != http.StatusAccepted && !ranged && a.Header.Get("Location") == "" {
+		// A web page of some proxy on the way. Nobody knows what became of it.
+		u.unsettle(true)
+		return protocol.Transient(fmt.Errorf("an answer of status %d that no registry gives to a PATCH", a.Status))
+	}
+	if s.guessed {
+		u.c.pace.endsAtCount()
+	}
+	u.c.pace.acknowledged()
+	s.acked, s.refused, s.guessed = end, 0, false
+	if err := u.newer(s, a); err != nil {
+		return err
+	}
+	if ranged && held.Bytes != end && (!held.Ambiguous || end > 1) {
+		// An answer that contradicts what was sent settles nothing.
+		u.unsettle(false)
+		return nil
+	}
+	s.offset = end
+	u.settled()
+	return nil
+}
+
+// refuse gives up a session that does not take what comes next.
+func (u *upload) refuse(why *protocol.StatusError) error {
+	if u.sess.took {
+		u.c.pace.refusedMore()
+	} else if u.hopeless++; u.hopeless > 1 {
+		return why // not even the first bytes, and not by accident
+	}
+	return u.drop(fmt.Errorf("it refuses to continue where it says it stands: %w", why))
 }
 
 // settle asks the registry for the offset until it is sure.
@@ -251,6 +334,9 @@ func (u *upload) settle(ctx context.Context) error {
 	for range maxAsks {
 		offset, err := u.ask(ctx)
 		if errors.Is(err, errLost) {
+			if s.cut != nil && !s.cut.whole {
+				u.c.pace.lost(s.cut.survived)
+			}
 			return u.drop(err)
 		}
 		if err != nil {
@@ -271,24 +357,39 @@ func (u *upload) settle(ctx context.Context) error {
 }
 
 // accept takes an offset that the registry said.
-func (u *upload) accept(offset int64) error {
+func (u *upload) accept(said int64) error {
 	s := u.sess
-	if s.refused > 0 {
-		// It was refused where the registry said it stands; ECR and streamed
-		// zot say less than they hold.
-		offset = max(offset, s.acked)
+	offset := said
+	if d := u.c.pace.dialect(); said > 0 && (d.OffByOne || said == s.sent+1 && s.sent > 0) {
+		offset--
 	}
-	switch {
-	case offset > s.sent:
+	if offset > s.sent {
 		// More than anybody sent it. The digest would tell in the end, after
 		// all bytes were sent in vain.
-		return u.drop(fmt.Errorf("the registry claims to hold %d bytes of an upload that was sent %d", offset, s.sent))
-	case u.rejected > 0 && offset != s.acked:
+		return u.drop(fmt.Errorf("the registry claims to hold %d bytes of an upload that was sent %d", said, s.sent))
+	}
+	// Where the registry says it stands; but ECR and zot say less than they
+	// acknowledged, and where that is refused, Quay and Gitea one byte more.
+	tries := [maxRefused]int64{offset, max(offset-1, s.acked), s.acked}
+	if offset < s.acked {
+		tries = [maxRefused]int64{s.acked, offset, offset}
+	}
+	n := min(s.refused, maxRefused-1)
+	offset = tries[n]
+	s.guessed = n == 1 && offset == said-1 && offset > s.acked
+	if u.rejected > 0 && offset != s.acked {
 		// An offset lied once: from now on only the ends of acknowledged
 		// chunks count.
 		return u.drop(errors.New("not continuing inside a chunk after a refused digest"))
 	}
-	s.offset = offset
+	if s.cut != nil && offset < s.start+s.cut.handed {
+		if offset > s.start {
+			u.c.pace.keptPart()
+		} else {
+			u.c.pace.keptNothing(s.cut.handed, s.cut.survived)
+		}
+	}
+	s.cut, s.offset = nil, offset
 	u.settled()
 	return nil
 }
@@ -297,8 +398,9 @@ func (u *upload) accept(offset int64) error {
 func (u *upload) settled() {
 	s := u.sess
 	s.settled, s.draining = true, false
+	s.took = s.took || s.offset > 0
 	if s.offset > u.best {
-		u.best, u.lost, u.renewals, s.refused = s.offset, 0, 0, 0
+		u.best, u.lost, u.renewals, u.headway = s.offset, 0, 0, true
 		u.loop.Progress()
 	}
 	u.emit(Event{Kind: Settled, Offset: s.offset})
@@ -317,7 +419,7 @@ func (u *upload) unsettle(draining bool) {
 // GET can say that the session is lost: errLost.
 func (u *upload) ask(ctx context.Context) (int64, error) {
 	var answered *protocol.StatusError
-	if !u.c.statusGET.Load() {
+	if !u.c.pace.dialect().StatusGET {
 		offset, ok, err := u.status(ctx, http.MethodHead)
 		switch {
 		case ok:
@@ -329,7 +431,7 @@ func (u *upload) ask(ctx context.Context) (int64, error) {
 	offset, ok, err := u.status(ctx, http.MethodGet)
 	switch {
 	case ok:
-		u.c.statusGET.Store(true)
+		u.c.pace.answersGET()
 		return offset, nil
 	case err == nil:
 		return u.sess.acked, nil // alive, without saying where
@@ -387,8 +489,13 @@ func (u *upload) commit(ctx context.Context) error {
 		return nil
 	case a.Status >= 200 && a.Status < 300:
 		// Not what the spec says: only the blob itself is proof.
+		exists, err := u.c.exists(ctx, u.blob.Digest, u.blob.Size)
+		if exists && err == nil {
+			u.finish(Committed)
+			return nil
+		}
 		u.doubt = time.Now()
-		return nil
+		return protocol.Transient(fmt.Errorf("the commit got an answer of status %d, and the blob is not there", a.Status))
 	}
 	refusal := protocol.Unexpected(a, time.Now())
 	if protocol.Classify(refusal).Class == protocol.Break {
@@ -478,7 +585,7 @@ func (u *upload) drop(why error) error {
 	u.c.log.WithField("digest", u.blob.Digest).WithField("error", protocol.Text(why)).Warn("upload session lost")
 	u.emit(Event{Kind: Lost, Err: why})
 	if u.lost++; u.lost >= maxLost {
-		return protocol.Kind(protocol.ErrInterrupted, fmt.Errorf("upload sessions were lost %d times in a row without progress, the last time because: %w", u.lost, why))
+		return protocol.Kind(protocol.ErrInterrupted, &LostError{Times: u.lost, Err: why})
 	}
 	return protocol.Transient(fmt.Errorf("upload session lost: %w", why))
 }
@@ -511,6 +618,7 @@ func (u *upload) newer(s *session, a *wire.Answer) error {
 
 func (u *upload) finish(k EventKind) {
 	u.done, u.doubt = true, time.Time{}
+	u.c.pace.save()
 	u.emit(Event{Kind: k, Offset: u.blob.Size})
 }
 

@@ -55,6 +55,16 @@ func ContentRange(offset, end int64) string {
 	return strconv.FormatInt(offset, 10) + "-" + strconv.FormatInt(end-1, 10)
 }
 
+// ChunkMinLength reads OCI-Chunk-Min-Length in bytes, 0 where there is none. It
+// is bounded: a registry cannot make a chunk larger than 1 GiB.
+func ChunkMinLength(h http.Header) int64 {
+	n, err := strconv.ParseInt(strings.TrimSpace(h.Get("OCI-Chunk-Min-Length")), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return min(max(n, 0), 1<<30)
+}
+
 // MaxWait bounds what a Retry-After may ask for.
 const MaxWait = 24 * time.Hour
 

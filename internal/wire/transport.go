@@ -31,7 +31,7 @@ type Options struct {
 // Transport is an http.RoundTripper over connections of type *Conn, HTTP/1.1
 // only: over HTTP/2 one reset takes every blob down at once.
 type Transport struct {
-	base *http.Transport
+	base pair
 	o    Options
 
 	mu     sync.Mutex
@@ -41,18 +41,22 @@ type Transport struct {
 // New makes a Transport with connections of its own.
 func New(o Options) *Transport {
 	t := &Transport{o: o, public: map[string]bool{}}
-	t.base = t.transport(http.ProxyFromEnvironment, t.dial)
+	t.base = t.pair(http.ProxyFromEnvironment, t.dial)
 	return t
 }
 
-func (t *Transport) transport(proxy func(*http.Request) (*url.URL, error),
+// pair is a transport that keeps connections and one that does not:
+// http.Request.Close would still take a kept one.
+type pair struct{ kept, fresh *http.Transport }
+
+func (t *Transport) pair(proxy func(*http.Request) (*url.URL, error),
 	dial func(ctx context.Context, network, addr string) (net.Conn, error),
-) *http.Transport {
+) pair {
 	var conf *tls.Config
 	if t.o.TLS != nil {
 		conf = t.o.TLS.Clone()
 	}
-	return &http.Transport{
+	kept := &http.Transport{
 		Proxy:                  proxy,
 		DialContext:            dial,
 		TLSClientConfig:        conf,
@@ -63,7 +67,16 @@ func (t *Transport) transport(proxy func(*http.Request) (*url.URL, error),
 		MaxResponseHeaderBytes: 256 << 10,
 		TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{},
 	}
+	fresh := kept.Clone()
+	fresh.DisableKeepAlives = true
+	return pair{kept, fresh}
 }
+
+// Fresh asks for a connection of its own for a request with the returned
+// context, on a Transport of this package.
+func Fresh(ctx context.Context) context.Context { return context.WithValue(ctx, freshKey{}, true) }
+
+type freshKey struct{}
 
 // RoundTrip implements http.RoundTripper. A request whose body has been used
 // gets ErrSpent before anything is sent.
@@ -72,16 +85,19 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // CloseIdleConnections closes what no request is using.
-func (t *Transport) CloseIdleConnections() { t.base.CloseIdleConnections() }
+func (t *Transport) CloseIdleConnections() { t.base.kept.CloseIdleConnections() }
 
-func roundTrip(base http.RoundTripper, ua string, req *http.Request) (*http.Response, error) {
+func roundTrip(base pair, ua string, req *http.Request) (*http.Response, error) {
 	if b, ok := req.Body.(Body); ok && b.Spent() {
 		return nil, ErrSpent
 	}
 	if ua != "" {
 		req.Header.Set("User-Agent", ua)
 	}
-	return base.RoundTrip(req)
+	if fresh, _ := req.Context().Value(freshKey{}).(bool); fresh {
+		return base.fresh.RoundTrip(req)
+	}
+	return base.kept.RoundTrip(req)
 }
 
 func (t *Transport) dial(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -126,14 +142,14 @@ var ErrPrivate = errors.New("upload location on a private address, named by a re
 // address is checked when dialling, so that no name can change its mind.
 func (t *Transport) External(registry string) http.RoundTripper {
 	e := &external{t: t, registry: registry}
-	e.base = t.transport(e.proxy, e.dial)
+	e.base = t.pair(e.proxy, e.dial)
 	return e
 }
 
 type external struct {
 	t        *Transport
 	registry string
-	base     *http.Transport
+	base     pair
 	proxies  sync.Map // host:port of the proxies in use
 }
 
@@ -141,7 +157,7 @@ func (e *external) RoundTrip(req *http.Request) (*http.Response, error) {
 	return roundTrip(e.base, e.t.o.UserAgent, req)
 }
 
-func (e *external) CloseIdleConnections() { e.base.CloseIdleConnections() }
+func (e *external) CloseIdleConnections() { e.base.kept.CloseIdleConnections() }
 
 // proxy remembers the proxies, which may well be private.
 func (e *external) proxy(req *http.Request) (*url.URL, error) {

@@ -1,0 +1,268 @@
+package resume
+
+import (
+	"sync"
+)
+
+// Class is what a registry, with all that stands before it, has proved about a
+// PATCH that breaks. It is decided from behaviour only, and a later proof
+// corrects an earlier one.
+type Class string
+
+// The classes, with those seen to behave so.
+const (
+	// Unproved: no PATCH broke yet. All that is left goes in one PATCH.
+	Unproved Class = ""
+	// Exact registries keep the bytes of a broken PATCH, some rounded down to
+	// parts: distribution 3, olareg. All that is left goes in one PATCH.
+	Exact Class = "exact"
+	// Boundary registries keep the session and whole PATCHes only: anything
+	// behind a proxy that buffers requests. Chunks bound the loss.
+	Boundary Class = "boundary"
+	// Fragile registries lose the session when a body breaks, or cannot say
+	// where it stands: distribution 2, Harbor, zot, ggcr's registry. Chunks each
+	// go on a connection of their own, so short that it has no time to die.
+	Fragile Class = "fragile"
+	// Monolithic registries refuse a second PATCH: documented of Artifact
+	// Registry and GHCR. One PATCH per session.
+	Monolithic Class = "monolithic"
+)
+
+// Dialect is what was learnt about a registry. The zero value is that nothing
+// was. It holds nothing secret.
+type Dialect struct {
+	Class Class `json:"class,omitempty"`
+	// Chunk is about the size of the next chunk in bytes, 0 for all that is left.
+	Chunk int64 `json:"chunk,omitempty"`
+	// MaxBody is the largest body to send after a 413, 0 for any.
+	MaxBody int64 `json:"maxBody,omitempty"`
+	// StatusGET: the offset is answered to GET, not to HEAD.
+	StatusGET bool `json:"statusGet,omitempty"`
+	// OffByOne: the Range of a status answer ends at the number of bytes held,
+	// not at the last byte, as on Quay and Gitea.
+	OffByOne bool `json:"offByOne,omitempty"`
+}
+
+// Dialects keeps dialects between clients, and between processes if it likes.
+// host is scheme://host:port. What it returns is a hint. Methods may be called
+// by several goroutines and should be quick.
+type Dialects interface {
+	Load(host string) (Dialect, bool)
+	Save(host string, d Dialect)
+}
+
+// MemoryDialects returns Dialects that live as long as the process.
+func MemoryDialects() Dialects { return &memoryDialects{m: map[string]Dialect{}} }
+
+type memoryDialects struct {
+	mu sync.Mutex
+	m  map[string]Dialect
+}
+
+func (m *memoryDialects) Load(host string) (Dialect, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	d, ok := m.m[host]
+	return d, ok
+}
+
+func (m *memoryDialects) Save(host string, d Dialect) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.m[host] = d
+}
+
+// Sizes in bytes. Chunks are multiples of the parts of object storage where
+// they can be: a registry in front of S3 pays for every other size.
+const (
+	mib        = 1 << 20
+	leastChunk = 1 * mib
+	mostChunk  = 30 * mib
+	leastBody  = 64 << 10
+	// proof is so much that a registry which kept nothing of it keeps only whole
+	// PATCHes. Less may have been in buffers on the way.
+	proof = 32 * mib
+)
+
+// round makes a chunk size of n bytes.
+func round(n int64) int64 {
+	n = max(n, leastChunk)
+	for _, part := range []int64{10 * mib, 5 * mib} {
+		if n >= part {
+			return n / part * part
+		}
+	}
+	return n / mib * mib
+}
+
+// pacer decides how much goes into one PATCH. One is shared by all blobs of a
+// client.
+type pacer struct {
+	host  string
+	store Dialects
+
+	mu    sync.Mutex
+	d     Dialect
+	least int64 // OCI-Chunk-Min-Length
+	empty int   // breaks in a row of which nothing was kept
+	gone  int   // sessions in a row lost by a break
+}
+
+func newPacer(host string, store Dialects) *pacer {
+	p := &pacer{host: host, store: store}
+	if d, ok := store.Load(host); ok {
+		p.d = d.valid()
+	}
+	return p
+}
+
+// valid makes a dialect from anywhere usable.
+func (d Dialect) valid() Dialect {
+	switch d.Class {
+	case Unproved, Exact, Boundary, Fragile, Monolithic:
+	default:
+		return Dialect{}
+	}
+	if d.Chunk != 0 {
+		d.Chunk = limit(d.Chunk)
+	}
+	if d.MaxBody != 0 {
+		d.MaxBody = max(d.MaxBody, leastBody)
+	}
+	return d
+}
+
+func (p *pacer) dialect() Dialect {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.d
+}
+
+// next is how much of the bytes left to send in one PATCH, and whether that
+// needs a connection of its own.
+func (p *pacer) next(left int64) (n int64, fresh bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n = left
+	if p.d.Chunk > 0 {
+		n = min(n, max(round(p.d.Chunk), p.least))
+	}
+	if p.d.MaxBody > 0 {
+		n = min(n, max(p.d.MaxBody, p.least))
+	}
+	return n, p.d.Class == Fragile && p.d.Chunk > 0
+}
+
+// learn changes the dialect and keeps what was learnt if it is another class.
+func (p *pacer) learn(f func()) {
+	p.mu.Lock()
+	before := p.d
+	f()
+	after := p.d
+	p.mu.Unlock()
+	before.Chunk = after.Chunk // moves all the time; kept by save
+	if before != after {
+		p.store.Save(p.host, after)
+	}
+}
+
+// save keeps what was learnt.
+func (p *pacer) save() {
+	if d := p.dialect(); d != (Dialect{}) {
+		p.store.Save(p.host, d)
+	}
+}
+
+// acknowledged: a PATCH was answered well. Chunks grow slowly, so that a link
+// that breaks by volume is not tried out too often.
+func (p *pacer) acknowledged() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.empty, p.gone = 0, 0
+	if p.d.Class == Boundary && p.d.Chunk > 0 {
+		p.d.Chunk = min(p.d.Chunk+p.d.Chunk/8, mostChunk)
+	}
+}
+
+// keptPart: the registry held a part of a broken PATCH.
+func (p *pacer) keptPart() {
+	p.learn(func() {
+		p.empty, p.gone = 0, 0
+		p.d.Class, p.d.Chunk = Exact, 0
+	})
+}
+
+// keptNothing: a PATCH broke after handed bytes of its body and survived bytes
+// on its connection, and the session stands where it stood before. Chunks of a
+// quarter of what a connection survives lose an eighth to each break.
+func (p *pacer) keptNothing(handed, survived int64) {
+	p.learn(func() {
+		p.empty++
+		switch {
+		case p.d.Class == Boundary && p.d.Chunk > 0:
+			p.d.Chunk = limit(min(p.d.Chunk/2, survived/4))
+		case handed >= proof || p.empty > 1 && handed > 0:
+			p.d.Class, p.d.Chunk = Boundary, limit(survived/4)
+		}
+	})
+}
+
+// limit keeps a chunk size within its bounds.
+func limit(n int64) int64 { return min(max(n, leastChunk), mostChunk) }
+
+// lost: a body broke after its connection had carried survived bytes, and the
+// session is gone.
+func (p *pacer) lost(survived int64) {
+	p.learn(func() {
+		p.gone++
+		switch {
+		case p.d.Class == Exact && p.gone == 1:
+			// It has done better; a restart explains one loss.
+		case p.d.Class == Monolithic:
+		case p.d.Class == Fragile && p.gone > maxGone:
+			p.d.Chunk = 0 // no better than in one PATCH
+		case p.d.Class == Fragile && p.d.Chunk > 0:
+			p.d.Chunk = limit(p.d.Chunk / 2)
+		default:
+			p.d.Class, p.d.Chunk = Fragile, limit(survived/2)
+		}
+	})
+}
+
+// maxGone is how many sessions in a row may be lost in chunks before they go
+// in one PATCH again.
+const maxGone = 4
+
+// refusedMore: a session that took one PATCH refuses another.
+func (p *pacer) refusedMore() {
+	p.learn(func() { p.d.Class, p.d.Chunk = Monolithic, 0 })
+}
+
+// tooLarge: a body of n bytes got 413. It is false if there is nothing smaller
+// to try.
+func (p *pacer) tooLarge(n int64) bool {
+	if n <= leastBody {
+		return false
+	}
+	p.learn(func() {
+		half := n / 2
+		if half > leastChunk {
+			half = round(half)
+		}
+		if p.d.MaxBody == 0 || half < p.d.MaxBody {
+			p.d.MaxBody = max(half, leastBody)
+		}
+	})
+	return true
+}
+
+func (p *pacer) answersGET() { p.learn(func() { p.d.StatusGET = true }) }
+
+func (p *pacer) endsAtCount() { p.learn(func() { p.d.OffByOne = true }) }
+
+// needs notes the registry's OCI-Chunk-Min-Length.
+func (p *pacer) needs(least int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.least = least
+}

@@ -258,8 +258,12 @@ func (u *upload) send(ctx context.Context) error {
 	})
 	sent := body.Sent()
 	u.res.Sent += sent
-	s.sent, s.start, s.cut = max(s.sent, start+sent), start, nil
-	if err != nil {
+	s.start, s.cut = start, nil
+	if err == nil {
+		// An early answer may overtake bytes that are still going out.
+		s.sent = max(s.sent, end)
+	} else {
+		s.sent = max(s.sent, start+sent)
 		if bad := body.Err(); bad != nil && ctx.Err() == nil {
 			return bad
 		}

@@ -263,6 +263,9 @@ func (w *watch) kill() {
 	if w.conn != nil {
 		w.conn.Kill()
 	}
+	if b, ok := w.body.(*streamBody); ok {
+		go b.Close() // net/http waits for a Read that may never return
+	}
 }
 
 // ended adds to err how the connection ended: net/http calls an answer that a

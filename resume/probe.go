@@ -1,0 +1,265 @@
+package resume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/internal/retry"
+	"github.com/rpush-go/rpush/internal/wire"
+)
+
+// What a probe sends: a chunk that is acknowledged, and one that is broken off
+// after half of it, with a pause so that what was sent arrives.
+const (
+	probeChunk  = 64 << 10
+	probeBroken = 2 * mib
+	probePause  = 500 * time.Millisecond
+)
+
+// Probe is what a registry did with an upload that was broken on purpose.
+type Probe struct {
+	// Class is what that proves.
+	Class Class `json:"class"`
+	// Blind is set if the registry answers neither HEAD nor GET on the URL of
+	// an upload that is alive. Its Class is Fragile then.
+	Blind bool `json:"blind"`
+	// Steps are the evidence, in order.
+	Steps []ProbeStep `json:"steps"`
+}
+
+// ProbeStep is one request of a probe.
+type ProbeStep struct {
+	// What was done, in words.
+	What   string `json:"what"`
+	Method string `json:"method"`
+	// Status is 0 where there was no answer.
+	Status int `json:"status"`
+	// Range is the header of that name in the answer, as it was.
+	Range string `json:"range,omitempty"`
+	// NewLocation: the answer had a Location that differs from the one before.
+	NewLocation bool `json:"newLocation"`
+	// Error is set where there was no answer.
+	Error string `json:"error,omitempty"`
+}
+
+// Probe finds out what the registry keeps of a broken upload, by breaking a
+// small one: it opens an upload session, sends 64 KiB, breaks a second PATCH
+// of 4 MiB after 2 MiB by resetting its connection, asks for the offset, tries
+// to go on, and cancels the session. No blob comes of it. What it learns is
+// kept as a push would keep it. It is for diagnosis: an upload never needs it.
+//
+// An error means that the probe could not be carried out; the Probe then holds
+// the steps until there.
+func (c *Client) Probe(ctx context.Context) (*Probe, error) {
+	p := &prober{Probe: &Probe{}, c: c}
+	p.u = &upload{c: c, op: "probe", blob: Blob{Digest: digest.FromString("probe"), Missing: true}}
+	err := c.retry(ctx, subject{}, func(ctx context.Context, l *retry.Loop) error {
+		p.u.loop = l
+		if p.u.sess != nil {
+			return nil
+		}
+		return p.u.open(ctx)
+	})
+	if err == nil {
+		p.Steps = append(p.Steps, ProbeStep{What: "open an upload session", Method: http.MethodPost, Status: http.StatusAccepted, NewLocation: true})
+		err = p.run(ctx)
+		p.cancel(context.WithoutCancel(ctx))
+	}
+	if err != nil {
+		return p.Probe, c.failure("probe", "", 0, 0, 0, err)
+	}
+	return p.Probe, nil
+}
+
+type prober struct {
+	*Probe
+	c *Client
+	u *upload
+}
+
+func (p *prober) run(ctx context.Context) error {
+	asked, alive, err := p.ask(ctx, "ask where the new session stands")
+	if err != nil {
+		return err
+	}
+	p.Blind = !alive && asked
+	a, err := p.patch(ctx, "send a chunk of 64 KiB", probeChunk, probeChunk)
+	switch {
+	case err != nil:
+		return err
+	case a.Status/100 != 2:
+		return protocol.Unexpected(a, time.Now())
+	}
+	s := p.u.sess
+	s.acked, s.sent = probeChunk, probeChunk
+	a, err = p.patch(ctx, "break a second one of 4 MiB after 2 MiB", 2*probeBroken, probeBroken)
+	switch {
+	case ctx.Err() != nil:
+		return err
+	case err == nil && a.Status/100 == 4:
+		p.conclude(Monolithic)
+		return nil
+	case err == nil:
+		return protocol.Unexpected(a, time.Now())
+	}
+	// What arrived is settled when two answers agree.
+	var offset int64
+	for before := int64(-1); ; before = offset {
+		var alive bool
+		if _, alive, err = p.ask(ctx, "ask where it stands now"); err != nil {
+			return err
+		}
+		if !alive {
+			p.conclude(Fragile)
+			return nil
+		}
+		if offset = s.offset; offset == before {
+			break
+		}
+		if err := sleep(ctx, 10*firstSettle); err != nil {
+			return err
+		}
+	}
+	class := Boundary
+	if offset > probeChunk {
+		class = Exact
+	}
+	a, err = p.patch(ctx, "go on from there with 64 KiB", probeChunk, probeChunk)
+	switch {
+	case err != nil:
+		return err
+	case a.Status/100 != 2:
+		class = Monolithic
+	}
+	p.conclude(class)
+	return nil
+}
+
+// conclude keeps what was found as a push would.
+func (p *prober) conclude(class Class) {
+	p.Class = class
+	p.c.pace.learn(func() {
+		p.c.pace.d.Class, p.c.pace.d.Chunk = class, 0
+		if class == Boundary {
+			p.c.pace.d.Chunk = mostChunk
+		}
+	})
+}
+
+// ask asks with HEAD, then with GET. asked is false where neither was answered
+// at all; alive is true if one said 2xx.
+func (p *prober) ask(ctx context.Context, what string) (asked, alive bool, err error) {
+	s := p.u.sess
+	for _, method := range []string{http.MethodHead, http.MethodGet} {
+		a, err := p.step(ctx, what, request(method, s.location, nil, 0))
+		if err != nil {
+			return asked, alive, err
+		}
+		asked = true
+		if a.Status == http.StatusUnauthorized || a.Status == http.StatusForbidden {
+			return asked, alive, protocol.Unexpected(a, time.Now())
+		}
+		if a.Status/100 != 2 {
+			continue
+		}
+		alive = true
+		if held, ok := protocol.ParseRange(a.Header); ok {
+			s.offset = held.Bytes
+		}
+		if err := p.u.newer(s, a); err != nil {
+			return asked, alive, err
+		}
+	}
+	return asked, alive, nil
+}
+
+// patch sends a PATCH of n bytes from the offset, broken off after sent of
+// them if that is less.
+func (p *prober) patch(ctx context.Context, what string, n, sent int64) (*wire.Answer, error) {
+	s := p.u.sess
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	src := &probeSource{left: sent, broken: sent < n, over: make(chan struct{}), cut: func() { cancel(errProbe) }}
+	defer src.Close()
+	body := wire.NewBody(src, n)
+	req := request(http.MethodPatch, s.location, body, n)
+	req.Header.Set("Content-Type", "application/octet-stream")
+	req.Header.Set("Content-Range", protocol.ContentRange(s.offset, s.offset+n))
+	a, err := p.step(ctx, what, req)
+	if err != nil {
+		return nil, err
+	}
+	if a.Status/100 == 2 {
+		s.offset += n
+		err = p.u.newer(s, a)
+	}
+	return a, err
+}
+
+var errProbe = errors.New("broken on purpose")
+
+func (p *prober) step(ctx context.Context, what string, req *http.Request) (*wire.Answer, error) {
+	before := *p.u.sess.location
+	a, err := p.c.send(ctx, req, p.c.slow(), nil)
+	st := ProbeStep{What: what, Method: req.Method}
+	if err != nil {
+		st.Error = protocol.Text(err)
+	} else {
+		st.Status, st.Range = a.Status, a.Header.Get("Range")
+		if l, err := protocol.ParseLocation(p.c.base, &before, a.Header); err == nil {
+			st.NewLocation = *l.URL != before
+		}
+	}
+	p.Steps = append(p.Steps, st)
+	return a, err
+}
+
+// cancel cleans up (end-14), as far as the registry lets it.
+func (p *prober) cancel(ctx context.Context) {
+	ctx, done := context.WithTimeout(ctx, 10*time.Second)
+	defer done()
+	_, _ = p.step(ctx, "cancel the upload session", request(http.MethodDelete, p.u.sess.location, nil, 0))
+}
+
+// probeSource is a body of zeros. A broken one waits after its last byte, until
+// that has had time to arrive, and then cuts the connection.
+type probeSource struct {
+	left   int64
+	broken bool
+	cut    func()
+
+	once sync.Once
+	over chan struct{}
+}
+
+func (s *probeSource) Read(b []byte) (int, error) {
+	if s.left > 0 {
+		n := min(int64(len(b)), s.left)
+		clear(b[:n])
+		s.left -= n
+		return int(n), nil
+	}
+	if !s.broken {
+		return 0, io.EOF
+	}
+	select {
+	case <-time.After(probePause):
+		s.cut()
+	case <-s.over:
+	}
+	return 0, fmt.Errorf("the rest: %w", errProbe)
+}
+
+// Close ends a Read that waits.
+func (s *probeSource) Close() error {
+	s.once.Do(func() { close(s.over) })
+	return nil
+}

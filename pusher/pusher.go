@@ -165,12 +165,38 @@ func (p *Pusher) Push(ctx context.Context, ref name.Reference, img remote.Taggab
 	return report, err
 }
 
+// Probe breaks a small upload to repo on purpose and says what the registry kept
+// of it: see resume.Client.Probe.
+func (p *Pusher) Probe(ctx context.Context, repo name.Repository) (*resume.Probe, error) {
+	c, done, err := p.connect(ctx, repo)
+	if err != nil {
+		return &resume.Probe{}, err
+	}
+	defer done()
+	return c.Probe(ctx)
+}
+
+// connect makes a client that signs in to repo. done lets go of its idle
+// connections.
+func (p *Pusher) connect(ctx context.Context, repo name.Repository) (c *resume.Client, done func(), err error) {
+	scheme, err := p.scheme(ctx, repo)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err = p.client(repo, scheme, newAuthorizer(repo, scheme, p.o.Keychain, p.base))
+	if err != nil {
+		return nil, nil, err
+	}
+	return c, func() {
+		if own, ok := p.base.(*wire.Transport); ok && p.o.Transport == nil {
+			own.CloseIdleConnections()
+		}
+	}, nil
+}
+
 func (p *Pusher) push(ctx context.Context, ref name.Reference, g *graph) error {
 	if d, ok := ref.(name.Digest); ok && d.DigestStr() != g.root().digest.String() {
 		return protocol.Kind(protocol.ErrSource, fmt.Errorf("the manifest to push is %s, not the one the reference names", g.root().digest))
-	}
-	if t, ok := p.base.(interface{ CloseIdleConnections() }); ok && p.o.Transport == nil {
-		defer t.CloseIdleConnections()
 	}
 	repo := ref.Context()
 	for _, b := range g.blobs {
@@ -181,14 +207,11 @@ func (p *Pusher) push(ctx context.Context, ref name.Reference, g *graph) error {
 		}
 		b.MountFrom = from
 	}
-	scheme, err := p.scheme(ctx, repo)
+	c, done, err := p.connect(ctx, repo)
 	if err != nil {
 		return err
 	}
-	c, err := p.client(repo, scheme, newAuthorizer(repo, scheme, p.o.Keychain, p.base))
-	if err != nil {
-		return err
-	}
+	defer done()
 	d := &delivery{c: c, ref: ref, g: g}
 	if err := d.check(ctx, p.o.Checks); err != nil {
 		return err

@@ -188,7 +188,7 @@ func (p *prober) patch(ctx context.Context, what string, n, sent int64) (*wire.A
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	src := &probeSource{left: sent, broken: sent < n, over: make(chan struct{}), cut: func() { cancel(errProbe) }}
-	defer src.Close()
+	defer src.Close() //nolint:errcheck // it has nothing to say
 	body := wire.NewBody(src, n)
 	req := request(http.MethodPatch, s.location, body, n)
 	req.Header.Set("Content-Type", "application/octet-stream")

@@ -27,6 +27,7 @@ const (
 	exitPermanent   = 1 // trying again changes nothing
 	exitUsage       = 2
 	exitInterrupted = 3 // the same command again continues
+	exitFault       = 4 // probe --strict found what it looks for
 	exitBug         = 70
 )
 
@@ -153,7 +154,7 @@ func (a *app) command() *cobra.Command {
 	root.SetOut(a.stdout)
 	root.SetErr(a.out)
 
-	root.AddCommand(a.pushCommand("push [SOURCE] REFERENCE"), &cobra.Command{
+	root.AddCommand(a.pushCommand("push [SOURCE] REFERENCE"), a.probeCommand(), &cobra.Command{
 		Use:   "version",
 		Short: versionShort,
 		Args:  cobra.NoArgs,
@@ -169,7 +170,7 @@ func (a *app) command() *cobra.Command {
 func (a *app) pushCommand(use string) *cobra.Command {
 	var o options
 	cmd := &cobra.Command{Use: use, Short: pushShort, Args: checkArgs}
-	groups := o.flags()
+	groups := o.pushFlags()
 	for _, g := range groups {
 		cmd.Flags().AddFlagSet(g.FlagSet)
 	}
@@ -179,7 +180,7 @@ func (a *app) pushCommand(use string) *cobra.Command {
 			usual(c, args)
 			return
 		}
-		_, err := io.WriteString(a.stdout, helpText(groups))
+		_, err := io.WriteString(a.stdout, helpText(pushHelp, groups))
 		a.exit = a.written(err)
 	})
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -284,7 +284,7 @@ func TestOptionsReachThePusher(t *testing.T) {
 func TestEveryFlagHasAVariable(t *testing.T) {
 	all := func(o *options) *pflag.FlagSet {
 		fs := pflag.NewFlagSet("", pflag.ContinueOnError)
-		for _, g := range o.flags() {
+		for _, g := range o.pushFlags() {
 			fs.AddFlagSet(g.FlagSet)
 		}
 		return fs
@@ -540,7 +540,7 @@ func TestHelp(t *testing.T) {
 			}
 		}
 		var o options
-		for _, g := range o.flags() {
+		for _, g := range o.pushFlags() {
 			g.VisitAll(func(f *pflag.Flag) {
 				if !strings.Contains(help, "--"+f.Name) {
 					t.Errorf("%v: no --%s", args, f.Name)

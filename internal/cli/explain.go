@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"syscall"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/rpush-go/rpush/internal/credentials"
@@ -30,7 +29,7 @@ type failure struct {
 
 // scene is what is known where a push failed.
 type scene struct {
-	ref    name.Reference
+	host   string // of the registry
 	report *pusher.Report
 	cause  error         // of the context
 	from   func() string // where the credentials came from
@@ -52,7 +51,7 @@ func explain(err error, s scene) *failure {
 	var stopped *signalError
 	if errors.As(s.cause, &stopped) {
 		f.Exit = stopped.exit()
-	} else if text := cure(err, f.Kind, s.ref.Context().RegistryStr()); text != "" {
+	} else if text := cure(err, f.Kind, s.host); text != "" {
 		f.lines = append(f.lines, hint(text))
 	}
 	if f.Kind == "interrupted" {
@@ -109,6 +108,7 @@ func cure(err error, kind, host string) string {
 		noTLS      tls.RecordHeaderError
 		dns        *net.DNSError
 		noRegistry *pusher.NotRegistryError
+		lost       *resume.LostError
 	)
 	switch {
 	case errors.As(err, &unusable):
@@ -129,6 +129,8 @@ func cure(err error, kind, host string) string {
 		return refusedHint(host)
 	case kind == "denied":
 		return loginHint(host)
+	case errors.As(err, &lost):
+		return lostHint
 	case errors.As(err, &noRegistry), kind == "endpoint":
 		return noRegistryHint(host)
 	}

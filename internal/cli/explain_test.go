@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -49,6 +50,10 @@ func TestExplain(t *testing.T) {
 			at:   scene{report: &pusher.Report{Blobs: []pusher.BlobReport{{Size: 5, State: pusher.BlobPending}}}},
 			kind: "interrupted", exit: 3,
 			last: []string{"no blob is complete at the registry yet", "hint: the same command again sends the rest"},
+		}, {
+			name: "sessions lost for ever", err: fmt.Errorf("%w: %w", resume.ErrInterrupted, &resume.LostError{Times: 8, Err: io.EOF}),
+			kind: "interrupted", exit: 3,
+			last: []string{"hint: " + lostHint, "hint: the same command again sends the rest"},
 		}, {
 			name: "nothing listens", err: fmt.Errorf("%w: %w", resume.ErrInterrupted, dialled(os.NewSyscallError("connect", syscall.ECONNREFUSED))),
 			kind: "interrupted", exit: 3,
@@ -118,7 +123,7 @@ func TestExplain(t *testing.T) {
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			tt.at.ref = name.MustParseReference("reg.example/app:1")
+			tt.at.host = "reg.example"
 			tt.at.from = func() string { return "~/.docker/config.json" }
 			if tt.at.report == nil {
 				tt.at.report = &pusher.Report{}

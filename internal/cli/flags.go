@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -23,8 +24,11 @@ type options struct {
 	parallel                                     int
 	retryFor, stallTimeout, answerTimeout, limit time.Duration
 
+	cacheDir string
+
 	output         string
 	quiet, verbose bool
+	strict         bool
 
 	spelled map[string]string // how the user set a flag: "--quiet", "RPUSH_QUIET"
 }
@@ -35,31 +39,53 @@ type flagGroup struct {
 	title string
 }
 
-func (o *options) flags() []flagGroup {
-	group := func(title string) flagGroup {
-		f := flagGroup{pflag.NewFlagSet(title, pflag.ContinueOnError), title}
-		f.SortFlags = false
-		return f
-	}
+func newGroup(title string) flagGroup {
+	f := flagGroup{pflag.NewFlagSet(title, pflag.ContinueOnError), title}
+	f.SortFlags = false
+	return f
+}
 
-	c := group("Connection")
+// pushFlags are those of a push.
+func (o *options) pushFlags() []flagGroup {
+	e := o.effortFlags()
+	e.IntVar(&o.parallel, "parallel", pusher.DefaultParallel, "upload `N` blobs at once, 1 to 64")
+	return []flagGroup{o.connectionFlags(), e, o.outputFlags()}
+}
+
+// probeFlags are those of a probe.
+func (o *options) probeFlags() []flagGroup {
+	o.parallel = pusher.DefaultParallel
+	r := o.outputFlags()
+	r.BoolVar(&o.strict, "strict", false, "exit 4 where the registry cannot continue an upload")
+	return []flagGroup{o.connectionFlags(), o.effortFlags(), r}
+}
+
+func (o *options) connectionFlags() flagGroup {
+	c := newGroup("Connection")
 	c.StringVar(&o.caFile, "ca-file", "", "trust the PEM certificates in `FILE` too")
 	c.BoolVar(&o.plainHTTP, "plain-http", false, "speak HTTP, never HTTPS")
 	c.BoolVar(&o.tlsVerify, "tls-verify", true, "check the registry's certificate")
 	c.BoolVar(&o.insecure, "insecure", false, "do not check it, and take HTTP where there is no HTTPS")
 
-	e := group("Effort")
-	e.IntVar(&o.parallel, "parallel", pusher.DefaultParallel, "upload `N` blobs at once, 1 to 64")
+	return c
+}
+
+func (o *options) effortFlags() flagGroup {
+	e := newGroup("Effort")
 	e.DurationVar(&o.retryFor, "retry-for", resume.DefaultRetryFor, "give up after `TIME` without progress; 0: one try")
 	e.DurationVar(&o.stallTimeout, "stall-timeout", resume.DefaultStallTimeout, "try again after `TIME` without a byte sent")
 	e.DurationVar(&o.answerTimeout, "answer-timeout", resume.DefaultAnswerTimeout, "wait `TIME` for the answer to a sent body")
 	e.DurationVar(&o.limit, "deadline", 0, "end after `TIME` in any case; 0: no limit")
+	e.StringVar(&o.cacheDir, "cache-dir", "", "keep what is learnt about registries in `DIR`, not in the user's cache")
+	return e
+}
 
-	r := group("Output")
+func (o *options) outputFlags() flagGroup {
+	r := newGroup("Output")
 	r.StringVar(&o.output, "output", "text", "print the result as `FORMAT`, text or json")
 	r.BoolVarP(&o.quiet, "quiet", "q", false, "say nothing on stderr but errors")
 	r.BoolVarP(&o.verbose, "verbose", "v", false, "log every request to stderr")
-	return []flagGroup{c, e, r}
+	return r
 }
 
 // envName is the variable that stands for a flag.
@@ -147,6 +173,13 @@ func (o *options) pusher() (pusher.Options, error) {
 	}
 	if o.retryFor == 0 {
 		p.RetryFor = -1 // 0 is the library's default
+	}
+	dir := o.cacheDir
+	if user, err := os.UserCacheDir(); dir == "" && err == nil {
+		dir = filepath.Join(user, "rpush")
+	}
+	if dir != "" { // without a home it is learnt anew each time
+		p.Dialects = resume.FileDialects(filepath.Join(dir, "registries.json"))
 	}
 	switch {
 	case o.plainHTTP:

@@ -36,15 +36,20 @@ func parseCall(args []string) (c call, err error) {
 // errDeadline is the cause of a context that --deadline ended.
 var errDeadline = fmt.Errorf("%w: the deadline is over", resume.ErrInterrupted)
 
+// bound applies --deadline.
+func (o *options) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if o.limit <= 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, o.limit, errDeadline)
+}
+
 // pushImage delivers, and says how it went. An error is one of usage, about
 // which nothing has been said yet.
 func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	a.out.quiet = o.quiet
-	if o.limit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, o.limit, errDeadline)
-		defer cancel()
-	}
+	ctx, cancel := o.bound(ctx)
+	defer cancel()
 
 	var keys credentials.Keychain
 	report, err := a.deliver(ctx, o, c, &keys)
@@ -60,7 +65,7 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	}
 
 	f := explain(err, scene{
-		ref:    c.ref,
+		host:   c.ref.Context().RegistryStr(),
 		report: report,
 		cause:  context.Cause(ctx),
 		from:   func() string { return keys.From(c.ref.Context()) },
@@ -85,13 +90,22 @@ func (a *app) deliver(ctx context.Context, o *options, c call, keys *credentials
 	if err != nil {
 		return nil, err
 	}
-	// Before the first connection: a broken config file must not look like a
-	// registry's fault.
-	if _, err := keys.Resolve(c.ref.Context()); err != nil {
+	if err := a.signIn(&po, o, c.ref.Context(), keys); err != nil {
 		return nil, err
 	}
+	po.OnEvent = progress.event
+	progress.doing(pushingPhase(src.Name, c.ref))
+	return a.push(ctx, po, c.ref, src.Image)
+}
 
-	po.Keychain, po.OnEvent = keys, progress.event
+// signIn adds credentials and logger to the library's options. Credentials are
+// read before the first connection: a broken config file must not look like a
+// registry's fault.
+func (a *app) signIn(po *pusher.Options, o *options, repo name.Repository, keys *credentials.Keychain) error {
+	if _, err := keys.Resolve(repo); err != nil {
+		return err
+	}
+	po.Keychain = keys
 	if o.verbose {
 		log := logrus.New()
 		log.SetOutput(a.out)
@@ -99,8 +113,7 @@ func (a *app) deliver(ctx context.Context, o *options, c call, keys *credentials
 		log.SetFormatter(&logrus.TextFormatter{DisableColors: true}) // the coloured form does not escape
 		po.Logger = log
 	}
-	progress.doing(pushingPhase(src.Name, c.ref))
-	return a.push(ctx, po, c.ref, src.Image)
+	return nil
 }
 
 // document is what --output json prints: the report and, after a failure, why.

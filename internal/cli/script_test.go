@@ -229,8 +229,8 @@ func waitForStall(ts *testscript.TestScript, _ bool, _ []string) {
 
 // The words of the help must not name what does not work.
 func TestHelpNamesWhatIsSupported(t *testing.T) {
-	for _, verb := range []string{"sessions", "doctor", "probe", "docker-daemon"} {
-		if slices.Contains(strings.Fields(helpHead+helpTail), verb) {
+	for _, verb := range []string{"sessions", "doctor", "docker-daemon"} {
+		if slices.Contains(strings.Fields(pushHelp+helpTail), verb) {
 			t.Errorf("the help names %s", verb)
 		}
 	}

@@ -26,11 +26,14 @@ import (
 
 const (
 	pushShort    = "push an image"
+	probeShort   = "what this registry keeps of a broken upload"
 	versionShort = "print the version"
 
 	usageHint        = "hint: rpush --help says more"
 	noReference      = "REFERENCE is missing: rpush [SOURCE] REFERENCE"
 	tooManyArguments = "unexpected argument %q: rpush [SOURCE] REFERENCE"
+	noRepository     = "REPOSITORY is missing: rpush probe REPOSITORY"
+	badRepository    = "%q is no repository; one is [HOST[:PORT]/]NAME, in lower case and without a tag"
 	badReference     = "%q is no reference; one is [HOST[:PORT]/]NAME[:TAG|@DIGEST], with NAME in lower case"
 	noEngine         = "reading from the Docker engine is not supported yet; name a source: oci:DIR, docker-archive:PATH"
 	resultNotWritten = "the result could not be written to stdout: %v"
@@ -39,13 +42,15 @@ const (
 	openingPhase = "checking the source"
 
 	againHint   = "the same command again sends the rest"
+	lostHint    = "stop the host or line that resets connections, put a proxy before the registry that buffers requests (nginx: proxy_request_buffering on), or run one that keeps what it received (distribution 3)"
 	expiredHint = "a certificate is out of date, or this machine's clock is wrong"
 )
 
-const helpHead = `Push an image to a registry. What a broken connection leaves behind is
+const pushHelp = `Push an image to a registry. What a broken connection leaves behind is
 continued, not sent again.
 
   rpush [SOURCE] REFERENCE       push; "rpush push ..." is the same
+  rpush probe REPOSITORY         what this registry keeps of a broken upload
   rpush version                  print the version
   rpush completion SHELL         print a completion script
 
@@ -59,12 +64,19 @@ const helpTail = `
 Every flag has a variable: RPUSH_RETRY_FOR for --retry-for. A flag wins.
 stdout gets REFERENCE@DIGEST, or one JSON document; all else goes to stderr.
 Exit codes: 0 pushed; 1 failed for good; 2 wrong usage; 3 interrupted, the same
-command again sends the rest; 70 a bug; 129, 130, 143 ended by a signal.
+command again sends the rest; 4 what --strict looks for was found; 70 a bug;
+129, 130, 143 ended by a signal.
 `
 
-func helpText(groups []flagGroup) string {
+const probeHelp = `Find out what a registry keeps of an upload that breaks, by breaking a small
+one on purpose. It is cancelled afterwards; nothing is published.
+
+  rpush probe REPOSITORY
+`
+
+func helpText(head string, groups []flagGroup) string {
 	var b strings.Builder
-	b.WriteString(helpHead)
+	b.WriteString(head)
 	for _, g := range groups {
 		fmt.Fprintf(&b, "\n%s\n%s", g.title, g.FlagUsagesWrapped(80))
 	}
@@ -272,6 +284,67 @@ func bugWords(panicked any, stack []byte) []string {
 		versionLine(),
 	}
 	return append(lines, strings.Split(strings.TrimSpace(string(stack)), "\n")...)
+}
+
+func probingWords(repo name.Repository) string {
+	return fmt.Sprintf("breaking an upload of 4 MiB on purpose at %s; it is cancelled afterwards, nothing is published", repo.Name())
+}
+
+// classWords says what a class means for a push.
+func classWords(p *resume.Probe) string {
+	switch p.Class {
+	case resume.Exact:
+		return "exact: it keeps what it received of a broken upload, and a push continues there"
+	case resume.Boundary:
+		return "boundary: it keeps whole requests only, as behind a proxy that buffers them; a push sends chunks, and the last one again"
+	case resume.Fragile:
+		if p.Blind {
+			return "fragile: it does not say how much it holds, so that a broken layer starts again; a push sends chunks on connections of their own"
+		}
+		return "fragile: it forgets the upload when a connection breaks, so that the layer starts again; a push sends chunks on connections of their own"
+	case resume.Monolithic:
+		return "monolithic: it takes one PATCH per upload, so that a broken layer starts again"
+	default:
+		return "not found out"
+	}
+}
+
+// cures are what helps where a registry cannot continue.
+func cures(c resume.Class) []string {
+	if c == resume.Unproved || continues(c) {
+		return nil
+	}
+	return []string{
+		"stop the host or line that resets connections",
+		"put a proxy before the registry that buffers requests (nginx: proxy_request_buffering on)",
+		"run a registry that keeps what it received (distribution 3)",
+	}
+}
+
+// probeWords is the result of a probe, for stdout.
+func probeWords(repo name.Repository, p *resume.Probe) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s is %s\n\n", repo.Name(), classWords(p))
+	for _, s := range p.Steps {
+		got := "no answer: " + s.Error
+		if s.Status != 0 {
+			got = fmt.Sprint(s.Status)
+			if s.Range != "" {
+				got += ", Range: " + s.Range
+			}
+			if s.NewLocation {
+				got += ", new Location"
+			}
+		}
+		fmt.Fprintf(&b, "  %-42s %-6s %s\n", s.What, s.Method, clean(got))
+	}
+	for i, c := range cures(p.Class) {
+		if i == 0 {
+			b.WriteString("\nWhat helps:\n")
+		}
+		fmt.Fprintf(&b, "  - %s\n", c)
+	}
+	return b.String()
 }
 
 // shortDigest is enough of a digest to find it.

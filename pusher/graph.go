@@ -2,9 +2,9 @@ package pusher
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
-	"os"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
@@ -26,6 +26,7 @@ type graph struct {
 	// manifests of lower levels. The last level is the one pushed.
 	levels [][]*manifest
 
+	ctx           context.Context // of newGraph
 	seenBlobs     map[digest.Digest]*blob
 	seenManifests map[digest.Digest]int // height
 }
@@ -41,9 +42,12 @@ type manifest struct {
 	report ManifestReport
 }
 
-func newGraph(t remote.Taggable) (*graph, error) {
-	g := &graph{seenBlobs: map[digest.Digest]*blob{}, seenManifests: map[digest.Digest]int{}}
+func newGraph(ctx context.Context, t remote.Taggable) (*graph, error) {
+	g := &graph{ctx: ctx, seenBlobs: map[digest.Digest]*blob{}, seenManifests: map[digest.Digest]int{}}
 	if _, err := g.add(t, 0); err != nil {
+		if ctx.Err() != nil {
+			return nil, protocol.Kind(protocol.ErrInterrupted, context.Cause(ctx))
+		}
 		return nil, protocol.Kind(protocol.ErrSource, err)
 	}
 	return g, nil
@@ -118,6 +122,9 @@ func (g *graph) addImage(img v1.Image) error {
 		return err
 	}
 	for _, l := range layers {
+		if err := context.Cause(g.ctx); err != nil { // a digest may have to be computed
+			return err
+		}
 		if err := g.addLayer(l); err != nil {
 			return err
 		}
@@ -197,7 +204,7 @@ func (g *graph) addIndex(idx v1.ImageIndex, depth int) (int, error) {
 			if err != nil {
 				return 0, err
 			}
-			return 0, fmt.Errorf("it names %s, which the source does not have", d)
+			return 0, fmt.Errorf("it names %s, which is neither an image nor an index: not supported", d)
 		}
 	}
 	return height, nil
@@ -205,8 +212,8 @@ func (g *graph) addIndex(idx v1.ImageIndex, depth int) (int, error) {
 
 // opener makes every call a reader of its own at an offset: by seeking where
 // the source can, else by reading up to there.
-func opener(open func() (io.ReadCloser, error)) func(int64) (io.ReadCloser, error) {
-	return func(offset int64) (io.ReadCloser, error) {
+func opener(open func() (io.ReadCloser, error)) func(context.Context, int64) (io.ReadCloser, error) {
+	return func(ctx context.Context, offset int64) (io.ReadCloser, error) {
 		r, err := open()
 		if err != nil || offset == 0 {
 			return r, err
@@ -214,7 +221,7 @@ func opener(open func() (io.ReadCloser, error)) func(int64) (io.ReadCloser, erro
 		if s, ok := r.(io.Seeker); ok {
 			_, err = s.Seek(offset, io.SeekStart)
 		} else {
-			_, err = io.CopyN(io.Discard, r, offset)
+			err = skip(ctx, r, offset)
 		}
 		if err != nil {
 			r.Close()
@@ -224,29 +231,17 @@ func opener(open func() (io.ReadCloser, error)) func(int64) (io.ReadCloser, erro
 	}
 }
 
-// check finds a blob that is missing or has the wrong size before anything is
-// sent, where that costs nothing: for files.
-func (b *blob) check() error {
-	r, err := b.Open(0)
-	if err != nil {
-		return protocol.Kind(protocol.ErrSource, fmt.Errorf("blob %s: %w", b.Digest, err))
-	}
-	defer r.Close()
-	var size int64
-	switch r := r.(type) {
-	case *os.File:
-		st, err := r.Stat()
-		if err != nil || !st.Mode().IsRegular() {
-			return nil
+// skip reads up to offset.
+func skip(ctx context.Context, r io.Reader, offset int64) error {
+	const step = 1 << 20
+	for offset > 0 {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
-		size = st.Size()
-	case *memory:
-		size = r.Size()
-	default:
-		return nil
-	}
-	if size != b.Size {
-		return protocol.Kind(protocol.ErrSource, fmt.Errorf("blob %s has %d bytes, its manifest says %d", b.Digest, size, b.Size))
+		n, err := io.CopyN(io.Discard, r, min(offset, step))
+		if offset -= n; err != nil {
+			return err
+		}
 	}
 	return nil
 }

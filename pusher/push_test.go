@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -226,6 +227,73 @@ func TestManifestTroubles(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A header that is no digest is no reason to fall over.
+func TestGarbageInDigestHeader(t *testing.T) {
+	f := func(r scripted.Request) scripted.Action {
+		if r.Kind == scripted.PutManifest {
+			return scripted.Action{After: 201, Header: http.Header{"Docker-Content-Digest": {"garbage"}}}
+		}
+		return scripted.Action{}
+	}
+	inLab(t, scripted.Options{Intercept: f}, func(l *lab) {
+		l.pushes("reg.test/a:1", newImage(content(1, 100)))
+	})
+}
+
+// A new tag on what is there, with a user who may only pull.
+func TestRetagWithoutTheRight(t *testing.T) {
+	img, deny := newImage(content(1, 100)), false
+	f := func(r scripted.Request) scripted.Action {
+		if deny && r.Kind == scripted.PutManifest {
+			return scripted.Action{Before: 401, Header: http.Header{"Www-Authenticate": {`Bearer realm="http://reg.test/token",service="scripted",scope="repository:a:pull,push",error="insufficient_scope"`}}}
+		}
+		return scripted.Action{}
+	}
+	inLab(t, scripted.Options{Auth: scripted.Auth{Scheme: scripted.Bearer, User: "ci", Password: "secret"}, Intercept: f}, func(l *lab) {
+		l.o.Keychain = user
+		l.pushes("reg.test/a:1", img)
+		deny = true
+		began := time.Now()
+		if _, err := l.push("reg.test/a:2", img); !errors.Is(err, resume.ErrDenied) || time.Since(began) > time.Minute {
+			t.Errorf("got %v after %s", err, time.Since(began))
+		}
+	})
+}
+
+// Layers are opened once each: opening one may be a download, or a compressor.
+func TestLayersAreOpenedOnce(t *testing.T) {
+	inLab(t, scripted.Options{}, func(l *lab) {
+		img := &opening{image: newImage(content(1, 100), content(2, 100))}
+		l.pushes("reg.test/a:1", img)
+		if n := img.n.Load(); n != 2 {
+			t.Errorf("2 layers were opened %d times", n)
+		}
+	})
+}
+
+type opening struct {
+	*image
+	n atomic.Int64
+}
+
+func (o *opening) Layers() ([]v1.Layer, error) {
+	ls, err := o.image.Layers()
+	for i := range ls {
+		ls[i] = openingLayer{ls[i], &o.n}
+	}
+	return ls, err
+}
+
+type openingLayer struct {
+	v1.Layer
+	n *atomic.Int64
+}
+
+func (l openingLayer) Compressed() (io.ReadCloser, error) {
+	l.n.Add(1)
+	return l.Layer.Compressed()
 }
 
 func TestReferenceByDigest(t *testing.T) {

@@ -152,7 +152,7 @@ func (p *Pusher) Push(ctx context.Context, ref name.Reference, img remote.Taggab
 		return report, errors.New("pusher: a reference and an image are needed")
 	}
 	report.Reference = ref.Name()
-	g, err := newGraph(img)
+	g, err := newGraph(ctx, img)
 	if err == nil {
 		err = p.push(ctx, ref, g)
 		g.fill(report)
@@ -183,15 +183,16 @@ func (p *Pusher) connect(ctx context.Context, repo name.Repository) (c *resume.C
 	if err != nil {
 		return nil, nil, err
 	}
-	c, err = p.client(repo, scheme, newAuthorizer(repo, scheme, p.o.Keychain, p.base))
-	if err != nil {
-		return nil, nil, err
-	}
-	return c, func() {
-		if own, ok := p.base.(*wire.Transport); ok && p.o.Transport == nil {
+	external, done := p.base, func() {}
+	if own, ok := p.base.(*wire.Transport); ok {
+		e := own.External(protocol.HostPort(&url.URL{Scheme: scheme, Host: repo.RegistryStr()}))
+		external, done = e, func() {
 			own.CloseIdleConnections()
+			e.CloseIdleConnections()
 		}
-	}, nil
+	}
+	c, err = p.client(repo, scheme, newAuthorizer(repo, scheme, p.o.Keychain, p.base), external)
+	return c, done, err
 }
 
 func (p *Pusher) push(ctx context.Context, ref name.Reference, g *graph) error {
@@ -222,11 +223,7 @@ func (p *Pusher) push(ctx context.Context, ref name.Reference, g *graph) error {
 	return d.publish(ctx, p.o.Parallel)
 }
 
-func (p *Pusher) client(repo name.Repository, scheme string, rt http.RoundTripper) (*resume.Client, error) {
-	external := p.base
-	if own, ok := p.base.(*wire.Transport); ok {
-		external = own.External(protocol.HostPort(&url.URL{Scheme: scheme, Host: repo.RegistryStr()}))
-	}
+func (p *Pusher) client(repo name.Repository, scheme string, rt, external http.RoundTripper) (*resume.Client, error) {
 	return resume.New(repo, resume.Options{
 		PlainHTTP:     scheme == "http",
 		Transport:     rt,
@@ -248,10 +245,9 @@ type delivery struct {
 	g   *graph
 }
 
-// check asks for everything at once, and makes sure that the source has what
-// the registry has not.
+// check asks for everything at once.
 func (d *delivery) check(ctx context.Context, parallel int) error {
-	err := each(ctx, parallel, d.g.blobs, func(ctx context.Context, b *blob) error {
+	return each(ctx, parallel, d.g.blobs, func(ctx context.Context, b *blob) error {
 		began := time.Now()
 		exists, err := d.c.Exists(ctx, b.Digest, b.Size)
 		b.Missing = !exists
@@ -261,17 +257,6 @@ func (d *delivery) check(ctx context.Context, parallel int) error {
 		}
 		return err
 	})
-	if err != nil {
-		return err
-	}
-	for _, b := range d.g.blobs {
-		if b.Missing {
-			if err := b.check(); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 func (d *delivery) upload(ctx context.Context, parallel int) error {
@@ -386,7 +371,8 @@ func (d *delivery) put(ctx context.Context, id string, m *manifest) error {
 		}
 		return d.c.Refused(op, resp)
 	}
-	if got := resp.Header.Get("Docker-Content-Digest"); got != "" && m.digest.Algorithm() == digest.Digest(got).Algorithm() && got != m.digest.String() {
+	got, err := digest.Parse(resp.Header.Get("Docker-Content-Digest"))
+	if err == nil && got.Algorithm() == m.digest.Algorithm() && got != m.digest {
 		return protocol.Kind(protocol.ErrRefused, fmt.Errorf("the registry stored the manifest as %q instead of %s", got, m.digest))
 	}
 	m.report.Pushed = true

@@ -1,6 +1,7 @@
 package resume
 
 import (
+	"context"
 	_ "crypto/sha512" // digests may be sha512
 	"errors"
 	"fmt"
@@ -20,8 +21,9 @@ type Blob struct {
 	// Open returns a reader of the bytes from offset, 0 <= offset <= Size, to
 	// the end. Each call must return a reader of its own, since one that has
 	// been given up may still be in use for a moment; it is closed after use.
-	// The bytes must be the same every time. An *os.File keeps sendfile.
-	Open func(offset int64) (io.ReadCloser, error)
+	// The bytes must be the same every time. An *os.File keeps sendfile. The
+	// context is for Open alone, not for reading.
+	Open func(ctx context.Context, offset int64) (io.ReadCloser, error)
 	// MountFrom is a repository of the same registry that may hold the blob
 	// already, without the registry's name; empty for none.
 	MountFrom string
@@ -43,24 +45,29 @@ func (b Blob) check() error {
 }
 
 // open returns a reader at offset; its failure is the source's.
-func (b Blob) open(offset int64) (io.ReadCloser, error) {
-	r, err := b.Open(offset)
+func (b Blob) open(ctx context.Context, offset int64) (io.ReadCloser, error) {
+	r, err := b.Open(ctx, offset)
 	if err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		return nil, protocol.Kind(protocol.ErrSource, fmt.Errorf("opening the source: %w", err))
 	}
 	return r, nil
 }
 
 // verify reads the whole source and compares its digest.
-func (b Blob) verify() error {
-	r, err := b.open(0)
+func (b Blob) verify(ctx context.Context) error {
+	r, err := b.open(ctx, 0)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
 	v := b.Digest.Verifier()
-	n, err := io.Copy(v, io.LimitReader(r, b.Size+1))
+	n, err := io.Copy(v, io.LimitReader(&cancellable{ctx, r}, b.Size+1))
 	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
 	case err != nil:
 		err = fmt.Errorf("reading the source: %w", err)
 	case n < b.Size:
@@ -75,13 +82,27 @@ func (b Blob) verify() error {
 	return protocol.Kind(protocol.ErrSource, err)
 }
 
+// cancellable is a reader that ends with its context.
+type cancellable struct {
+	ctx context.Context // of one call of verify
+	r   io.Reader
+}
+
+func (c *cancellable) Read(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	return c.r.Read(p)
+}
+
 // Result is what became of a blob.
 type Result struct {
 	// Existed: the registry had it. Mounted: it took it from Blob.MountFrom.
 	// Neither: it was uploaded.
 	Existed, Mounted bool
 	// Sent is the number of bytes of the blob that were handed to connections,
-	// those sent again included.
+	// those sent again included. Where a registry answered before it had all of
+	// a body, what was still going out may be missing.
 	Sent int64
 	// Breaks counts requests that broke, Resumes how often the upload went on at
 	// an offset above 0, Restarts how often a session was lost.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/opencontainers/go-digest"
 	"github.com/sirupsen/logrus"
 
@@ -183,7 +184,7 @@ func (c *Client) exists(ctx context.Context, dgst digest.Digest, size int64) (bo
 		return false, err
 	case a.Status == http.StatusNotFound:
 		return false, nil
-	case a.Status >= 300 && a.Status < 400 && a.Header.Get("Location") != "":
+	case isStorage(c.url("blobs/"+dgst.String()), a):
 		return true, nil
 	case a.Status != http.StatusOK:
 		return false, protocol.Unexpected(a, time.Now())
@@ -195,6 +196,18 @@ func (c *Client) exists(ctx context.Context, dgst digest.Digest, size int64) (bo
 		return false, nil
 	}
 	return true, nil
+}
+
+// isStorage reports whether an answer leads to where a blob is stored. A
+// redirect to the same path is one to another name or scheme of the registry,
+// and says nothing about the blob.
+func isStorage(asked *url.URL, a *wire.Answer) bool {
+	switch a.Status {
+	case http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect:
+		to, err := asked.Parse(a.Header.Get("Location"))
+		return err == nil && a.Header.Get("Location") != "" && to.Path != asked.Path
+	}
+	return false
 }
 
 // Do sends a request that may be sent more than once, such as a manifest,
@@ -281,8 +294,28 @@ func (c *Client) retry(ctx context.Context, s subject, op func(context.Context, 
 		Waiting: func(err error, wait time.Duration) {
 			c.emit(Event{Kind: Waiting, Digest: s.digest, Size: s.size, Wait: wait, Err: err})
 		},
-	}.Do(ctx, op)
+	}.Do(ctx, func(ctx context.Context, l *retry.Loop) error {
+		renewals, gains := 0, l.Gains()
+		for {
+			err := op(ctx, l)
+			if !errors.Is(err, wire.ErrSpent) {
+				return err
+			}
+			// The authorising transport has a new token, and could not send the
+			// body again: nothing of it went out a second time.
+			if n := l.Gains(); n != gains {
+				renewals, gains = 0, n
+			}
+			if renewals++; renewals > maxRenewals {
+				return protocol.Kind(protocol.ErrDenied, errors.New("the registry refuses every renewed authorization"))
+			}
+		}
+	})
 }
+
+// maxRenewals ends a request, or an upload, whose authorization is renewed so
+// many times in a row without progress.
+const maxRenewals = 3
 
 func (c *Client) failure(op string, dgst digest.Digest, offset, size int64, tries int, err error) error {
 	return &Error{Op: op, Repository: c.repo.Name(), Digest: dgst, Offset: offset, Size: size, Attempts: tries, Err: err}
@@ -328,8 +361,16 @@ func (c *Client) send(ctx context.Context, r *http.Request, lim wire.Limits, onS
 	what := kind(r.URL.Path, c.base.Path)
 	a, err := wire.Send(ctx, rt, r, lim, onSent)
 	log := c.log.WithFields(logrus.Fields{"method": method, "request": what, "took": time.Since(began).Round(time.Millisecond)})
+	if err != nil && ctx.Err() != nil {
+		log.Debug("cancelled")
+		return nil, err
+	}
 	if err != nil {
-		log.WithField("error", protocol.Text(err)).Debug("no answer")
+		log.WithField("error", protocol.Text(protocol.Classify(err).Err)).Debug("no answer")
+		var te *transport.Error
+		if errors.As(err, &te) {
+			c.answered.Store(true) // its token server
+		}
 		return nil, err
 	}
 	log.WithField("status", a.Status).Debug("answered")

@@ -241,19 +241,19 @@ func (p *pacer) refusedMore() {
 // tooLarge: a body of n bytes got 413. It is false if there is nothing smaller
 // to try.
 func (p *pacer) tooLarge(n int64) bool {
-	if n <= leastBody {
-		return false
-	}
+	smaller := false
 	p.learn(func() {
 		half := n / 2
 		if half > leastChunk {
 			half = round(half)
 		}
+		half = max(half, leastBody)
 		if p.d.MaxBody == 0 || half < p.d.MaxBody {
-			p.d.MaxBody = max(half, leastBody)
+			p.d.MaxBody = half
 		}
+		smaller = max(p.d.MaxBody, p.least) < n
 	})
-	return true
+	return smaller
 }
 
 func (p *pacer) answersGET() { p.learn(func() { p.d.StatusGET = true }) }

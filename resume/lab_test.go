@@ -103,7 +103,7 @@ func content(n int) []byte {
 }
 
 func blobOf(data []byte) resume.Blob {
-	return resume.Blob{Digest: digest.FromBytes(data), Size: int64(len(data)), Open: func(offset int64) (io.ReadCloser, error) {
+	return resume.Blob{Digest: digest.FromBytes(data), Size: int64(len(data)), Open: func(_ context.Context, offset int64) (io.ReadCloser, error) {
 		return io.NopCloser(bytes.NewReader(data[offset:])), nil
 	}}
 }
@@ -133,6 +133,15 @@ func (l *lab) fails(blob resume.Blob, kind error) *resume.Error {
 	var e *resume.Error
 	if !errors.Is(err, kind) || !errors.As(err, &e) {
 		l.t.Fatalf("got %v, want %v", err, kind)
+	}
+	n := 0
+	for _, k := range kinds {
+		if errors.Is(err, k) {
+			n++
+		}
+	}
+	if n != 1 {
+		l.t.Fatalf("%v is of %d kinds", err, n)
 	}
 	if got := l.reg.Blob("team/app", blob.Digest.String()); got != nil {
 		l.t.Fatalf("failed with %v, and the registry has %d bytes", err, len(got))

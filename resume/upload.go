@@ -23,9 +23,6 @@ const (
 	// maxRefused ends a session that refuses so many requests in a row although
 	// it says where to continue.
 	maxRefused = 3
-	// maxRenewals ends an upload whose authorization is renewed so many times
-	// in a row without progress.
-	maxRenewals = 3
 	// maxAsks bounds how often the offset is asked in a row while the answers
 	// differ.
 	maxAsks = 60
@@ -88,8 +85,8 @@ type session struct {
 	// said it stands; guessed is set while one of them tries the byte before.
 	refused int
 	guessed bool
-	took    bool // it has held some bytes
-	broken  bool // not continued since the last break
+	most    int64 // the most it has held
+	broken  bool  // not continued since the last break
 }
 
 // cut is a PATCH that got no answer.
@@ -112,9 +109,8 @@ type upload struct {
 	doubt    time.Time // when a commit was sent that nobody answered
 	best     int64     // the most the registry held, over all sessions
 	lost     int       // sessions lost in a row without a new best
-	renewals int
-	rejected int // digests refused
-	hopeless int // sessions that refused their first PATCH
+	rejected int       // digests refused
+	hopeless int       // sessions that refused their first PATCH
 	headway  bool
 	told     atomic.Int64 // when Sent was last emitted, in Unix nanoseconds
 }
@@ -127,7 +123,7 @@ func (c *Client) Upload(ctx context.Context, blob Blob) (Result, error) {
 	err := blob.check()
 	tries := 0
 	if err == nil {
-		s := subject{digest: blob.Digest, size: blob.Size, broken: func() int64 { u.res.Breaks++; return u.best }}
+		s := subject{digest: blob.Digest, size: blob.Size, broken: u.broke}
 		err = c.retry(ctx, s, func(ctx context.Context, l *retry.Loop) error {
 			u.loop = l
 			err := u.run(ctx)
@@ -139,11 +135,20 @@ func (c *Client) Upload(ctx context.Context, blob Blob) (Result, error) {
 	if err != nil {
 		var held int64
 		if u.sess != nil {
-			held = u.best
+			held = u.sess.most
 		}
 		return u.res, c.failure(u.op, blob.Digest, held, blob.Size, tries+1, err)
 	}
 	return u.res, nil
+}
+
+// broke counts a break and says which offset is safe.
+func (u *upload) broke() int64 {
+	u.res.Breaks++
+	if u.sess == nil {
+		return 0
+	}
+	return u.sess.most
 }
 
 // run goes on from whatever is known until the blob is there or something
@@ -168,15 +173,6 @@ func (u *upload) run(ctx context.Context) error {
 			u.op, err = "send", u.send(ctx)
 		default:
 			u.op, err = "commit", u.commit(ctx)
-		}
-		if errors.Is(err, wire.ErrSpent) {
-			// The authorising transport has a new token, and could not send the
-			// body again: nothing of it went out a second time.
-			if u.renewals++; u.renewals > maxRenewals {
-				return protocol.Kind(protocol.ErrDenied, errors.New("the registry refuses every renewed authorization"))
-			}
-			u.unsettle(false)
-			err = nil
 		}
 		if err != nil {
 			return err
@@ -233,7 +229,7 @@ func (u *upload) send(ctx context.Context) error {
 	s := u.sess
 	n, fresh := u.c.pace.next(u.blob.Size - s.offset)
 	start, end := s.offset, s.offset+n
-	r, err := u.blob.open(start)
+	r, err := u.blob.open(ctx, start)
 	if err != nil {
 		return err
 	}
@@ -264,13 +260,16 @@ func (u *upload) send(ctx context.Context) error {
 		s.sent = max(s.sent, end)
 	} else {
 		s.sent = max(s.sent, start+sent)
+		u.unsettle(true)
+		if errors.Is(err, wire.ErrSpent) {
+			return err
+		}
 		if bad := body.Err(); bad != nil && ctx.Err() == nil {
 			return bad
 		}
 		if conn, _, ok := exchange(err); ok {
 			s.cut = &cut{whole: sent == n, handed: sent, survived: conn.Sent}
 		}
-		u.unsettle(true)
 		return err
 	}
 	switch {
@@ -323,7 +322,7 @@ func (u *upload) acknowledge(end int64, a *wire.Answer) error {
 
 // refuse gives up a session that does not take what comes next.
 func (u *upload) refuse(why *protocol.StatusError) error {
-	if u.sess.took {
+	if u.sess.most > 0 {
 		u.c.pace.refusedMore()
 	} else if u.hopeless++; u.hopeless > 1 {
 		return why // not even the first bytes, and not by accident
@@ -402,10 +401,12 @@ func (u *upload) accept(said int64) error {
 func (u *upload) settled() {
 	s := u.sess
 	s.settled, s.draining = true, false
-	s.took = s.took || s.offset > 0
-	if s.offset > u.best {
-		u.best, u.lost, u.renewals, u.headway = s.offset, 0, 0, true
+	if s.offset > s.most {
+		s.most, u.headway = s.offset, true
 		u.loop.Progress()
+	}
+	if s.offset > u.best {
+		u.best, u.lost = s.offset, 0
 	}
 	u.emit(Event{Kind: Settled, Offset: s.offset})
 }
@@ -428,7 +429,7 @@ func (u *upload) ask(ctx context.Context) (int64, error) {
 		switch {
 		case ok:
 			return offset, nil
-		case err != nil && (!errors.As(err, &answered) || errors.Is(err, ErrDenied)):
+		case err != nil && !errors.As(err, &answered):
 			return 0, err
 		}
 	}
@@ -493,20 +494,12 @@ func (u *upload) commit(ctx context.Context) error {
 		return nil
 	case a.Status >= 200 && a.Status < 300:
 		// Not what the spec says: only the blob itself is proof.
-		exists, err := u.c.exists(ctx, u.blob.Digest, u.blob.Size)
-		if exists && err == nil {
-			u.finish(Committed)
-			return nil
-		}
 		u.doubt = time.Now()
-		return protocol.Transient(fmt.Errorf("the commit got an answer of status %d, and the blob is not there", a.Status))
+		return protocol.Transient(fmt.Errorf("the commit got an answer of status %d, which is none", a.Status))
 	}
 	refusal := protocol.Unexpected(a, time.Now())
 	if protocol.Classify(refusal).Class == protocol.Break {
 		u.doubt = time.Now()
-		return refusal
-	}
-	if errors.Is(refusal, ErrDenied) {
 		return refusal
 	}
 	// An earlier commit may have been carried out after all.
@@ -527,15 +520,15 @@ func (u *upload) commit(ctx context.Context) error {
 		}
 		return nil
 	case a.Status == http.StatusBadRequest:
-		return u.reject(refusal)
+		return u.reject(ctx, refusal)
 	}
 	return refusal
 }
 
 // reject finds out whose fault a refused digest is. Registries say it with
 // DIGEST_INVALID, or with a code that can mean a lost session as well.
-func (u *upload) reject(refusal *protocol.StatusError) error {
-	if err := u.blob.verify(); err != nil {
+func (u *upload) reject(ctx context.Context, refusal *protocol.StatusError) error {
+	if err := u.blob.verify(ctx); err != nil {
 		return err
 	}
 	if u.rejected++; u.rejected > 1 {
@@ -589,7 +582,7 @@ func (u *upload) drop(why error) error {
 	u.c.log.WithField("digest", u.blob.Digest).WithField("error", protocol.Text(why)).Warn("upload session lost")
 	u.emit(Event{Kind: Lost, Err: why})
 	if u.lost++; u.lost >= maxLost {
-		return protocol.Kind(protocol.ErrInterrupted, &LostError{Times: u.lost, Err: why})
+		return protocol.Kind(protocol.ErrInterrupted, &LostError{Times: u.lost, Err: protocol.Plain(why)})
 	}
 	return protocol.Transient(fmt.Errorf("upload session lost: %w", why))
 }

@@ -364,7 +364,7 @@ func TestNoRegistryThere(t *testing.T) {
 		l.net.Plan = func(int) memnet.Limits { return memnet.Limits{} }
 		began := time.Now()
 		l.fails(blobOf(content(10)), resume.ErrInterrupted)
-		if took := time.Since(began); took != resume.FirstAnswerFor {
+		if took := time.Since(began); took < resume.FirstAnswerFor || took > resume.FirstAnswerFor+time.Second {
 			t.Errorf("took %s, want %s", took, resume.FirstAnswerFor)
 		}
 	})
@@ -418,9 +418,9 @@ func TestBadSource(t *testing.T) {
 	short := good
 	short.Open = blobOf(data[:9000]).Open
 	gone := good
-	gone.Open = func(int64) (io.ReadCloser, error) { return nil, syscall.ENOENT }
+	gone.Open = func(context.Context, int64) (io.ReadCloser, error) { return nil, syscall.ENOENT }
 	unreadable := good
-	unreadable.Open = func(int64) (io.ReadCloser, error) {
+	unreadable.Open = func(context.Context, int64) (io.ReadCloser, error) {
 		return io.NopCloser(io.MultiReader(bytes.NewReader(data[:5000]), failing{syscall.EIO})), nil
 	}
 	noDigest := good

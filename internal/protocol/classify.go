@@ -12,6 +12,8 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -53,6 +55,9 @@ func Classify(err error) Verdict {
 	if IsTransient(err) {
 		return Verdict{Class: Break, Err: err}
 	}
+	if errors.Is(err, ErrInterrupted) {
+		return Verdict{Class: Final, Err: err}
+	}
 	var status *StatusError
 	if errors.As(err, &status) {
 		return Verdict{Class: status.class(), After: status.After, Err: err}
@@ -65,15 +70,16 @@ func Classify(err error) Verdict {
 	}
 	var short *wire.ShortError
 	if errors.As(err, &short) {
+		if short.Err != nil && isNetwork(short.Err) {
+			return Verdict{Class: Break, Err: err} // a source that is remote itself
+		}
 		return Verdict{Class: Final, Err: Kind(ErrSource, err)}
 	}
 	// A token server's answer comes out of the authorising transport as an error.
 	var te *transport.Error
 	if errors.As(err, &te) {
 		c := classOf(te.StatusCode)
-		if c == Final {
-			err = Kind(kindOfStatus(te.StatusCode), err)
-		}
+		err = &StatusError{Status: te.StatusCode, Err: clean(te, nil), Token: true}
 		return Verdict{Class: c, Err: err}
 	}
 	var dns *net.DNSError
@@ -138,18 +144,19 @@ func isBreak(err error) bool {
 			return true
 		}
 	}
-	var no syscall.Errno
-	if errors.As(err, &no) {
-		for _, e := range breaks {
-			if no == e {
-				return true
-			}
-		}
-	}
 	var h2 streamError
+	return errors.As(err, &h2) || isNetwork(err)
+}
+
+// isNetwork: a socket failed, or the name service.
+func isNetwork(err error) bool {
+	var no syscall.Errno
+	if errors.As(err, &no) && slices.Contains(breaks, no) {
+		return true
+	}
 	var dns *net.DNSError
 	var t interface{ Timeout() bool }
-	return errors.As(err, &h2) || errors.As(err, &dns) || errors.As(err, &t) && t.Timeout()
+	return errors.As(err, &dns) || errors.As(err, &t) && t.Timeout()
 }
 
 // StatusError is an answer that was not hoped for. The transport.Error in it
@@ -159,11 +166,17 @@ type StatusError struct {
 	After     time.Duration
 	RequestID string
 	Conn      wire.Info
-	Err       *transport.Error
+	// Token is set for the answer of a token server.
+	Token bool
+	Err   *transport.Error
 }
 
 func (e *StatusError) Error() string {
-	text := fmt.Sprintf("the registry answered %d %s", e.Status, http.StatusText(e.Status))
+	who := "the registry"
+	if e.Token {
+		who = "the token server"
+	}
+	text := fmt.Sprintf(who+" answered %d %s", e.Status, http.StatusText(e.Status))
 	for _, d := range e.Err.Errors {
 		text += fmt.Sprintf(", %s: %s", d.Code, d.Message)
 	}
@@ -179,7 +192,20 @@ func (e *StatusError) Unwrap() []error {
 	return []error{e.Err}
 }
 
-func (e *StatusError) class() Class { return classOf(e.Status) }
+func (e *StatusError) class() Class {
+	// distribution answers 500 for a manifest it will never take.
+	for _, code := range finalCodes {
+		if e.Has(code) {
+			return Final
+		}
+	}
+	return classOf(e.Status)
+}
+
+var finalCodes = []transport.ErrorCode{
+	transport.ManifestBlobUnknownErrorCode, transport.ManifestInvalidErrorCode,
+	transport.ManifestUnverifiedErrorCode, transport.NameInvalidErrorCode, transport.TagInvalidErrorCode,
+}
 
 // Has reports whether the registry named one of the error codes of the
 // distribution spec. Codes are hints: registries differ in which they use.
@@ -215,8 +241,33 @@ func kindOfStatus(status int) error {
 	return ErrRefused
 }
 
-// Transient marks err as worth another try, whatever is in its chain.
-func Transient(err error) error { return &transient{err} }
+// Transient marks err as worth another try, whatever is in its chain. Of that,
+// only the registry's own error stays in reach: the kinds of failure say what
+// to do next, and that has just been decided.
+func Transient(err error) error { return &transient{Plain(err)} }
+
+// Plain takes the kinds of failure out of an error's chain.
+func Plain(err error) error {
+	p := &plain{text: err.Error()}
+	errors.As(err, &p.te)
+	return p
+}
+
+type plain struct {
+	text string
+	te   *transport.Error
+}
+
+func (p *plain) Error() string { return p.text }
+
+func (p *plain) As(target any) bool {
+	t, ok := target.(**transport.Error)
+	if !ok || p.te == nil {
+		return false
+	}
+	*t = p.te
+	return true
+}
 
 // IsTransient reports whether err was marked by Transient.
 func IsTransient(err error) bool {
@@ -240,21 +291,35 @@ func (k *kinded) Unwrap() []error { return []error{k.kind, k.err} }
 // Unexpected makes the error for an answer that was not hoped for. now is for
 // a Retry-After that is a date.
 func Unexpected(a *wire.Answer, now time.Time) *StatusError {
-	te := &transport.Error{StatusCode: a.Status, Request: scrub(a.Request)}
+	te := &transport.Error{StatusCode: a.Status, Request: a.Request}
 	var doc struct {
 		Errors []transport.Diagnostic `json:"errors"`
 	}
 	if len(a.Body) <= 64<<10 && json.Unmarshal(a.Body, &doc) == nil {
 		te.Errors = doc.Errors
 	}
-	for i := range te.Errors {
-		// A detail may quote the request, location and all.
-		te.Errors[i].Detail = nil
-		te.Errors[i].Message = printable(hide(a.Request, te.Errors[i].Message))
-		te.Errors[i].Code = transport.ErrorCode(printable(string(te.Errors[i].Code)))
-	}
-	return &StatusError{Status: a.Status, After: RetryAfter(a.Header, now), RequestID: printable(RequestID(a.Header)), Conn: a.Conn, Err: te}
+	return &StatusError{Status: a.Status, After: RetryAfter(a.Header, now), RequestID: printable(RequestID(a.Header)), Conn: a.Conn, Err: clean(te, a.Request)}
 }
+
+// clean makes a registry's error fit to be shown: without the body that it may
+// be, with details only where they are short texts, and without what it may
+// quote of the location or of credentials.
+func clean(te *transport.Error, r *http.Request) *transport.Error {
+	c := &transport.Error{StatusCode: te.StatusCode, Request: scrub(te.Request)}
+	for _, d := range te.Errors {
+		show := func(s string) string { return printable(credential.ReplaceAllString(hide(r, s), "$1 ...")) }
+		detail, _ := d.Detail.(string)
+		n := transport.Diagnostic{Code: transport.ErrorCode(show(string(d.Code))), Message: show(d.Message)}
+		if detail != "" {
+			n.Message += " (" + show(detail) + ")"
+		}
+		c.Errors = append(c.Errors, n)
+	}
+	return c
+}
+
+// credential is what follows the name of an authentication scheme.
+var credential = regexp.MustCompile(`(?i)\b(basic|bearer)\s+\S+`)
 
 // printable keeps a stranger's text from steering a terminal or filling a log.
 func printable(s string) string {

@@ -100,7 +100,8 @@ func TestClassify(t *testing.T) {
 			if want := map[bool]int{true: 1}[c.class == Final]; kinds != want {
 				t.Errorf("error is of %d kinds, want %d", kinds, want)
 			}
-			if !errors.Is(v.Err, c.err) && v.Err.Error() != c.err.Error() {
+			var te *transport.Error
+			if !errors.Is(v.Err, c.err) && v.Err.Error() != c.err.Error() && !errors.As(v.Err, &te) {
 				t.Errorf("the cause was lost: %v", v.Err)
 			}
 		})
@@ -141,6 +142,29 @@ func TestUnexpectedShowsNoLocation(t *testing.T) {
 		if !e.Has(transport.BlobUploadInvalidErrorCode) || e.Has(transport.DigestInvalidErrorCode) {
 			t.Errorf("codes of %v were not read", e)
 		}
+	}
+}
+
+// A token server may quote what it was sent, or answer with a web page.
+func TestTokenServersWordsAreScrubbed(t *testing.T) {
+	te := &transport.Error{StatusCode: 401, Errors: []transport.Diagnostic{{Code: "DENIED", Message: "bad Basic Y2k6UFdTRUNSRVQ= for bearer eyJhbGciOi", Detail: "see\x1b[31m"}}}
+	v := Classify(&wire.Error{Err: &url.Error{Op: "Get", URL: "https://auth.example/token?account=x", Err: te}})
+	for _, secret := range []string{"Y2k6", "eyJ", "account", "\x1b"} {
+		if text := v.Err.Error() + Text(v.Err); strings.Contains(text, secret) {
+			t.Errorf("%q shows %q", text, secret)
+		}
+	}
+	if !strings.Contains(v.Err.Error(), "DENIED: bad") {
+		t.Errorf("%q does not say what the server said", v.Err)
+	}
+}
+
+// distribution answers 500 for a manifest that it will never take.
+func TestFinalCodeInA500(t *testing.T) {
+	a := &wire.Answer{Status: 500, Header: http.Header{}, Body: []byte(`{"errors":[{"code":"UNKNOWN"},{"code":"MANIFEST_BLOB_UNKNOWN","detail":"invalid URL on layer"}]}`)}
+	v := Classify(Unexpected(a, time.Now()))
+	if v.Class != Final || !errors.Is(v.Err, ErrRefused) || !strings.Contains(v.Err.Error(), "invalid URL on layer") {
+		t.Errorf("got %+v", v)
 	}
 }
 

@@ -44,15 +44,20 @@ type Loop struct {
 	last  protocol.Verdict
 	since time.Time // the first failure since there was progress
 	tries int
+	gains int
 	wait  time.Duration
 }
 
 // Progress tells the loop that something was gained: the budget starts anew,
 // and the next failure is followed by no wait at all.
 func (l *Loop) Progress() {
+	l.gains++
 	l.since = time.Time{}
 	l.waits.Reset()
 }
+
+// Gains is how often there was progress.
+func (l *Loop) Gains() int { return l.gains }
 
 // Tries is how many attempts have failed so far.
 func (l *Loop) Tries() int { return l.tries }

@@ -15,6 +15,8 @@ import (
 // to rewind it. Nothing has been sent then.
 var ErrSpent = errors.New("the body of this request has been used already")
 
+var errEnded = errors.New("the source ended early")
+
 // ShortError says that the source ended, or failed, before the body was
 // complete.
 type ShortError struct {
@@ -26,7 +28,7 @@ func (e *ShortError) Error() string {
 	if e.Err != nil {
 		return "reading the source: " + e.Err.Error()
 	}
-	return "the source ended early"
+	return errEnded.Error()
 }
 
 // Unwrap returns what reading the source failed with.
@@ -36,15 +38,19 @@ func (e *ShortError) Unwrap() error { return e.Err }
 // nothing else uses. net/http may go on reading it after RoundTrip returned.
 type Body interface {
 	io.ReadCloser
-	// Sent is how many bytes were taken from the source for the connection.
+	// Sent is how many bytes were taken from the source for the connection. While
+	// sendfile is at work it may lack what one call moves.
 	Sent() int64
-	// Spent reports whether the body was closed, or read to its end.
-	Spent() bool
+	// take reports whether the body has not been used before, and marks it used.
+	take() bool
 	// Err is *ShortError if the source, not the connection, is at fault.
 	Err() error
-	// Touched counts calls of Read; a change means that bytes still move.
-	Touched() int64
 }
+
+// used is set once a body has been given to a request.
+type used struct{ flag atomic.Bool }
+
+func (u *used) take() bool { return !u.flag.Swap(true) }
 
 // NewBody makes a body of the next length bytes of r, which it closes. An
 // *os.File keeps sendfile.
@@ -66,9 +72,9 @@ func NewBody(r io.ReadCloser, length int64) Body {
 // clipped at its end, because net/http reads once more to see whether a body
 // is longer than it said.
 type fileBody struct {
+	used
 	f          *os.File
 	start, end int64
-	touched    atomic.Int64
 
 	mu     sync.Mutex
 	closed bool
@@ -77,7 +83,6 @@ type fileBody struct {
 }
 
 func (b *fileBody) Read(p []byte) (int, error) {
-	b.touched.Add(1)
 	pos, err := b.f.Seek(0, io.SeekCurrent)
 	if err != nil {
 		return 0, b.fail(err)
@@ -116,7 +121,7 @@ func (b *fileBody) Close() error {
 		b.pos = pos
 	}
 	if st, err := b.f.Stat(); err == nil && b.err == nil && st.Size() < b.end && b.pos < b.end {
-		b.err = io.ErrUnexpectedEOF
+		b.err = errEnded
 	}
 	return b.f.Close()
 }
@@ -131,14 +136,6 @@ func (b *fileBody) Sent() int64 {
 	return min(max(pos, b.start), b.end) - b.start
 }
 
-func (b *fileBody) Spent() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.closed
-}
-
-func (b *fileBody) Touched() int64 { return b.touched.Load() }
-
 func (b *fileBody) Err() error {
 	got := b.Sent()
 	b.mu.Lock()
@@ -148,11 +145,11 @@ func (b *fileBody) Err() error {
 
 // streamBody clips any other reader and counts.
 type streamBody struct {
-	r       io.ReadCloser
-	length  int64
-	touched atomic.Int64
-	sent    atomic.Int64
-	spent   atomic.Bool
+	used
+	r      io.ReadCloser
+	length int64
+	sent   atomic.Int64
+	closed atomic.Bool
 
 	reading sync.Mutex // Read; left
 	left    int64
@@ -164,8 +161,7 @@ type streamBody struct {
 func (b *streamBody) Read(p []byte) (int, error) {
 	b.reading.Lock()
 	defer b.reading.Unlock()
-	b.touched.Add(1)
-	if b.spent.Load() {
+	if b.closed.Load() {
 		return 0, ErrSpent
 	}
 	if b.left == 0 {
@@ -175,12 +171,12 @@ func (b *streamBody) Read(p []byte) (int, error) {
 	b.left -= int64(n)
 	b.sent.Add(int64(n))
 	if errors.Is(err, io.EOF) && b.left > 0 {
-		err = io.ErrUnexpectedEOF
+		err = errEnded
 	}
 	if errors.Is(err, io.EOF) && n > 0 {
 		err = nil
 	}
-	if err != nil && !errors.Is(err, io.EOF) && !b.spent.Load() {
+	if err != nil && !errors.Is(err, io.EOF) && !b.closed.Load() {
 		b.mu.Lock()
 		b.err = err
 		b.mu.Unlock()
@@ -189,15 +185,13 @@ func (b *streamBody) Read(p []byte) (int, error) {
 }
 
 func (b *streamBody) Close() error {
-	if b.spent.Swap(true) {
+	if b.closed.Swap(true) {
 		return nil
 	}
 	return b.r.Close()
 }
 
-func (b *streamBody) Sent() int64    { return b.sent.Load() }
-func (b *streamBody) Spent() bool    { return b.spent.Load() }
-func (b *streamBody) Touched() int64 { return b.touched.Load() }
+func (b *streamBody) Sent() int64 { return b.sent.Load() }
 
 func (b *streamBody) Err() error {
 	b.mu.Lock()
@@ -209,7 +203,7 @@ func short(err error, want, got int64) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, io.ErrUnexpectedEOF):
+	case errors.Is(err, errEnded):
 		return &ShortError{Want: want, Got: got}
 	default:
 		return &ShortError{Want: want, Got: got, Err: err}

@@ -91,7 +91,24 @@ func (c *Conn) Read(b []byte) (int, error) {
 func (c *Conn) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	c.moved(int64(n))
+	if err != nil {
+		c.hearOut()
+	}
 	return n, err
+}
+
+// hearOut gives the reader a moment after a write failed: a server that refuses
+// a body answers and closes, and net/http would report the failed write rather
+// than the answer that has arrived. Nothing is waited for where the connection
+// has ended without another byte.
+func (c *Conn) hearOut() {
+	before := c.received.Load()
+	for range 50 {
+		if c.killed.Load() || c.ended.Load() != nil && c.received.Load() == before {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // ReadFrom is what lets net/http use sendfile for a body that is a file. It
@@ -110,6 +127,9 @@ func (c *Conn) ReadFrom(r io.Reader) (n int64, err error) {
 		from.N -= m
 		n += m
 		c.moved(m)
+		if err != nil {
+			c.hearOut()
+		}
 		if err != nil || m < want {
 			return n, err
 		}

@@ -72,9 +72,13 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 	// Whoever cancels wants the bytes to stop now.
 	defer context.AfterFunc(ctx, w.kill)()
 
-	resp, err := rt.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, w.trace())))
+	resp, err := roundTripOrLeave(rt, req.WithContext(httptrace.WithClientTrace(ctx, w.trace())))
 	if w.body != nil {
 		defer w.body.Close()
+	}
+	if errors.Is(err, ErrSpent) {
+		// The connection had its answer, and may be in other hands.
+		return nil, &Error{Err: err}
 	}
 	if err != nil {
 		err = w.ended(err)
@@ -92,6 +96,50 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 		w.kill()
 	}
 	return &Answer{Status: resp.StatusCode, Header: resp.Header, Body: body, Request: resp.Request, Conn: w.info()}, nil
+}
+
+// leaveAfter is how long a cancelled request may take to return.
+const leaveAfter = time.Second
+
+// roundTripOrLeave is rt.RoundTrip, but leaves it behind where it does not
+// return after its context has ended: net/http waits for the source's Read,
+// which may hang, and an authorising transport for other programs.
+func roundTripOrLeave(rt http.RoundTripper, req *http.Request) (*http.Response, error) {
+	type outcome struct {
+		resp     *http.Response
+		err      error
+		panicked any
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		var o outcome
+		defer func() {
+			o.panicked = recover()
+			done <- o
+		}()
+		o.resp, o.err = rt.RoundTrip(req)
+	}()
+	var o outcome
+	select {
+	case o = <-done:
+	case <-req.Context().Done():
+		t := time.NewTimer(leaveAfter)
+		defer t.Stop()
+		select {
+		case o = <-done:
+		case <-t.C:
+			go func() {
+				if o := <-done; o.resp != nil {
+					o.resp.Body.Close()
+				}
+			}()
+			return nil, context.Cause(req.Context())
+		}
+	}
+	if o.panicked != nil {
+		panic(o.panicked)
+	}
+	return o.resp, o.err
 }
 
 type phase int
@@ -156,7 +204,7 @@ func (w *watch) limit() time.Duration {
 func (w *watch) progress() int64 {
 	n := w.moves.Load()
 	if w.body != nil && w.phase == sending {
-		n += w.body.Touched()
+		n += w.body.Sent()
 	}
 	if w.conn != nil && w.phase == sending {
 		n += acked(w.conn.Conn)
@@ -215,7 +263,6 @@ func (w *watch) trace() *httptrace.ClientTrace {
 				w.enter(waiting)
 			}
 		},
-		GotFirstResponseByte: func() { w.enter(reading) },
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -88,7 +89,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 func (t *Transport) CloseIdleConnections() { t.base.kept.CloseIdleConnections() }
 
 func roundTrip(base pair, ua string, req *http.Request) (*http.Response, error) {
-	if b, ok := req.Body.(Body); ok && b.Spent() {
+	if b, ok := req.Body.(Body); ok && !b.take() {
 		return nil, ErrSpent
 	}
 	if ua != "" {
@@ -140,27 +141,36 @@ var ErrPrivate = errors.New("upload location on a private address, named by a re
 // host:port, names on other hosts. It shares no connection and no credentials
 // with t, and does not dial private addresses if the registry is public. The
 // address is checked when dialling, so that no name can change its mind.
-func (t *Transport) External(registry string) http.RoundTripper {
-	e := &external{t: t, registry: registry}
+func (t *Transport) External(registry string) *External {
+	e := &External{t: t, registry: registry}
 	e.base = t.pair(e.proxy, e.dial)
 	return e
 }
 
-type external struct {
+// External is a transport for upload locations on other hosts than the
+// registry's: see Transport.External.
+type External struct {
 	t        *Transport
 	registry string
 	base     pair
 	proxies  sync.Map // host:port of the proxies in use
 }
 
-func (e *external) RoundTrip(req *http.Request) (*http.Response, error) {
+// RoundTrip implements http.RoundTripper.
+func (e *External) RoundTrip(req *http.Request) (*http.Response, error) {
+	// A proxy would do the dialling.
+	host := req.URL.Hostname()
+	if a, err := netip.ParseAddr(host); (err == nil && internal(a) || host == "localhost") && e.registryPublic(req.Context()) {
+		return nil, fmt.Errorf("%w: %s", ErrPrivate, host)
+	}
 	return roundTrip(e.base, e.t.o.UserAgent, req)
 }
 
-func (e *external) CloseIdleConnections() { e.base.kept.CloseIdleConnections() }
+// CloseIdleConnections closes what no request is using.
+func (e *External) CloseIdleConnections() { e.base.kept.CloseIdleConnections() }
 
 // proxy remembers the proxies, which may well be private.
-func (e *external) proxy(req *http.Request) (*url.URL, error) {
+func (e *External) proxy(req *http.Request) (*url.URL, error) {
 	u, err := http.ProxyFromEnvironment(req)
 	if u != nil {
 		port := u.Port()
@@ -172,7 +182,7 @@ func (e *external) proxy(req *http.Request) (*url.URL, error) {
 	return u, err
 }
 
-func (e *external) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+func (e *External) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	if _, ok := e.proxies.Load(addr); ok {
 		return e.t.connect(ctx, network, addr, nil)
 	}
@@ -181,20 +191,28 @@ func (e *external) dial(ctx context.Context, network, addr string) (net.Conn, er
 		if err != nil {
 			return err
 		}
-		if internal(ap.Addr()) && e.registryPublic() {
+		if internal(ap.Addr()) && e.registryPublic(ctx) {
 			return fmt.Errorf("%w: %s", ErrPrivate, ap.Addr())
 		}
 		return nil
 	})
 }
 
-// registryPublic is also true where the registry was reached through a proxy:
-// its address is not known then.
-func (e *external) registryPublic() bool {
+// registryPublic judges by the address the registry was reached at, or else by
+// those its name has; what is not known counts as public.
+func (e *External) registryPublic(ctx context.Context) bool {
 	e.t.mu.Lock()
-	defer e.t.mu.Unlock()
 	public, known := e.t.public[e.registry]
-	return public || !known
+	e.t.mu.Unlock()
+	if known {
+		return public
+	}
+	host, _, err := net.SplitHostPort(e.registry)
+	if err != nil {
+		return true
+	}
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	return err != nil || !slices.ContainsFunc(addrs, internal)
 }
 
 // internal reports whether an address is one that a stranger must not make

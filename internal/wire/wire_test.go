@@ -89,8 +89,8 @@ func TestFileBodyParts(t *testing.T) {
 			if !bytes.Equal(got, data[offset:offset+n]) {
 				t.Fatalf("offset %d length %d: got %d other bytes", offset, n, len(got))
 			}
-			if body.Sent() != n || body.Err() != nil || !body.Spent() {
-				t.Errorf("offset %d length %d: sent %d, error %v, spent %v", offset, n, body.Sent(), body.Err(), body.Spent())
+			if body.Sent() != n || body.Err() != nil || body.take() {
+				t.Errorf("offset %d length %d: sent %d, error %v", offset, n, body.Sent(), body.Err())
 			}
 			if s := seen.Load(); s < n || s > n+1000 {
 				t.Errorf("offset %d length %d: %d bytes were seen leaving", offset, n, s)
@@ -109,13 +109,23 @@ func TestFileBodyKeepsSendfile(t *testing.T) {
 	path, _ := tempFile(t, n)
 	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) }))
 	defer srv.Close()
-	body := NewBody(open(t, path, 0), n)
+	body := &countingBody{fileBody: NewBody(open(t, path, 0), n).(*fileBody)}
 	if _, err := Send(t.Context(), newTransport(t), patch(t, srv.URL, body, n), limits, nil); err != nil {
 		t.Fatal(err)
 	}
-	if reads := body.Touched(); reads > 4 {
+	if reads := body.reads.Load(); reads > 4 {
 		t.Errorf("Read was called %d times for %d bytes: no sendfile", reads, n)
 	}
+}
+
+type countingBody struct {
+	*fileBody
+	reads atomic.Int64
+}
+
+func (b *countingBody) Read(p []byte) (int, error) {
+	b.reads.Add(1)
+	return b.fileBody.Read(p)
 }
 
 func TestStreamBody(t *testing.T) {
@@ -328,6 +338,85 @@ func TestEarlyAnswer(t *testing.T) {
 	}
 }
 
+// A server that refuses a body and closes at once is heard out: net/http would
+// report the write that failed.
+func TestEarlyAnswerAndClose(t *testing.T) {
+	path, _ := tempFile(t, 8<<20)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			io.ReadFull(c, make([]byte, 1000))
+			io.WriteString(c, "HTTP/1.1 413 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+			c.Close() // with unread bytes: a reset
+		}
+	}()
+	heard := 0
+	for range 50 {
+		a, err := Send(t.Context(), newTransport(t), patch(t, "http://"+ln.Addr().String(), NewBody(open(t, path, 0), 8<<20), 8<<20), limits, nil)
+		if err == nil && a.Status == 413 {
+			heard++
+		}
+	}
+	if heard < 45 {
+		t.Errorf("the answer was heard %d times of 50", heard)
+	}
+}
+
+// An interim answer does not begin the patience for the rest of an answer.
+func TestInterimAnswer(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		w.WriteHeader(http.StatusProcessing)
+		time.Sleep(700 * time.Millisecond)
+		w.WriteHeader(http.StatusCreated)
+	}))
+	defer srv.Close()
+	a, err := Send(t.Context(), newTransport(t), patch(t, srv.URL, NewBody(io.NopCloser(strings.NewReader("x")), 1), 1),
+		Limits{Stall: 200 * time.Millisecond, Answer: 10 * time.Second}, nil)
+	if err != nil || a.Status != http.StatusCreated {
+		t.Errorf("got %+v, %v", a, err)
+	}
+}
+
+// A transport of somebody else's keeps sendfile too, and nothing but the file's
+// position tells that bytes move.
+func TestForeignTransportIsNoStall(t *testing.T) {
+	const n = 24 << 20
+	path, _ := tempFile(t, n)
+	url, conn := acceptOne(t)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c := <-conn
+		defer c.Close()
+		c.SetReadBuffer(64 << 10)
+		buf := make([]byte, 256<<10)
+		for sum := 0; sum < n; {
+			m, err := c.Read(buf)
+			if sum += m; err != nil {
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		io.WriteString(c, "HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+		io.Copy(io.Discard, c)
+	}()
+	tr := &http.Transport{DisableKeepAlives: true}
+	_, err := Send(t.Context(), tr, patch(t, url, NewBody(open(t, path, 0), n), n), Limits{Stall: 700 * time.Millisecond, Answer: 10 * time.Second}, nil)
+	if errors.Is(err, ErrStall) {
+		t.Errorf("got %v", err)
+	}
+	<-done
+}
+
 func TestUserAgent(t *testing.T) {
 	var got string
 	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r.UserAgent() }))
@@ -348,7 +437,7 @@ func TestExternalRefusesPrivateAddresses(t *testing.T) {
 	tr := newTransport(t)
 	get := func() error {
 		rt := tr.External("reg.example:443")
-		defer rt.(*external).CloseIdleConnections()
+		defer rt.CloseIdleConnections()
 		req, _ := http.NewRequest(http.MethodGet, srv.URL, nil)
 		_, err := Send(t.Context(), rt, req, limits, nil)
 		return err

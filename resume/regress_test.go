@@ -1,0 +1,199 @@
+package resume_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rpush-go/rpush/internal/testgear/memnet"
+	"github.com/rpush-go/rpush/internal/testgear/scripted"
+	"github.com/rpush-go/rpush/resume"
+)
+
+// always acts on every request of a kind.
+func always(k scripted.Kind, a scripted.Action) func(scripted.Request) scripted.Action {
+	return func(r scripted.Request) scripted.Action {
+		if r.Kind == k {
+			return a
+		}
+		return scripted.Action{}
+	}
+}
+
+var kinds = []error{resume.ErrInterrupted, resume.ErrDenied, resume.ErrEndpoint, resume.ErrSource, resume.ErrRefused}
+
+// Whatever a registry answers for ever, there is an end, in few requests, and
+// with an error of exactly one kind.
+func TestThereIsAnEnd(t *testing.T) {
+	for name, c := range map[string]struct {
+		o    scripted.Options
+		kind error
+		size int
+	}{
+		"commit 200":              {scripted.Options{Intercept: always(scripted.Put, scripted.Action{Before: 200})}, resume.ErrInterrupted, 10_000},
+		"commit 404":              {scripted.Options{Intercept: always(scripted.Put, scripted.Action{ForgetSession: true})}, resume.ErrInterrupted, 10_000},
+		"commit 416":              {scripted.Options{Intercept: always(scripted.Put, scripted.Action{Before: 416})}, resume.ErrInterrupted, 10_000},
+		"PATCH and session gone":  {scripted.Options{Intercept: always(scripted.Patch, scripted.Action{ForgetSession: true})}, resume.ErrInterrupted, 10_000},
+		"PATCH reset and gone":    {scripted.Options{Intercept: always(scripted.Patch, scripted.Action{ForgetSession: true, BeforeReset: true})}, resume.ErrInterrupted, 10_000},
+		"PATCH 416":               {scripted.Options{Intercept: always(scripted.Patch, scripted.Action{Before: 416})}, resume.ErrRefused, 10_000},
+		"PATCH 202, short Range":  {scripted.Options{Intercept: always(scripted.Patch, scripted.Action{Before: 202, Header: http.Header{"Range": {"0-0"}}})}, resume.ErrRefused, 10_000},
+		"Range beyond":            {scripted.Options{Range: scripted.Beyond}, resume.ErrInterrupted, 10_000},
+		"chunks too large by law": {scripted.Options{MinChunk: 5 * mib, MaxBody: mib}, resume.ErrRefused, 8 * mib},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inLab(t, c.o, resume.Options{RetryFor: time.Hour}, func(l *lab) {
+				l.fails(blobOf(content(c.size)), c.kind)
+				if n := len(l.reg.Requests()); n > 600 {
+					t.Errorf("%d requests", n)
+				}
+			})
+		})
+	}
+}
+
+// A redirect of everything to another scheme or name of the registry says
+// nothing about a blob; one to where a blob is stored says that it is there.
+func TestRedirects(t *testing.T) {
+	for _, status := range []int{301, 302, 307, 308} {
+		f := func(r scripted.Request) scripted.Action {
+			return scripted.Action{Before: status, Header: http.Header{"Location": {"https://reg.test" + r.Path}}}
+		}
+		inLab(t, scripted.Options{Intercept: f}, resume.Options{}, func(l *lab) {
+			l.fails(blobOf(content(1000)), resume.ErrEndpoint)
+		})
+	}
+	storage := on(scripted.HeadBlob, 1, scripted.Action{Before: 307, Header: http.Header{"Location": {"https://storage.test/bucket/key?sig=1"}}})
+	inLab(t, scripted.Options{Intercept: storage}, resume.Options{}, func(l *lab) {
+		res, err := l.client.Upload(l.t.Context(), blobOf(content(1000)))
+		if err != nil || !res.Existed {
+			t.Errorf("got %+v, %v", res, err)
+		}
+	})
+}
+
+// A session lost late, on a line that dies all the time: the second pass makes
+// progress too.
+func TestSecondPass(t *testing.T) {
+	f := on(scripted.Put, 1, scripted.Action{ForgetSession: true})
+	inLab(t, scripted.Options{Intercept: f}, resume.Options{}, func(l *lab) {
+		l.net.Plan = func(int) memnet.Limits { return memnet.Limits{Up: 40_000, Down: -1} }
+		if res := l.delivers(content(2 * mib)); res.Restarts != 1 {
+			t.Errorf("result %+v", res)
+		}
+	})
+}
+
+// once makes the first reader that a blob opens another.
+func once(b resume.Blob, f func(io.Reader) io.Reader) resume.Blob {
+	open, n := b.Open, 0
+	b.Open = func(ctx context.Context, offset int64) (io.ReadCloser, error) {
+		r, err := open(ctx, offset)
+		if n++; n > 1 || err != nil {
+			return r, err
+		}
+		return io.NopCloser(f(r)), nil
+	}
+	return b
+}
+
+// A source that is itself read over a network may break too.
+func TestSourceBreaks(t *testing.T) {
+	inLab(t, scripted.Options{}, resume.Options{}, func(l *lab) {
+		data := content(mib)
+		b := once(blobOf(data), func(r io.Reader) io.Reader {
+			return io.MultiReader(io.LimitReader(r, 1000), failing{syscall.ECONNRESET})
+		})
+		if _, err := l.client.Upload(l.t.Context(), b); err != nil {
+			t.Error(err)
+		}
+		l.has(data)
+	})
+}
+
+// A context ends an upload whatever the source does.
+func TestCancelWhileTheSourceHangs(t *testing.T) {
+	cancelled := func(l *lab, b resume.Blob) {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		began := time.Now()
+		_, err := l.client.Upload(ctx, b)
+		if took := time.Since(began); !errors.Is(err, resume.ErrInterrupted) || took > 32*time.Second {
+			l.t.Errorf("got %v after %s", err, took)
+		}
+	}
+	inLab(t, scripted.Options{}, resume.Options{}, func(l *lab) {
+		until := make(chan struct{})
+		cancelled(l, once(blobOf(content(mib)), func(io.Reader) io.Reader { return hanging{until} }))
+		close(until)
+	})
+	refuse := always(scripted.Put, scripted.Action{Before: 400})
+	inLab(t, scripted.Options{Intercept: refuse}, resume.Options{}, func(l *lab) {
+		b := blobOf(content(mib))
+		open, opened := b.Open, 0
+		b.Open = func(ctx context.Context, offset int64) (io.ReadCloser, error) {
+			r, err := open(ctx, offset)
+			if opened++; opened > 1 { // to be hashed
+				return io.NopCloser(slow{r}), err
+			}
+			return r, err
+		}
+		cancelled(l, b)
+	})
+}
+
+type hanging struct{ until chan struct{} }
+
+func (h hanging) Read([]byte) (int, error) { <-h.until; return 0, io.EOF }
+
+type slow struct{ r io.Reader }
+
+func (s slow) Read(p []byte) (int, error) {
+	time.Sleep(100 * time.Millisecond)
+	return s.r.Read(p[:min(len(p), 1000)])
+}
+
+// A request of Do whose authorization is renewed in vain.
+func TestDoDenied(t *testing.T) {
+	inLab(t, scripted.Options{Intercept: always(scripted.PutManifest, scripted.Action{Before: 401})}, resume.Options{Transport: &renewing{}}, func(l *lab) {
+		if _, err := l.client.Exists(l.t.Context(), blobOf(nil).Digest, 0); err != nil {
+			t.Fatal(err)
+		}
+		req, err := http.NewRequest(http.MethodPut, "manifests/v1", strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if _, err := l.client.Do(l.t.Context(), "publish", req); !errors.Is(err, resume.ErrDenied) || time.Since(began) > time.Minute {
+			t.Errorf("got %v after %s", err, time.Since(began))
+		}
+	})
+}
+
+// A commit that was carried out and answered with a refusal was carried out.
+func TestRefusedAfterCommit(t *testing.T) {
+	for _, status := range []int{400, 403, 404, 409} {
+		inLab(t, scripted.Options{Intercept: on(scripted.Put, 1, scripted.Action{After: status})}, resume.Options{}, func(l *lab) {
+			l.delivers(content(1000))
+		})
+	}
+}
+
+// HEAD on an upload URL is forbidden, GET is not.
+func TestStatusHeadForbidden(t *testing.T) {
+	f := func(r scripted.Request) scripted.Action {
+		if r.Kind == scripted.Status && r.Method == http.MethodHead {
+			return scripted.Action{Before: 403}
+		}
+		return brokenBody(5000)(r)
+	}
+	inLab(t, scripted.Options{Intercept: f}, resume.Options{}, func(l *lab) {
+		if res := l.delivers(content(10_000)); res.Resumes != 1 {
+			t.Errorf("result %+v", res)
+		}
+	})
+}

@@ -579,7 +579,7 @@ func TestCancelledPush(t *testing.T) {
 		time.AfterFunc(3*time.Second, func() { cancel(cause) })
 		began := time.Now()
 		_, err = p.Push(ctx, ref, newImage(content(1, 1<<20)))
-		if !errors.Is(err, cause) || !errors.Is(err, resume.ErrInterrupted) || time.Since(began) != 3*time.Second {
+		if !errors.Is(err, cause) || !errors.Is(err, resume.ErrInterrupted) || time.Since(began) > 4*time.Second {
 			t.Errorf("got %v after %s", err, time.Since(began))
 		}
 	})

@@ -370,6 +370,9 @@ func (c *Client) send(ctx context.Context, r *http.Request, lim wire.Limits, onS
 		var te *transport.Error
 		if errors.As(err, &te) {
 			c.answered.Store(true) // its token server
+			if !errors.Is(err, ErrEndpoint) {
+				err = &wire.Error{Err: te}
+			}
 		}
 		return nil, err
 	}

@@ -29,15 +29,20 @@ var arrows = map[string][]string{
 	"internal/wire":        {},
 
 	// Test gear knows nothing of what it tests.
+	"internal/testgear/binary":    {},
 	"internal/testgear/memnet":    {},
+	"internal/testgear/nginx":     {},
 	"internal/testgear/ocilayout": {},
+	"internal/testgear/process":   {},
 	"internal/testgear/proxy":     {},
 	"internal/testgear/realreg":   {},
 	"internal/testgear/scripted":  {},
+	"internal/testgear/tokens":    {},
 
 	// Programs and tests around it all.
 	"internal/architecture": {},
 	"internal/e2e":          {},
+	"internal/matrix":       {},
 	"internal/demo":         {"internal/testgear/ocilayout", "internal/testgear/proxy", "internal/testgear/realreg"},
 	"internal/bench":        {"internal/testgear/ocilayout", "internal/testgear/proxy", "internal/testgear/realreg"},
 }

@@ -44,6 +44,11 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, environ []st
 		}
 	}
 	defer signal.Stop(signals)
+	// Whoever reads stdout or stderr may go away. That is an error of a write,
+	// not the end of a push.
+	pipes := make(chan os.Signal, 1)
+	signal.Notify(pipes, syscall.SIGPIPE)
+	defer signal.Stop(pipes)
 
 	a := &app{
 		stdin: stdin, stdout: stdout, out: &printer{w: stderr, last: time.Now()},

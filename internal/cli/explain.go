@@ -71,11 +71,11 @@ func kindOf(err error) string {
 		is   error
 		name string
 	}{
+		{resume.ErrInterrupted, "interrupted"},
 		{resume.ErrDenied, "denied"},
 		{resume.ErrEndpoint, "endpoint"},
 		{resume.ErrSource, "source"},
 		{resume.ErrRefused, "refused"},
-		{resume.ErrInterrupted, "interrupted"},
 	} {
 		if errors.Is(err, k.is) {
 			return k.name
@@ -110,7 +110,12 @@ func cure(err error, kind, host string) string {
 		noRegistry *pusher.NotRegistryError
 		lost       *resume.LostError
 	)
+	var op *net.OpError
+	var answer *transport.Error
 	switch {
+	case errors.As(err, &op) && op.Op == "proxyconnect",
+		errors.As(err, &answer) && answer.StatusCode == http.StatusProxyAuthRequired:
+		return proxyHint
 	case errors.As(err, &unusable):
 		return mendHint(unusable.Place)
 	case errors.As(err, &otherName):
@@ -131,8 +136,10 @@ func cure(err error, kind, host string) string {
 		return loginHint(host)
 	case errors.As(err, &lost):
 		return lostHint
-	case errors.As(err, &noRegistry), kind == "endpoint":
+	case errors.As(err, &noRegistry):
 		return noRegistryHint(host)
+	case kind == "endpoint":
+		return addressHint(host)
 	}
 	return ""
 }

@@ -101,7 +101,15 @@ func TestExplain(t *testing.T) {
 		}, {
 			name: "no registry, by the kind alone", err: resume.ErrEndpoint,
 			kind: "endpoint", exit: 1,
-			last: []string{"hint: something answers at reg.example, but no registry: check the host and port in the reference"},
+			last: []string{"hint: no registry speaks at reg.example as it was spoken to: check the host and port, and whether it wants --plain-http"},
+		}, {
+			name: "proxy down", err: fmt.Errorf("%w: %w", resume.ErrInterrupted, &net.OpError{Op: "proxyconnect", Err: syscall.ECONNREFUSED}),
+			kind: "interrupted", exit: 3,
+			last: []string{"hint: " + proxyHint, "hint: the same command again sends the rest"},
+		}, {
+			name: "two kinds", err: fmt.Errorf("%w: %w", resume.ErrInterrupted, resume.ErrRefused),
+			kind: "interrupted", exit: 3,
+			last: []string{"hint: the same command again sends the rest"},
 		}, {
 			name: "source", err: fmt.Errorf("%w: short", resume.ErrSource), at: scene{report: half()},
 			kind: "source", exit: 1,

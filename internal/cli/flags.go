@@ -114,22 +114,46 @@ func (o *options) load(fs *pflag.FlagSet, env map[string]string) error {
 	if err != nil {
 		return err
 	}
+	for _, c := range o.contradictions() {
+		a, b := o.spelled[c.a], o.spelled[c.b]
+		switch fromFlag := strings.HasPrefix(a, "-"); {
+		case !c.both || fromFlag == strings.HasPrefix(b, "-"):
+		case fromFlag:
+			o.unset(fs, c.b)
+		default:
+			o.unset(fs, c.a)
+		}
+	}
 	return o.check()
 }
 
-func (o *options) check() error {
+// unset takes back what a variable said, since a flag says otherwise.
+func (o *options) unset(fs *pflag.FlagSet, flag string) {
+	f := fs.Lookup(flag)
+	_ = f.Value.Set(f.DefValue) // a default is valid
+	delete(o.spelled, flag)
+}
+
+// contradiction is two flags that cannot both hold.
+type contradiction struct {
+	both bool
+	a, b string
+}
+
+func (o *options) contradictions() []contradiction {
 	noVerify := o.spelled["tls-verify"] != "" && !o.tlsVerify
 	verify := o.spelled["tls-verify"] != "" && o.tlsVerify
-	for _, c := range []struct {
-		both bool
-		a, b string
-	}{
+	return []contradiction{
 		{o.plainHTTP && o.insecure, "plain-http", "insecure"},
 		{verify && o.insecure, "tls-verify", "insecure"},
 		{o.caFile != "" && o.insecure, "ca-file", "insecure"},
 		{o.caFile != "" && noVerify, "ca-file", "tls-verify"},
 		{o.quiet && o.verbose, "quiet", "verbose"},
-	} {
+	}
+}
+
+func (o *options) check() error {
+	for _, c := range o.contradictions() {
 		if c.both {
 			return fmt.Errorf("%s and %s contradict each other", o.spelled[c.a], o.spelled[c.b])
 		}

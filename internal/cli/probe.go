@@ -56,7 +56,7 @@ func (a *app) probe(ctx context.Context, o *options, repo name.Repository) int {
 	ctx, cancel := o.bound(ctx)
 	defer cancel()
 	var keys credentials.Keychain
-	p, err := a.probed(ctx, o, repo, &keys)
+	p, err := inTime(ctx, func() (*resume.Probe, error) { return a.probed(ctx, o, repo, &keys) })
 	if p == nil {
 		p = &resume.Probe{}
 	}

@@ -26,6 +26,8 @@ type progress struct {
 	shown   int64     // moved, at the last line
 	since   time.Time // of the last line
 	movedAt time.Time
+	absent  time.Time     // when it was last said that the registry is not reached,
+	by      digest.Digest // and for which blob
 }
 
 // upload is one that has begun and not ended. Bytes up to settled are at the
@@ -79,7 +81,15 @@ func (p *progress) event(e resume.Event) {
 	p.record(e)
 	told := e.Kind == resume.Waiting && p.last.Kind == resume.Broken && p.last.Digest == e.Digest
 	p.last = e
+	unheard := e.Kind == resume.Broken && e.Conn == nil
+	again := unheard && time.Since(p.absent) < p.every && p.by != e.Digest
+	if unheard && !again {
+		p.absent, p.by = time.Now(), e.Digest
+	}
 	p.mu.Unlock()
+	if again {
+		return // every check finds out for itself that nobody is there
+	}
 	if told { // the line before says what is waited out
 		if e.Wait < time.Second {
 			return

@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"runtime/debug"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/sirupsen/logrus"
@@ -26,9 +29,18 @@ func parseCall(args []string) (c call, err error) {
 	if len(args) == 2 {
 		c.source, args = args[0], args[1:]
 	}
-	c.ref, err = name.ParseReference(strings.TrimPrefix(args[0], "docker://"), name.WeakValidation)
+	ref := strings.TrimPrefix(args[0], "docker://")
+	c.ref, err = name.ParseReference(ref, name.WeakValidation)
 	if err != nil {
 		return c, fmt.Errorf(badReference, args[0])
+	}
+	// The library drops the tag where there is a digest, and takes a host alone
+	// for a name on Docker Hub.
+	if before, _, ok := strings.Cut(ref, "@"); ok && strings.Contains(before[strings.LastIndexByte(before, '/')+1:], ":") {
+		return c, fmt.Errorf(tagAndDigest, args[0])
+	}
+	if host, _, ok := strings.Cut(ref, ":"); ok && !strings.Contains(ref, "/") && (host == "localhost" || net.ParseIP(host) != nil) {
+		return c, fmt.Errorf(hostAlone, args[0])
 	}
 	return c, nil
 }
@@ -52,7 +64,7 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	defer cancel()
 
 	var keys credentials.Keychain
-	report, err := a.deliver(ctx, o, c, &keys)
+	report, err := inTime(ctx, func() (*pusher.Report, error) { return a.deliver(ctx, o, c, &keys) })
 	if errors.Is(err, source.ErrSpec) {
 		return exitUsage, err
 	}
@@ -73,6 +85,44 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	a.out.lines(f.lines)
 	a.written(a.result(o, c.ref, report, f))
 	return f.Exit, nil
+}
+
+// inTime is f, but leaves it behind where it goes on after its context has
+// ended: a source may have to be read for long, and a credential helper may
+// wait for somebody.
+func inTime[T any](ctx context.Context, f func() (*T, error)) (*T, error) {
+	type outcome struct {
+		value    *T
+		err      error
+		panicked any
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		var o outcome
+		defer func() {
+			if o.panicked = recover(); o.panicked != nil {
+				o.panicked = fmt.Sprintf("%v\n%s", o.panicked, debug.Stack())
+			}
+			done <- o
+		}()
+		o.value, o.err = f()
+	}()
+	var o outcome
+	select {
+	case o = <-done:
+	case <-ctx.Done():
+		t := time.NewTimer(stopWithin * 3 / 4)
+		defer t.Stop()
+		select {
+		case o = <-done:
+		case <-t.C:
+			return nil, fmt.Errorf("%w: %w", resume.ErrInterrupted, context.Cause(ctx))
+		}
+	}
+	if o.panicked != nil {
+		panic(o.panicked)
+	}
+	return o.value, o.err
 }
 
 func (a *app) deliver(ctx context.Context, o *options, c call, keys *credentials.Keychain) (*pusher.Report, error) {

@@ -34,6 +34,8 @@ const (
 	tooManyArguments = "unexpected argument %q: rpush [SOURCE] REFERENCE"
 	noRepository     = "REPOSITORY is missing: rpush probe REPOSITORY"
 	badRepository    = "%q is no repository; one is [HOST[:PORT]/]NAME, in lower case and without a tag"
+	tagAndDigest     = "%q has a tag and a digest; a push needs one of them"
+	hostAlone        = "%q names a host and no repository: HOST:PORT/NAME[:TAG]"
 	badReference     = "%q is no reference; one is [HOST[:PORT]/]NAME[:TAG|@DIGEST], with NAME in lower case"
 	noEngine         = "reading from the Docker engine is not supported yet; name a source: oci:DIR, docker-archive:PATH"
 	resultNotWritten = "the result could not be written to stdout: %v"
@@ -43,6 +45,7 @@ const (
 
 	againHint   = "the same command again sends the rest"
 	lostHint    = "stop the host or line that resets connections, put a proxy before the registry that buffers requests (nginx: proxy_request_buffering on), or run one that keeps what it received (distribution 3)"
+	proxyHint   = "that is the proxy, not the registry: check HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
 	expiredHint = "a certificate is out of date, or this machine's clock is wrong"
 )
 
@@ -114,6 +117,10 @@ func refusedHint(host string) string {
 
 func noRegistryHint(host string) string {
 	return fmt.Sprintf("something answers at %s, but no registry: check the host and port in the reference", host)
+}
+
+func addressHint(host string) string {
+	return fmt.Sprintf("no registry speaks at %s as it was spoken to: check the host and port, and whether it wants --plain-http", host)
 }
 
 func loginHint(host string) string {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rpush-go/rpush/internal/testgear/binary"
 	"github.com/rpush-go/rpush/internal/testgear/ocilayout"
 	"github.com/rpush-go/rpush/internal/testgear/realreg"
 )
@@ -40,7 +41,7 @@ func (fileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func TestBadInput(t *testing.T) {
 	plain := realreg.Start(t, realreg.Options{})
 	secure := realreg.Start(t, realreg.Options{TLS: true, BasicAuth: true})
-	good := layout(t, 30, 100_000, 200_000)
+	good := binary.Layout(t, 30, 100_000, 200_000)
 	dead := listen(t)
 	deadAddr := dead.Addr().String()
 	dead.Close()
@@ -62,7 +63,7 @@ func TestBadInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	damage := func(f func(dir string, img ocilayout.Image)) string {
-		img := layout(t, 30, 100_000, 200_000)
+		img := binary.Layout(t, 30, 100_000, 200_000)
 		f(img.Dir, img)
 		return "oci:" + img.Dir
 	}
@@ -93,35 +94,36 @@ func TestBadInput(t *testing.T) {
 		{name: "no credential", args: []string{"--ca-file", secure.CAFile, "oci:" + good.Dir, secure.Addr + "/a:1"}, exit: 1, says: []string{"docker login " + secure.Addr, "no credentials"}},
 		{name: "wrong credential", args: []string{"--ca-file", secure.CAFile, "oci:" + good.Dir, secure.Addr + "/a:1"}, env: []string{"DOCKER_CONFIG=" + config}, exit: 1, says: []string{filepath.Join(config, "config.json")}},
 		{name: "unknown CA", args: []string{"oci:" + good.Dir, secure.Addr + "/a:1"}, exit: 1, says: []string{"--ca-file"}},
-		{name: "no TLS there", args: []string{"oci:" + good.Dir, strings.Replace(plain.Addr, "127.0.0.1", "127.0.0.1.nip.invalid", 1) + "/a:1"}, exit: 1, says: []string{"no host"}},
 		{name: "no such host", args: []string{"oci:" + good.Dir, "no-such-host.invalid/a:1"}, exit: 1, says: []string{"no-such-host.invalid"}},
 		{name: "no registry, but a web server", args: []string{"oci:" + good.Dir, web + "/a:1"}, exit: 1, says: []string{"registry", web}},
-		{name: "no registry, but a mail server", args: []string{"--plain-http", "oci:" + good.Dir, banner.Addr().String() + "/a:1"}, exit: 1},
+		{name: "no registry, but a mail server", args: []string{"--plain-http", "oci:" + good.Dir, banner.Addr().String() + "/a:1"}, exit: 1, says: []string{"check the host and port"}},
+		{name: "tag and digest", args: []string{"oci:" + good.Dir, plain.Addr + "/a:1@" + good.Manifest.Digest}, exit: 2, says: []string{"a tag and a digest"}},
+		{name: "a host alone", args: []string{"oci:" + good.Dir, plain.Addr}, exit: 2, says: []string{"no repository"}},
 		{name: "nobody there", args: []string{"--retry-for", "1s", "oci:" + good.Dir, deadAddr + "/a:1"}, exit: 3, says: []string{"refused", "the same command again"}},
 		{name: "deadline", args: []string{"--deadline", "300ms", "oci:" + good.Dir, deadAddr + "/a:1"}, exit: 3, says: []string{"deadline"}},
 		{name: "no CA file", args: []string{"--ca-file", "/no/such/ca.pem", "oci:" + good.Dir, secure.Addr + "/a:1"}, exit: 1, says: []string{"/no/such/ca.pem"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := rpush(t, environ(t, c.env...), c.args...)
-			if r.exit != c.exit {
-				t.Errorf("exit %d, want %d", r.exit, c.exit)
+			r := rpush.Run(t, binary.Environ(t, c.env...), c.args...)
+			if r.Exit != c.exit {
+				t.Errorf("exit %d, want %d", r.Exit, c.exit)
 			}
 			for _, s := range c.says {
-				if !strings.Contains(r.stderr, s) {
+				if !strings.Contains(r.Stderr, s) {
 					t.Errorf("stderr does not say %q", s)
 				}
 			}
-			lines := strings.Split(strings.TrimRight(r.stderr, "\n"), "\n")
+			lines := strings.Split(strings.TrimRight(r.Stderr, "\n"), "\n")
 			for _, l := range lines {
 				if !strings.HasPrefix(l, "rpush: ") {
 					t.Errorf("a line without its prefix: %q", l)
 				}
 			}
-			if strings.Contains(r.stderr, "goroutine ") {
+			if strings.Contains(r.Stderr, "goroutine ") {
 				t.Error("a stack trace")
 			}
 			if t.Failed() || testing.Verbose() {
-				t.Logf("exit %d\n%s", r.exit, r.stderr)
+				t.Logf("exit %d\n%s", r.Exit, r.Stderr)
 			}
 		})
 	}

@@ -3,153 +3,49 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/rpush-go/rpush/internal/testgear/ocilayout"
+	"github.com/rpush-go/rpush/internal/testgear/binary"
 	"github.com/rpush-go/rpush/internal/testgear/proxy"
 	"github.com/rpush-go/rpush/internal/testgear/realreg"
-	"github.com/rpush-go/rpush/pusher"
 )
 
 const mib = 1 << 20
 
-var bin string // the rpush under test
+var rpush binary.Rpush
 
-func TestMain(m *testing.M) {
-	dir, err := os.MkdirTemp("", "rpush-e2e-")
-	if err != nil {
-		panic(err)
-	}
-	bin = filepath.Join(dir, "rpush")
-	build := exec.Command("go", "build", "-o", bin, "github.com/rpush-go/rpush/cmd/rpush")
-	build.Stderr = os.Stderr
-	if err := build.Run(); err != nil {
-		panic(err)
-	}
-	code := m.Run()
-	os.RemoveAll(dir)
-	os.Exit(code)
-}
-
-// run is one call of rpush with --output json.
-type run struct {
-	exit   int
-	report pusher.Report
-	fault  struct{ Kind, Message string }
-	stderr string
-	peak   int64 // resident bytes
-}
-
-// environ is that of a user without credentials or settings.
-func environ(t *testing.T, extra ...string) []string {
-	t.Helper()
-	env := []string{"HOME=" + t.TempDir(), "PATH=" + os.Getenv("PATH"), "TMPDIR=" + os.TempDir()}
-	return append(env, extra...)
-}
-
-func rpush(t *testing.T, env []string, args ...string) run {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, bin, append([]string{"--output", "json"}, args...)...)
-	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr, cmd.Env = &out, &errs, env
-	err := cmd.Run()
-	if ctx.Err() != nil {
-		t.Fatalf("rpush %v took too long:\n%s", args, errs.String())
-	}
-	r := run{exit: cmd.ProcessState.ExitCode(), stderr: errs.String()}
-	if u, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		r.peak = u.Maxrss << 10
-	}
-	doc := struct {
-		*pusher.Report
-		Error any `json:"error"`
-	}{&r.report, &r.fault}
-	if e := json.Unmarshal(out.Bytes(), &doc); e != nil && r.exit != 2 {
-		t.Fatalf("rpush %v: %v, %v\n%s\n%s", args, err, e, out.String(), errs.String())
-	}
-	return r
-}
-
-// pushes is rpush that must succeed.
-func pushes(t *testing.T, env []string, args ...string) run {
-	t.Helper()
-	r := rpush(t, env, args...)
-	if r.exit != 0 {
-		t.Fatalf("rpush %v: exit %d\n%s", args, r.exit, r.stderr)
-	}
-	return r
-}
-
-func layout(t *testing.T, seed uint64, sizes ...int64) ocilayout.Image {
-	t.Helper()
-	img, err := ocilayout.Write(filepath.Join(t.TempDir(), "image"), seed, sizes...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return img
-}
-
-func through(t *testing.T, target string, o proxy.Options) *proxy.Proxy {
-	t.Helper()
-	p, err := proxy.Start(target, o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(p.Close)
-	return p
-}
-
-// sameAt pulls ref with crane, and compares all of it with the image.
-func sameAt(t *testing.T, img ocilayout.Image, ref string, env ...string) {
-	t.Helper()
-	dir := filepath.Join(t.TempDir(), "pulled")
-	cmd := exec.Command(realreg.Tool(t, "crane"), "pull", "--format=oci", ref, dir)
-	cmd.Env = environ(t, env...)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("crane pull: %v\n%s", err, out)
-	}
-	if err := ocilayout.Compare(img.Dir, dir); err != nil {
-		t.Fatalf("what arrived is not what was sent: %v", err)
-	}
-}
+func TestMain(m *testing.M) { os.Exit(binary.Main(m, &rpush)) }
 
 // Every connection is reset after 32 MiB. The registry keeps what it received,
 // so next to nothing is sent twice.
 func TestEveryConnectionReset(t *testing.T) {
 	reg := realreg.Start(t, realreg.Options{})
-	img := layout(t, 1, 256*mib)
-	p := through(t, reg.Addr, proxy.Options{Plan: proxy.Every(32*mib, proxy.Fault{Kind: proxy.ResetClient})})
-	r := pushes(t, environ(t), "oci:"+img.Dir, p.Addr()+"/team/app:1")
+	img := binary.Layout(t, 1, 256*mib)
+	p := binary.Through(t, reg.Addr, proxy.Options{Plan: proxy.Every(32*mib, proxy.Fault{Kind: proxy.ResetClient})})
+	r := rpush.Push(t, binary.Environ(t), "oci:"+img.Dir, p.Addr()+"/team/app:1")
 	s := p.Stats()
 	ratio := float64(s.Up) / float64(img.Total)
-	t.Logf("%d resets, forwarded %.4f x the image, %d resumes", s.Faults, ratio, r.report.Resumes)
+	t.Logf("%d resets, forwarded %.4f x the image, %d resumes", s.Faults, ratio, r.Report.Resumes)
 	if s.Faults < 8 {
 		t.Errorf("only %d resets", s.Faults)
 	}
 	if ratio > 1.01 {
 		t.Errorf("forwarded %.4f x the image, want at most 1.01", ratio)
 	}
-	if r.report.Restarts != 0 || r.report.Resumes != s.Faults {
-		t.Errorf("%d resumes and %d restarts after %d resets", r.report.Resumes, r.report.Restarts, s.Faults)
+	if r.Report.Restarts != 0 || r.Report.Resumes != s.Faults {
+		t.Errorf("%d resumes and %d restarts after %d resets", r.Report.Resumes, r.Report.Restarts, s.Faults)
 	}
-	sameAt(t, img, reg.Addr+"/team/app:1")
+	binary.Same(t, img, reg.Addr+"/team/app:1")
 
 	log, err := reg.AccessLog()
 	if err != nil {
@@ -175,16 +71,16 @@ func TestEveryConnectionReset(t *testing.T) {
 // Both sides of every connection are reset: what is in flight is lost.
 func TestBothSidesReset(t *testing.T) {
 	reg := realreg.Start(t, realreg.Options{})
-	img := layout(t, 2, 256*mib)
-	p := through(t, reg.Addr, proxy.Options{Plan: proxy.Every(32*mib, proxy.Fault{Kind: proxy.ResetBoth})})
-	pushes(t, environ(t), "oci:"+img.Dir, p.Addr()+"/team/app:1")
+	img := binary.Layout(t, 2, 256*mib)
+	p := binary.Through(t, reg.Addr, proxy.Options{Plan: proxy.Every(32*mib, proxy.Fault{Kind: proxy.ResetBoth})})
+	rpush.Push(t, binary.Environ(t), "oci:"+img.Dir, p.Addr()+"/team/app:1")
 	s := p.Stats()
 	lost := float64(s.Up-img.Total) / float64(s.Faults)
 	t.Logf("%d resets, %.2f MiB sent again for each", s.Faults, lost/mib)
 	if s.Faults < 8 || lost > 8*mib {
 		t.Errorf("%d resets, %.2f MiB sent again for each, want at most 8", s.Faults, lost/mib)
 	}
-	sameAt(t, img, reg.Addr+"/team/app:1")
+	binary.Same(t, img, reg.Addr+"/team/app:1")
 }
 
 // tap records what is asked and answered about uploads.
@@ -231,18 +127,18 @@ func (t *tap) handler(target string) http.Handler {
 // Each PATCH after a break begins where a HEAD said that the registry stands.
 func TestContinuesWhereTheRegistryStands(t *testing.T) {
 	reg := realreg.Start(t, realreg.Options{})
-	img := layout(t, 3, 64*mib)
+	img := binary.Layout(t, 3, 64*mib)
 	tp := &tap{ranges: map[string]string{}}
 	srv := newServer(t, tp.handler(reg.Addr))
-	p := through(t, srv, proxy.Options{Plan: proxy.Every(7*mib, proxy.Fault{Kind: proxy.ResetBoth})})
-	pushes(t, environ(t), "oci:"+img.Dir, p.Addr()+"/team/app:1")
+	p := binary.Through(t, srv, proxy.Options{Plan: proxy.Every(7*mib, proxy.Fault{Kind: proxy.ResetBoth})})
+	rpush.Push(t, binary.Environ(t), "oci:"+img.Dir, p.Addr()+"/team/app:1")
 	tp.mu.Lock()
 	defer tp.mu.Unlock()
 	t.Logf("PATCHes from %v", tp.starts)
 	if len(tp.wrong) > 0 || len(tp.starts) < 9 {
 		t.Errorf("%d PATCHes: %v", len(tp.starts), tp.wrong)
 	}
-	sameAt(t, img, reg.Addr+"/team/app:1")
+	binary.Same(t, img, reg.Addr+"/team/app:1")
 }
 
 func newServer(t *testing.T, h http.Handler) string {
@@ -257,15 +153,15 @@ func newServer(t *testing.T, h http.Handler) string {
 // A layer of 2 GiB, through resets, in little memory.
 func TestMemoryIsFlat(t *testing.T) {
 	reg := realreg.Start(t, realreg.Options{})
-	img := layout(t, 4, 2048*mib)
-	p := through(t, reg.Addr, proxy.Options{Plan: proxy.Every(300*mib, proxy.Fault{Kind: proxy.ResetClient})})
-	r := pushes(t, environ(t), "oci:"+img.Dir, p.Addr()+"/team/app:1")
-	t.Logf("peak memory %.1f MiB, %d breaks", float64(r.peak)/mib, r.report.Breaks)
-	if r.peak <= 0 || r.peak > 64*mib {
-		t.Errorf("peak memory %.1f MiB, want at most 64", float64(r.peak)/mib)
+	img := binary.Layout(t, 4, 2048*mib)
+	p := binary.Through(t, reg.Addr, proxy.Options{Plan: proxy.Every(300*mib, proxy.Fault{Kind: proxy.ResetClient})})
+	r := rpush.Push(t, binary.Environ(t), "oci:"+img.Dir, p.Addr()+"/team/app:1")
+	t.Logf("peak memory %.1f MiB, %d breaks", float64(r.Peak)/mib, r.Report.Breaks)
+	if r.Peak <= 0 || r.Peak > 64*mib {
+		t.Errorf("peak memory %.1f MiB, want at most 64", float64(r.Peak)/mib)
 	}
-	if r.report.Breaks < 6 {
-		t.Errorf("only %d breaks", r.report.Breaks)
+	if r.Report.Breaks < 6 {
+		t.Errorf("only %d breaks", r.Report.Breaks)
 	}
 }
 
@@ -273,31 +169,22 @@ func TestMemoryIsFlat(t *testing.T) {
 // kinds by seed.
 func TestTLSAndPasswordThroughFaults(t *testing.T) {
 	reg := realreg.Start(t, realreg.Options{TLS: true, BasicAuth: true})
-	auth := base64.StdEncoding.EncodeToString([]byte(realreg.User + ":" + realreg.Password))
 	for seed, kind := range []proxy.Kind{proxy.ResetClient, proxy.ResetBoth, proxy.Cut, proxy.LoseAnswer, proxy.Stall} {
 		t.Run(kind.String(), func(t *testing.T) {
-			img := layout(t, uint64(10+seed), 20*mib, 5*mib, 0, 1, 9*mib)
-			p := through(t, reg.Addr, proxy.Options{
+			img := binary.Layout(t, uint64(10+seed), 20*mib, 5*mib, 0, 1, 9*mib)
+			p := binary.Through(t, reg.Addr, proxy.Options{
 				Plan: proxy.First(12, proxy.Seeded(uint64(seed), 3*mib, proxy.Fault{Kind: kind, For: 10 * time.Second})),
 			})
 			ref := fmt.Sprintf("%s/tls/%d:1", p.Addr(), seed)
-			dir := t.TempDir()
-			config := fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, p.Addr(), auth)
-			if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			env := environ(t, "DOCKER_CONFIG="+dir)
-			r := pushes(t, env, "--ca-file", reg.CAFile, "--stall-timeout", "2s", "--answer-timeout", "3s", "oci:"+img.Dir, ref)
-			t.Logf("%d faults, %d breaks, %d resumes, %d restarts", p.Stats().Faults, r.report.Breaks, r.report.Resumes, r.report.Restarts)
+			login := binary.Login(t, p.Addr(), reg.Addr)
+			env := binary.Environ(t, login)
+			r := rpush.Push(t, env, "--ca-file", reg.CAFile, "--stall-timeout", "2s", "--answer-timeout", "3s", "oci:"+img.Dir, ref)
+			t.Logf("%d faults, %d breaks, %d resumes, %d restarts", p.Stats().Faults, r.Report.Breaks, r.Report.Resumes, r.Report.Restarts)
 			if p.Stats().Faults == 0 {
 				t.Error("no faults")
 			}
 			clean := fmt.Sprintf("%s/tls/%d:1", reg.Addr, seed)
-			config = fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, reg.Addr, auth)
-			if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			sameAt(t, img, clean, "DOCKER_CONFIG="+dir, "SSL_CERT_FILE="+reg.CAFile)
+			binary.Same(t, img, clean, login, "SSL_CERT_FILE="+reg.CAFile)
 		})
 	}
 }
@@ -307,8 +194,8 @@ func TestRegistryRestarts(t *testing.T) {
 	for _, secret := range []string{"", "fixed"} {
 		t.Run("secret="+secret, func(t *testing.T) {
 			reg := realreg.Start(t, realreg.Options{Secret: secret})
-			img := layout(t, 20, 40*mib)
-			p := through(t, reg.Addr, proxy.Options{Rate: 30 * mib})
+			img := binary.Layout(t, 20, 40*mib)
+			p := binary.Through(t, reg.Addr, proxy.Options{Rate: 30 * mib})
 			restarted := make(chan error, 1)
 			go func() {
 				for p.Stats().Up < 20*mib && t.Context().Err() == nil {
@@ -317,15 +204,38 @@ func TestRegistryRestarts(t *testing.T) {
 				reg.Kill()
 				restarted <- reg.Restart(context.Background())
 			}()
-			r := pushes(t, environ(t), "oci:"+img.Dir, p.Addr()+"/team/app:1")
+			r := rpush.Push(t, binary.Environ(t), "oci:"+img.Dir, p.Addr()+"/team/app:1")
 			if err := <-restarted; err != nil {
 				t.Fatal(err)
 			}
-			t.Logf("%d breaks, %d resumes, %d restarts, forwarded %.2f x", r.report.Breaks, r.report.Resumes, r.report.Restarts, float64(p.Stats().Up)/float64(img.Total))
-			if r.report.Breaks == 0 {
+			t.Logf("%d breaks, %d resumes, %d restarts, forwarded %.2f x", r.Report.Breaks, r.Report.Resumes, r.Report.Restarts, float64(p.Stats().Up)/float64(img.Total))
+			if r.Report.Breaks == 0 {
 				t.Error("nothing broke")
 			}
-			sameAt(t, img, reg.Addr+"/team/app:1")
+			binary.Same(t, img, reg.Addr+"/team/app:1")
 		})
 	}
+}
+
+// Whoever reads stderr goes away in the middle: the push arrives all the same.
+func TestStderrGoesAway(t *testing.T) {
+	reg := realreg.Start(t, realreg.Options{})
+	img := binary.Layout(t, 40, 20*mib)
+	p := binary.Through(t, reg.Addr, proxy.Options{Rate: 20 * mib, Plan: proxy.Every(5*mib, proxy.Fault{Kind: proxy.ResetClient})})
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(string(rpush), "oci:"+img.Dir, p.Addr()+"/team/app:1")
+	cmd.Stderr, cmd.Env = w, binary.Environ(t)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	r.Read(make([]byte, 1))
+	r.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("rpush: %v", err)
+	}
+	binary.Same(t, img, reg.Addr+"/team/app:1")
 }

@@ -66,8 +66,17 @@ func openDockerArchive(ctx context.Context, file string, sel selector) (Source, 
 	if got, want := len(desc.Layers), len(cfg.RootFS.DiffIDs); got != want {
 		return Source{}, bad("%s has %d layers, its config %q names %d", file, got, desc.Config, want)
 	}
+	layers, err := img.Layers()
+	if err != nil || len(layers) != len(desc.Layers) {
+		return Source{}, bad("%s: reading its layers: %d of %d, %w", file, len(layers), len(desc.Layers), err)
+	}
 	for i, layer := range desc.Layers {
 		if _, ok := a.find(layer); ok {
+			// The archive gives no digest of what will be sent, only this one of
+			// what is in it: nobody else can notice damage.
+			if err := verifyLayer(ctx, layers[i], cfg.RootFS.DiffIDs[i]); err != nil {
+				return Source{}, bad("%s: layer %d of %d, %q: %w", file, i+1, len(desc.Layers), layer, err)
+			}
 			continue
 		}
 		if foreign, ok := desc.LayerSources[cfg.RootFS.DiffIDs[i]]; ok && !foreign.MediaType.IsDistributable() {
@@ -76,6 +85,33 @@ func openDockerArchive(ctx context.Context, file string, sel selector) (Source, 
 		return Source{}, bad("%s: layer %d of %d, %q, is missing", file, i+1, len(desc.Layers), layer)
 	}
 	return Source{Name: "docker-archive:" + file, Image: img}, nil
+}
+
+// verifyLayer compares the digest of a layer's uncompressed bytes.
+func verifyLayer(ctx context.Context, l v1.Layer, want v1.Hash) error {
+	r, err := l.Uncompressed()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	h, err := v1.Hasher(want.Algorithm)
+	if err != nil {
+		return err
+	}
+	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		switch _, err := io.CopyN(h, r, 4<<20); {
+		case errors.Is(err, io.EOF):
+			if got := fmt.Sprintf("%x", h.Sum(nil)); got != want.Hex {
+				return fmt.Errorf("it is damaged: its digest is %s:%s, the config says %s", want.Algorithm, got, want)
+			}
+			return nil
+		case err != nil:
+			return err
+		}
+	}
 }
 
 // archive is the directory of a tar file.

@@ -311,7 +311,7 @@ func (w *watch) kill() {
 		w.conn.Kill()
 	}
 	if b, ok := w.body.(*streamBody); ok {
-		go b.Close() // net/http waits for a Read that may never return
+		go b.Close() //nolint:errcheck // net/http waits for a Read that may never return
 	}
 }
 

@@ -3,13 +3,11 @@
 package realreg
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -19,6 +17,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/rpush-go/rpush/internal/testgear/process"
 )
 
 // The user of Options.BasicAuth.
@@ -28,9 +28,6 @@ const (
 
 	htpasswd = User + ":$2b$05$qv9N8muHxMCa3BJbIF2JguD9pzlN0c4/cBjLPiOZrd5xeXBhzJjUy\n"
 )
-
-// startTime bounds how long a registry may take to answer.
-const startTime = 20 * time.Second
 
 // Options of a registry. The zero value is plain HTTP without authorisation.
 type Options struct {
@@ -47,6 +44,18 @@ type Options struct {
 	BasicAuth bool
 	// RelativeURLs makes the locations relative.
 	RelativeURLs bool
+	// Token, when set, asks for bearer tokens.
+	Token *TokenAuth
+	// Redis, when set, is the host:port of the cache of blob descriptors.
+	Redis string
+}
+
+// TokenAuth says whose tokens a registry believes.
+type TokenAuth struct {
+	Realm   string // URL the client is sent to
+	Service string
+	Issuer  string
+	CAFile  string // PEM of the authority behind the key that signs
 }
 
 // Registry is a process. Its methods may be called from any goroutine.
@@ -62,8 +71,7 @@ type Registry struct {
 	client   *http.Client
 
 	mu   sync.Mutex
-	cmd  *exec.Cmd
-	done chan struct{} // closed when cmd has been waited for
+	proc *process.Process
 }
 
 // Start runs a registry until the end of the test. Without the binary the test
@@ -98,7 +106,8 @@ func Run(ctx context.Context, bin, dir string, o Options) (*Registry, error) {
 		return nil, err
 	}
 	if o.TLS {
-		if err := r.makeCertificates(); err != nil {
+		var err error
+		if r.CAFile, err = MakeCertificates(dir); err != nil {
 			return nil, fmt.Errorf("realreg: %w", err)
 		}
 		pem, err := os.ReadFile(r.CAFile)
@@ -117,7 +126,7 @@ func Run(ctx context.Context, bin, dir string, o Options) (*Registry, error) {
 	// The port is free when it is chosen; somebody may still take it first.
 	var err error
 	for range 5 {
-		if r.Addr, err = freePort(); err != nil {
+		if r.Addr, err = process.FreePort(); err != nil {
 			return nil, err
 		}
 		if err = os.WriteFile(r.path("config.yml"), []byte(r.config(o)), 0o600); err != nil {
@@ -126,7 +135,7 @@ func Run(ctx context.Context, bin, dir string, o Options) (*Registry, error) {
 		if err = r.start(ctx); err == nil {
 			return r, nil
 		}
-		if !bytes.Contains([]byte(r.Log()), []byte("address already in use")) {
+		if !process.PortTaken(r.Log()) {
 			break
 		}
 	}
@@ -135,21 +144,15 @@ func Run(ctx context.Context, bin, dir string, o Options) (*Registry, error) {
 
 func (r *Registry) path(name string) string { return filepath.Join(r.dir, name) }
 
-func freePort() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer ln.Close()
-	return ln.Addr().String(), nil
-}
-
 // config is YAML in a form that the quoting of Go strings fits.
 func (r *Registry) config(o Options) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "version: 0.1\nlog:\n  level: info\n  formatter: json\n  accesslog:\n    disabled: false\n")
 	fmt.Fprintf(&b, "storage:\n  filesystem:\n    rootdirectory: %q\n  delete:\n    enabled: true\n", r.Root)
 	fmt.Fprintf(&b, "  maintenance:\n    uploadpurging:\n      enabled: false\n")
+	if o.Redis != "" {
+		fmt.Fprintf(&b, "  cache:\n    blobdescriptor: redis\n")
+	}
 	fmt.Fprintf(&b, "http:\n  addr: %q\n  relativeurls: %t\n", r.Addr, o.RelativeURLs)
 	if o.Secret != "" {
 		fmt.Fprintf(&b, "  secret: %q\n", o.Secret)
@@ -159,6 +162,13 @@ func (r *Registry) config(o Options) string {
 	}
 	if o.BasicAuth {
 		fmt.Fprintf(&b, "auth:\n  htpasswd:\n    realm: realreg\n    path: %q\n", r.path("htpasswd"))
+	}
+	if a := o.Token; a != nil {
+		fmt.Fprintf(&b, "auth:\n  token:\n    realm: %q\n    service: %q\n    issuer: %q\n    rootcertbundle: %q\n",
+			a.Realm, a.Service, a.Issuer, a.CAFile)
+	}
+	if o.Redis != "" { // distribution 2 reads addr, 3 reads addrs
+		fmt.Fprintf(&b, "redis:\n  addr: %q\n  addrs: [%q]\n", o.Redis, o.Redis)
 	}
 	return b.String()
 }
@@ -187,34 +197,14 @@ func (r *Registry) start(ctx context.Context) error {
 	cmd := exec.Command(r.bin, "serve", r.path("config.yml"))
 	cmd.Stdout, cmd.Stderr = access, log
 	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("realreg: %w", err)
+	p, err := process.Start(ctx, cmd, r.answers)
+	if err != nil {
+		return fmt.Errorf("realreg: %w: %s", err, process.LastLine(r.Log()))
 	}
-	done := make(chan struct{})
-	go func() { cmd.Wait(); close(done) }()
 	r.mu.Lock()
-	r.cmd, r.done = cmd, done
+	r.proc = p
 	r.mu.Unlock()
-
-	ctx, cancel := context.WithTimeout(ctx, startTime)
-	defer cancel()
-	for {
-		if r.answers(ctx) {
-			select {
-			case <-done: // somebody else on that port answered
-			default:
-				return nil
-			}
-		}
-		select {
-		case <-done:
-			return fmt.Errorf("realreg: %s ended: %s", r.bin, lastLine(r.Log()))
-		case <-ctx.Done():
-			r.Stop()
-			return fmt.Errorf("realreg: %s does not answer: %w", r.bin, ctx.Err())
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
+	return nil
 }
 
 func (r *Registry) answers(ctx context.Context) bool {
@@ -240,17 +230,9 @@ func (r *Registry) Kill() { r.end(os.Kill) }
 func (r *Registry) end(sig os.Signal) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.cmd == nil {
-		return
+	if r.proc != nil {
+		r.proc.End(sig, time.Second)
 	}
-	r.cmd.Process.Signal(sig)
-	select {
-	case <-r.done:
-	case <-time.After(time.Second):
-		r.cmd.Process.Kill()
-		<-r.done
-	}
-	r.cmd = nil
 }
 
 // Restart kills the process and starts it on the same address and storage.
@@ -278,11 +260,6 @@ func (r *Registry) BlobPath(digest string) string {
 func (r *Registry) Log() string {
 	b, _ := os.ReadFile(r.path("registry.log"))
 	return string(b)
-}
-
-func lastLine(s string) string {
-	s = strings.TrimSpace(s)
-	return s[strings.LastIndexByte(s, '\n')+1:]
 }
 
 // Access is a line of the access log.

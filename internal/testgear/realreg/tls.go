@@ -10,11 +10,13 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"path/filepath"
 	"time"
 )
 
-// makeCertificates writes ca.pem, server.pem and server.key.
-func (r *Registry) makeCertificates() error {
+// MakeCertificates writes to dir an authority made for the occasion, ca.pem,
+// and what a server on loopback needs, server.pem and server.key.
+func MakeCertificates(dir string) (caFile string, err error) {
 	now := time.Now()
 	ca := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "realreg authority"},
@@ -29,37 +31,37 @@ func (r *Registry) makeCertificates() error {
 	}
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return err
+		return "", err
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return err
+		return "", err
 	}
 	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
 	if err != nil {
-		return err
+		return "", err
 	}
 	serverDER, err := x509.CreateCertificate(rand.Reader, server, ca, key.Public(), caKey)
 	if err != nil {
-		return err
+		return "", err
 	}
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return err
+		return "", err
 	}
-	r.CAFile = r.path("ca.pem")
+	caFile = filepath.Join(dir, "ca.pem")
 	for _, f := range []struct {
 		path, kind string
 		der        []byte
 	}{
-		{r.CAFile, "CERTIFICATE", caDER},
-		{r.path("server.pem"), "CERTIFICATE", serverDER},
-		{r.path("server.key"), "PRIVATE KEY", keyDER},
+		{caFile, "CERTIFICATE", caDER},
+		{filepath.Join(dir, "server.pem"), "CERTIFICATE", serverDER},
+		{filepath.Join(dir, "server.key"), "PRIVATE KEY", keyDER},
 	} {
 		b := pem.EncodeToMemory(&pem.Block{Type: f.kind, Bytes: f.der})
 		if err := os.WriteFile(f.path, b, 0o600); err != nil {
-			return err
+			return "", err
 		}
 	}
-	return nil
+	return caFile, nil
 }

@@ -23,19 +23,31 @@ type TB interface {
 const module = "module github.com/rpush-go/rpush"
 
 // Tool finds a program the tests drive: in $RPUSH_TOOLS, in .tools/bin of the
-// module, on the PATH. Without it the test is skipped, or with
+// module, on the PATH, in /usr/sbin. Without it the test is skipped, or with
 // RPUSH_TEST_REQUIRE=1, as CI sets it, fails.
 func Tool(t TB, name string) string {
 	t.Helper()
 	if path, ok := Find(name); ok {
 		return path
 	}
-	const reason = "%s is not installed: run make tools"
-	if os.Getenv("RPUSH_TEST_REQUIRE") == "1" {
-		t.Fatalf(reason, name)
+	cure := "make tools"
+	if p, ok := packages[name]; ok {
+		cure = "apt-get install " + p
 	}
-	t.Skipf(reason, name)
+	const reason = "%s is missing: %s"
+	if os.Getenv("RPUSH_TEST_REQUIRE") == "1" {
+		t.Fatalf(reason, name, cure)
+	}
+	t.Skipf(reason, name, cure)
 	return ""
+}
+
+// packages of Debian that hold a tool; make tools installs the others.
+var packages = map[string]string{
+	"docker-registry": "docker-registry",
+	"nginx":           "nginx",
+	"redis-server":    "redis-server",
+	"skopeo":          "skopeo",
 }
 
 // Find is Tool without a test.
@@ -55,7 +67,11 @@ func Find(name string) (path string, ok bool) {
 			}
 		}
 	}
-	p, err := exec.LookPath(name)
+	if p, err := exec.LookPath(name); err == nil {
+		return p, true
+	}
+	// Debian's nginx, which is not on the PATH of an ordinary user.
+	p, err := exec.LookPath("/usr/sbin/" + name)
 	return p, err == nil
 }
 

@@ -1,0 +1,100 @@
+// Package process runs the server programs of the tests on loopback.
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// startTime bounds how long a program may take to answer.
+const startTime = 20 * time.Second
+
+// ErrEnded is in the error of Start when the program ended by itself.
+var ErrEnded = errors.New("it ended")
+
+// Process is a program that was started. Its methods may be called from any
+// goroutine.
+type Process struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed when cmd has been waited for
+}
+
+// Start runs cmd and returns when answers says that it serves. The context
+// bounds the start only. Output has to go to files: nothing is copied.
+func Start(ctx context.Context, cmd *exec.Cmd, answers func(context.Context) bool) (*Process, error) {
+	name := filepath.Base(cmd.Path)
+	noOrphan(cmd)
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("process: %w", err)
+	}
+	p := &Process{cmd: cmd, done: make(chan struct{})}
+	go func() { cmd.Wait(); close(p.done) }()
+
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	for {
+		if answers(ctx) {
+			select {
+			case <-p.done: // somebody else on that port answered
+			default:
+				return p, nil
+			}
+		}
+		select {
+		case <-p.done:
+			return nil, fmt.Errorf("process: %s: %w: %s", name, ErrEnded, cmd.ProcessState)
+		case <-ctx.Done():
+			p.End(os.Interrupt, time.Second)
+			return nil, fmt.Errorf("process: %s does not answer: %w", name, ctx.Err())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// End sends the signal, and kills what has not ended after the grace. It
+// returns when the process is gone, and may be called again.
+func (p *Process) End(sig os.Signal, grace time.Duration) {
+	select {
+	case <-p.done:
+		return
+	default:
+	}
+	p.cmd.Process.Signal(sig)
+	t := time.NewTimer(grace)
+	defer t.Stop()
+	select {
+	case <-p.done:
+	case <-t.C:
+		p.cmd.Process.Kill()
+		<-p.done
+	}
+}
+
+// FreePort is an address of loopback that was free a moment ago.
+func FreePort() (string, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer ln.Close()
+	return ln.Addr().String(), nil
+}
+
+// PortTaken says whether the log of a program complains that its port is in
+// use: somebody may take a free port before the program does.
+func PortTaken(log string) bool {
+	return strings.Contains(strings.ToLower(log), "address already in use")
+}
+
+// LastLine is the end of a log.
+func LastLine(log string) string {
+	log = strings.TrimSpace(log)
+	return log[strings.LastIndexByte(log, '\n')+1:]
+}

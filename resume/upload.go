@@ -340,7 +340,11 @@ func (u *upload) settle(ctx context.Context) error {
 			if s.cut != nil && !s.cut.whole {
 				u.c.pace.lost(s.cut.survived)
 			}
-			return u.drop(err)
+			err = u.drop(err)
+			if s.cut != nil && protocol.IsTransient(err) {
+				return nil // the break has been waited for; a registry that answers need not be
+			}
+			return err
 		}
 		if err != nil {
 			return err

@@ -86,6 +86,8 @@ type session struct {
 	refused int
 	guessed bool
 	most    int64 // the most it has held
+	said    int64 // the offset it said last
+	failed  bool  // a PATCH got no answer, or one of a failure
 	broken  bool  // not continued since the last break
 }
 
@@ -260,6 +262,7 @@ func (u *upload) send(ctx context.Context) error {
 		s.sent = max(s.sent, end)
 	} else {
 		s.sent = max(s.sent, start+sent)
+		s.failed = true
 		u.unsettle(true)
 		if errors.Is(err, wire.ErrSpent) {
 			return err
@@ -289,6 +292,7 @@ func (u *upload) send(ctx context.Context) error {
 		}
 		return nil
 	}
+	s.failed = true
 	u.unsettle(true)
 	return protocol.Unexpected(a, time.Now())
 }
@@ -322,10 +326,14 @@ func (u *upload) acknowledge(end int64, a *wire.Answer) error {
 
 // refuse gives up a session that does not take what comes next.
 func (u *upload) refuse(why *protocol.StatusError) error {
-	if u.sess.most > 0 {
+	switch {
+	case u.sess.most > 0:
 		u.c.pace.refusedMore()
-	} else if u.hopeless++; u.hopeless > 1 {
-		return why // not even the first bytes, and not by accident
+	case u.sess.failed: // it may hold one byte, which "0-0" does not tell
+	default:
+		if u.hopeless++; u.hopeless > 1 {
+			return why // not even the first bytes, and not by accident
+		}
 	}
 	return u.drop(fmt.Errorf("it refuses to continue where it says it stands: %w", why))
 }
@@ -339,6 +347,8 @@ func (u *upload) settle(ctx context.Context) error {
 		if errors.Is(err, errLost) {
 			if s.cut != nil && !s.cut.whole {
 				u.c.pace.lost(s.cut.survived)
+			} else if s.cut == nil && s.refused > 0 && s.most > 0 {
+				u.c.pace.refusedMore()
 			}
 			err = u.drop(err)
 			if s.cut != nil && protocol.IsTransient(err) {
@@ -366,6 +376,9 @@ func (u *upload) settle(ctx context.Context) error {
 // accept takes an offset that the registry said.
 func (u *upload) accept(said int64) error {
 	s := u.sess
+	if said != s.said {
+		s.said, s.refused = said, 0
+	}
 	offset := said
 	if d := u.c.pace.dialect(); said > 0 && (d.OffByOne || said == s.sent+1 && s.sent > 0) {
 		offset--
@@ -433,7 +446,7 @@ func (u *upload) ask(ctx context.Context) (int64, error) {
 		switch {
 		case ok:
 			return offset, nil
-		case err != nil && !errors.As(err, &answered):
+		case err != nil && (!errors.As(err, &answered) || answered.After > 0):
 			return 0, err
 		}
 	}

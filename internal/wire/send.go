@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/textproto"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +19,10 @@ var ErrStall error = &timeout{"stalled: no byte was accepted"}
 
 // ErrNoAnswer means that the request was sent and no answer came.
 var ErrNoAnswer error = &timeout{"no answer to the request"}
+
+// errMalformed replaces what net/textproto says, which quotes the header: an
+// upload location, for one.
+var errMalformed = errors.New("the answer has a malformed header")
 
 type timeout struct{ text string }
 
@@ -79,6 +84,10 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 	if errors.Is(err, ErrSpent) {
 		// The connection had its answer, and may be in other hands.
 		return nil, &Error{Err: err}
+	}
+	var quoting textproto.ProtocolError
+	if errors.As(err, &quoting) {
+		err = errMalformed
 	}
 	if err != nil {
 		err = w.ended(err)

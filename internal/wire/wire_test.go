@@ -417,6 +417,22 @@ func TestForeignTransportIsNoStall(t *testing.T) {
 	<-done
 }
 
+// net/textproto quotes the header that it cannot read; an upload location may be
+// in it.
+func TestMalformedHeaderIsNotQuoted(t *testing.T) {
+	url, conn := acceptOne(t)
+	go func() {
+		c := <-conn
+		defer c.Close()
+		io.ReadFull(c, make([]byte, 100))
+		io.WriteString(c, "HTTP/1.1 202 Accepted\r\nLocation https//secret\r\n\r\n")
+	}()
+	_, err := Send(t.Context(), newTransport(t), patch(t, url, NewBody(io.NopCloser(strings.NewReader("x")), 1), 1), limits, nil)
+	if err == nil || strings.Contains(err.Error(), "secret") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestUserAgent(t *testing.T) {
 	var got string
 	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r.UserAgent() }))

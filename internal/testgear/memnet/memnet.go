@@ -29,6 +29,12 @@ type Limits struct {
 	// Lose discards what was delivered but not yet read, as a real reset may.
 	// Otherwise it stays readable, and the reset is seen after it.
 	Lose bool
+	// The last LateBytes before Up travel for Late: the dialler sees the break
+	// at once and may dial again, while the listener still receives them and
+	// sees the reset after them, whatever the dialler does. With Lose it is
+	// exactly these bytes that are lost.
+	LateBytes int64
+	Late      time.Duration
 }
 
 // Unlimited never breaks.
@@ -159,6 +165,10 @@ func (n *Network) Dial(ctx context.Context, _, addr string) (net.Conn, error) {
 		k.limits = n.Plan(number)
 	}
 	k.pipes[up], k.pipes[down] = newPipe(), newPipe()
+	if k.limits.Up >= 0 && k.limits.Late > 0 {
+		k.pipes[up].gate = max(k.limits.Up-k.limits.LateBytes, 0)
+		k.pipes[up].late = k.limits.Late
+	}
 	local := address("client:" + strconv.Itoa(number))
 	client := newConn(k, up, local, l.addr)
 	server := newConn(k, down, l.addr, local)
@@ -248,7 +258,7 @@ func (k *link) reset(lose bool) {
 	for _, p := range k.pipes {
 		p.mu.Lock()
 		if lose && !p.reset {
-			p.drop()
+			p.lose()
 		}
 		p.reset = true
 		p.changed()
@@ -265,9 +275,42 @@ type pipe struct {
 	gone  bool   // the reader has closed
 	reset bool
 	wake  chan struct{} // closed and replaced at every change
+
+	// Bytes from gate on are readable only late after the first of them was
+	// written; -1 is no gate.
+	gate, taken, written int64
+	late                 time.Duration
 }
 
-func newPipe() *pipe { return &pipe{wake: make(chan struct{})} }
+func newPipe() *pipe { return &pipe{wake: make(chan struct{}), gate: -1} }
+
+// readable is how many bytes may be read now.
+func (p *pipe) readable() int {
+	if p.gate < 0 {
+		return len(p.data)
+	}
+	return int(min(int64(len(p.data)), p.gate-p.taken))
+}
+
+// isHeld tells bytes that are still under way.
+func (p *pipe) isHeld() bool { return p.gate >= 0 && p.written > p.gate }
+
+// lose discards what has not been read, or of a gated pipe what is under way.
+func (p *pipe) lose() {
+	if p.gate < 0 {
+		p.drop()
+		return
+	}
+	p.data = p.data[:p.readable()]
+	p.gate = -1
+}
+
+func (p *pipe) release() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gate = -1
+	p.changed()
+}
 
 func (p *pipe) changed() {
 	close(p.wake)
@@ -286,6 +329,11 @@ func (p *pipe) put(b []byte) {
 		p.data = p.base[:copy(p.base, p.data)]
 	}
 	p.data = append(p.data, b...)
+	before := p.isHeld()
+	p.written += int64(len(b))
+	if !before && p.isHeld() {
+		time.AfterFunc(p.late, p.release)
+	}
 }
 
 // conn is one end.
@@ -344,14 +392,16 @@ func (c *conn) Read(b []byte) (int, error) {
 		case len(b) == 0:
 			p.mu.Unlock()
 			return 0, nil
-		case len(p.data) > 0:
-			n := copy(b, p.data)
+		case p.readable() > 0:
+			n := copy(b, p.data[:p.readable()])
+			p.taken += int64(n)
 			if p.data = p.data[n:]; len(p.data) == 0 {
 				p.data = p.base[:0]
 			}
 			p.changed()
 			p.mu.Unlock()
 			return n, nil
+		case p.isHeld():
 		case p.reset:
 			p.mu.Unlock()
 			return 0, c.fail("read", syscall.ECONNRESET)

@@ -206,6 +206,57 @@ func TestLimits(t *testing.T) {
 	})
 }
 
+// The dialler sees the break at once, the listener the last bytes later,
+// whatever the dialler does.
+func TestLateBytes(t *testing.T) {
+	for _, lose := range []bool{false, true} {
+		bubble(t, "late", func(t *testing.T, n *Network) {
+			n.Plan = func(int) Limits { return Limits{Up: 7, Down: -1, Lose: lose, LateBytes: 3, Late: time.Second} }
+			c, s := pair(t, n)
+			began := time.Now()
+			_, err := c.Write([]byte("0123456789"))
+			wantErrno(t, "write", err, "write", syscall.ECONNRESET)
+			c.(interface{ SetLinger(int) error }).SetLinger(0)
+			c.Close()
+			b := make([]byte, 10)
+			if k, err := s.Read(b); k != 4 || err != nil || time.Since(began) != 0 {
+				t.Errorf("lose %v: read %q after %s, %v", lose, b[:k], time.Since(began), err)
+			}
+			rest, err := io.ReadAll(s)
+			wantErrno(t, "read", err, "read", syscall.ECONNRESET)
+			want, after := "456", time.Second
+			if lose {
+				want, after = "", 0
+			}
+			if took := time.Since(began); string(rest) != want || took != after {
+				t.Errorf("lose %v: got %q after %s", lose, rest, took)
+			}
+		})
+	}
+	bubble(t, "without a break they are only slow", func(t *testing.T, n *Network) {
+		n.Plan = func(int) Limits { return Limits{Up: 7, Down: -1, LateBytes: 3, Late: time.Second} }
+		c, s := pair(t, n)
+		began := time.Now()
+		c.Write([]byte("01234"))
+		b := make([]byte, 5)
+		if _, err := io.ReadFull(s, b); err != nil || string(b) != "01234" || time.Since(began) != time.Second {
+			t.Errorf("got %q after %s, %v", b, time.Since(began), err)
+		}
+	})
+	bubble(t, "a reset by the dialler loses them", func(t *testing.T, n *Network) {
+		n.Plan = func(int) Limits { return Limits{Up: 7, Down: -1, LateBytes: 3, Late: time.Second} }
+		c, s := pair(t, n)
+		c.Write([]byte("01234"))
+		c.(interface{ SetLinger(int) error }).SetLinger(0)
+		c.Close()
+		got, err := io.ReadAll(s)
+		wantErrno(t, "read", err, "read", syscall.ECONNRESET)
+		if string(got) != "0123" {
+			t.Errorf("got %q", got)
+		}
+	})
+}
+
 func TestListener(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := New()

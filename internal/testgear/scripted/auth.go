@@ -104,7 +104,8 @@ func (x *exchange) token() {
 		scopes = append(scopes, strings.Fields(s)...)
 	}
 	g.mu.Lock()
-	name := fmt.Sprintf("token-%d", len(g.tokens)+1)
+	g.issued++
+	name := fmt.Sprintf("token-%d", g.issued)
 	g.tokens[name] = &token{left: g.o.Auth.TokenRequests, scopes: scopes}
 	g.mu.Unlock()
 	b, _ := json.Marshal(map[string]any{"token": name, "access_token": name, "expires_in": 300})

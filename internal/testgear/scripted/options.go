@@ -148,9 +148,18 @@ type Request struct {
 	Start      int64 // of Content-Range, -1 without one
 	Length     int64 // Content-Length, -1 without one
 	Authorized bool  // an Authorization header was there
+	Secure     bool  // it came by TLS
 
 	Status int   // answered; 0 when the connection was broken instead
 	Body   int64 // bytes received
+
+	At time.Time // when it came in
+	// Late counts the bytes of a PATCH that arrived after a later PATCH of the
+	// same session had begun: two writers at once.
+	Late int64
+	// Truncated says that the body ended early by a polite close. A client that
+	// gives a body up has to reset the connection, or the rest is delivered.
+	Truncated bool
 }
 
 // Action is what to do with a request. Fields combine; what comes first in
@@ -159,6 +168,9 @@ type Action struct {
 	// ForgetSession drops the session before acting on the request; on a POST
 	// the session that was just opened.
 	ForgetSession bool
+	// Restart gives the registry a new secret before it acts: it cannot read
+	// the Locations it handed out so far, and no token is good any more.
+	Restart bool
 	// DelayBefore passes before anything else is done, the body included.
 	DelayBefore time.Duration
 
@@ -171,6 +183,10 @@ type Action struct {
 	BreakBody bool
 	BodyLimit int64
 
+	// Partial, on a PATCH, takes BodyLimit bytes of the body and throws the rest
+	// away. The answer is 202 and its Range is honest.
+	Partial bool
+
 	// DelayAfter passes between acting and answering.
 	DelayAfter time.Duration
 	// After acts but answers with this status.
@@ -181,6 +197,7 @@ type Action struct {
 	// time. Meanwhile session and blob are both 404.
 	SlowCommit time.Duration
 
-	// Header is added to the answers of Before and After.
+	// Header is added to the answers of Before and After, Body is their body.
 	Header http.Header
+	Body   []byte
 }

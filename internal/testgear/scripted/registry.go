@@ -26,6 +26,7 @@ type Registry struct {
 	sessions   int
 	states     int
 	tokens     map[string]*token
+	issued     int
 	counts     map[string]int
 	log        []Request
 	violations []string
@@ -151,6 +152,17 @@ func (g *Registry) violate(format string, args ...any) {
 	g.violations = append(g.violations, fmt.Sprintf(format, args...))
 }
 
+// restart forgets the secret that states and tokens were made with.
+func (g *Registry) restart() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	clear(g.tokens)
+	for _, u := range g.uploads {
+		clear(u.states)
+		u.void = true
+	}
+}
+
 // exchange is one request being served.
 type exchange struct {
 	g   *Registry
@@ -184,6 +196,9 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.act = g.o.Intercept(x.q)
 	}
 	a := x.act
+	if a.Restart {
+		g.restart()
+	}
 	if a.ForgetSession && x.q.Kind != Post {
 		g.mu.Lock()
 		delete(g.uploads, x.q.Upload)
@@ -194,7 +209,7 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.reset()
 		return
 	case a.Before != 0:
-		x.act = Action{Header: a.Header}
+		x.act = Action{Header: a.Header, Body: a.Body}
 		x.scripted(a.Before)
 		return
 	}
@@ -245,7 +260,7 @@ func (x *exchange) classify() {
 	r, q := x.r, &x.q
 	*q = Request{
 		Method: r.Method, Host: r.Host, Path: r.URL.RequestURI(),
-		Start: -1, Length: r.ContentLength, Authorized: r.Header.Get("Authorization") != "",
+		Start: -1, At: time.Now(), Length: r.ContentLength, Authorized: r.Header.Get("Authorization") != "", Secure: r.TLS != nil,
 	}
 	if m := rangeForm.FindStringSubmatch(r.Header.Get("Content-Range")); m != nil {
 		q.Start, _ = strconv.ParseInt(m[1], 10, 64)
@@ -420,7 +435,7 @@ func (x *exchange) scripted(status int) {
 	for k, v := range x.act.Header {
 		x.w.Header()[http.CanonicalHeaderKey(k)] = v
 	}
-	x.write(status, nil)
+	x.write(status, x.act.Body)
 }
 
 // reply ends a request that was acted upon; headers are set already.
@@ -469,6 +484,14 @@ func (x *exchange) receive(f func([]byte)) error {
 			}
 			b = b[:min(int64(len(b)), left)]
 		}
+		if x.act.Partial {
+			left := x.act.BodyLimit - x.q.Body
+			if left <= 0 {
+				_, err := io.Copy(io.Discard, x.r.Body)
+				return err
+			}
+			b = b[:min(int64(len(b)), left)]
+		}
 		n, err := x.r.Body.Read(b)
 		x.q.Body += int64(n)
 		if n > 0 {
@@ -483,6 +506,7 @@ func (x *exchange) receive(f func([]byte)) error {
 			}
 			return nil
 		default:
+			x.q.Truncated = err == io.ErrUnexpectedEOF
 			return err
 		}
 	}

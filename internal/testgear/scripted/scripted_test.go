@@ -287,6 +287,32 @@ func TestBrokenPatch(t *testing.T) {
 	}
 }
 
+// A body that ends by a polite close is told from one that a reset ended.
+func TestTruncated(t *testing.T) {
+	for _, polite := range []bool{false, true} {
+		u := serve(t, Options{})
+		loc := u.post()
+		target, err := url.Parse(loc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := net.Dial("tcp", target.Host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(c, "PATCH %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 8\r\nContent-Range: 0-7\r\n\r\n0123", target.RequestURI(), target.Host)
+		u.until("the half chunk arrived", func() bool { return u.received() == 4 })
+		if !polite {
+			c.(*net.TCPConn).SetLinger(0)
+		}
+		c.Close()
+		u.until("the broken PATCH ended", func() bool { return u.g.Active() == 0 })
+		if q := u.g.Requests()[1]; q.Truncated != polite {
+			t.Errorf("polite %v: got %+v", polite, q)
+		}
+	}
+}
+
 func TestRangeStyles(t *testing.T) {
 	for style, want := range map[RangeStyle][3]string{ // empty, 1 byte, 3 bytes
 		ZeroBased:     {"0-0", "0-0", "0-2"},
@@ -493,6 +519,44 @@ func TestActions(t *testing.T) {
 			if got := u.status(loc).header.Get("Range"); got != want {
 				t.Errorf("limit %d: got %s, want %s", limit, got, want)
 			}
+		}
+	})
+	t.Run("partial", func(t *testing.T) {
+		u := serve(t, script(Patch, Action{Partial: true, BodyLimit: 4}))
+		a := u.want(u.patch(u.post(), 0, "0123456789"), 202)
+		if got := a.header.Get("Range"); got != "0-3" {
+			t.Errorf("got %s", got)
+		}
+		a = u.want(u.patch(a.header.Get("Location"), 4, "456789"), 202)
+		u.want(u.put(a.header.Get("Location"), "0123456789"), 201)
+		if q := u.g.Requests()[1]; q.Body != 4 {
+			t.Errorf("log: got %+v", q)
+		}
+	})
+	t.Run("restart", func(t *testing.T) {
+		o := script(Patch, Action{Restart: true})
+		o.Auth = Auth{Scheme: Bearer}
+		u := serve(t, o)
+		login := func() {
+			var answer struct{ Token string }
+			a := u.want(u.do("GET", "/token?scope=repository:team/app:pull,push", "", nil), 200)
+			if err := json.Unmarshal([]byte(a.body), &answer); err != nil {
+				t.Fatal(err)
+			}
+			u.header.Set("Authorization", "Bearer "+answer.Token)
+		}
+		login()
+		loc := u.post()
+		u.want(u.patch(loc, 0, "x"), 400)
+		u.want(u.status(loc), 401)
+		login()
+		u.want(u.status(loc), 400)
+		u.want(u.patch(u.post(), 0, "x"), 202)
+	})
+	t.Run("page", func(t *testing.T) {
+		u := serve(t, script(Post, Action{Before: 200, Body: []byte("<html>")}))
+		if a := u.want(u.do("POST", name+"/blobs/uploads/", "", nil), 200); a.body != "<html>" {
+			t.Errorf("got %v", a)
 		}
 	})
 	t.Run("forget session", func(t *testing.T) {

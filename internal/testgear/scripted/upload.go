@@ -22,6 +22,8 @@ type upload struct {
 	acked    int64 // end of the last acknowledged chunk
 	first    int64 // size after the first chunk, for the stuck Range
 	patches  int
+	writers  int              // bodies that began to come in
+	void     bool             // opened before a restart
 	states   map[string]int64 // offset each handed out state stands for
 }
 
@@ -95,8 +97,12 @@ func (x *exchange) session() *upload {
 	}
 	offset, known := u.states[x.r.URL.Query().Get("_state")]
 	stale := !known || offset != int64(len(u.data))
+	void := u.void && !known
 	g.mu.Unlock()
 	switch {
+	case void:
+		x.fail(http.StatusBadRequest, "BLOB_UPLOAD_INVALID", "the state is not of this registry")
+		return nil
 	case !stale:
 		return u
 	case g.o.StaleIsGone:
@@ -186,9 +192,18 @@ func (x *exchange) take(u *upload) bool {
 			return false
 		}
 	}
+	g.mu.Lock()
+	u.writers++
+	writer := u.writers
+	g.mu.Unlock()
 	end := begin
 	var held []byte
 	err := x.receive(func(b []byte) {
+		g.mu.Lock()
+		if u.writers != writer && x.q.Kind == Patch {
+			x.q.Late += int64(len(b))
+		}
+		g.mu.Unlock()
 		if g.o.Store == Boundary {
 			held = append(held, b...)
 			return

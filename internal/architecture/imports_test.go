@@ -43,6 +43,7 @@ var arrows = map[string][]string{
 	"internal/architecture": {},
 	"internal/e2e":          {},
 	"internal/matrix":       {},
+	"internal/simulator":    {},
 	"internal/demo":         {"internal/testgear/ocilayout", "internal/testgear/proxy", "internal/testgear/realreg"},
 	"internal/bench":        {"internal/testgear/ocilayout", "internal/testgear/proxy", "internal/testgear/realreg"},
 }

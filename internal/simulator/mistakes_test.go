@@ -1,0 +1,203 @@
+package simulator
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+)
+
+// mistake is one that somebody could make in the client. The old text must be
+// in the file exactly once.
+type mistake struct {
+	name, file string
+	edits      []edit
+}
+
+type edit struct{ old, new string }
+
+func one(name, file, old, new string) mistake { return mistake{name, file, []edit{{old, new}}} }
+
+var mistakes = []mistake{
+	one("no status after a break", "resume/upload.go",
+		"wait, before := firstSettle, int64(-1)",
+		"if s.cut != nil {\n\t\treturn u.accept(s.start + s.cut.handed)\n\t}\n\twait, before := firstSettle, int64(-1)"),
+	one("offset is the end, not a count", "internal/protocol/headers.go",
+		"Bytes: int64(n) + 1", "Bytes: int64(n)"),
+	one("Content-Range with a half-open end", "internal/protocol/headers.go",
+		"FormatInt(end-1, 10)", "FormatInt(end, 10)"),
+	one("0-0 is one byte", "internal/protocol/headers.go",
+		"return Held{Ambiguous: true}, true", "return Held{Bytes: 1}, true"),
+	one("the source read from one byte before", "resume/upload.go",
+		"u.blob.open(ctx, start)", "u.blob.open(ctx, max(start-1, 0))"),
+	one("one reader for all attempts", "resume/upload.go",
+		"body := wire.NewBody(r, n)", "body := wire.NewBody(u.sameReader(r), n)").
+		and("// refuse gives up a session", `// sameReader is a deliberate mistake.
+func (u *upload) sameReader(r interface {
+	Read([]byte) (int, error)
+	Close() error
+}) interface {
+	Read([]byte) (int, error)
+	Close() error
+} {
+	if u.reader == nil {
+		u.reader = r
+	}
+	return u.reader
+}
+
+// refuse gives up a session`).
+		and("type upload struct {", "type upload struct {\n\treader interface {\n\t\tRead([]byte) (int, error)\n\t\tClose() error\n\t}"),
+	one("Location of a status answer ignored", "resume/upload.go",
+		"if err := u.newer(s, a); err != nil {\n\t\treturn 0,", "if err := u.newer(&session{location: s.location}, a); err != nil {\n\t\treturn 0,"),
+	one("Location of a PATCH answer ignored", "resume/upload.go",
+		"if err := u.newer(s, a); err != nil {\n\t\treturn err", "if err := u.newer(&session{location: s.location}, a); err != nil {\n\t\treturn err"),
+	one("a commit without an answer taken for success", "resume/upload.go",
+		"a, err := u.c.send(ctx, req, u.c.slow(), nil)\n\tif err != nil {\n\t\tu.doubt = time.Now()\n\t\treturn err",
+		"a, err := u.c.send(ctx, req, u.c.slow(), nil)\n\tif err != nil {\n\t\tu.finish(Committed)\n\t\treturn nil"),
+	one("200 to a commit taken for success", "resume/upload.go",
+		"case a.Status == http.StatusCreated:\n\t\tu.finish", "case a.Status < 300:\n\t\tu.finish"),
+	one("a blob that is not there after a commit in doubt taken for there", "resume/upload.go",
+		"if exists {\n\t\tu.finish(Committed)", "if exists || err == nil {\n\t\tu.finish(Committed)"),
+	one("a failed existence check taken for no", "resume/client.go",
+		"case a.Status != http.StatusOK:\n\t\treturn false, protocol.Unexpected(a, time.Now())", "case a.Status != http.StatusOK:\n\t\treturn false, nil"),
+	one("200 to an existence check believed whatever its size", "resume/client.go",
+		"size >= 0 && got != size", "size < 0 && got != size"),
+	one("the session kept after a refused digest", "resume/upload.go",
+		"sending the blob again\"))\n\treturn u.drop(refusal)", "sending the blob again\"))\n\tu.unsettle(true)\n\treturn protocol.Transient(refusal)"),
+	one("a connection given up politely", "internal/wire/conn.go",
+		"l.SetLinger(0)", "l.SetLinger(-1)"),
+	one("the first status answer believed while the old connection drains", "resume/upload.go",
+		"!s.draining || offset == before", "before < 0 || offset == before"),
+	one("5xx to a PATCH taken for success", "resume/upload.go",
+		"case a.Status >= 200 && a.Status < 300:\n\t\treturn u.acknowledge", "case a.Status >= 200 && a.Status < 300 || a.Status >= 500:\n\t\treturn u.acknowledge"),
+	one("5xx taken for final", "internal/protocol/classify.go",
+		"if status >= 500 {\n\t\treturn Break", "if status >= 500 {\n\t\treturn Final"),
+	one("Retry-After ignored", "internal/protocol/headers.go",
+		`h.Get("Retry-After")`, `h.Get("Retry-Later")`),
+	one("manifests before blobs", "pusher/pusher.go",
+		"if err := d.upload(ctx, p.o.Parallel); err != nil {", "if err := d.publish(ctx, p.o.Parallel); err != nil {\n\t\treturn err\n\t}\n\tif err := d.upload(ctx, p.o.Parallel); err != nil {"),
+	one("the budget counted although there is progress", "internal/retry/retry.go",
+		"l.since = time.Time{}", "_ = time.Time{}"),
+	one("a lost session taken for final", "resume/upload.go",
+		`return protocol.Transient(fmt.Errorf("upload session lost: %w", why))`, "return protocol.Kind(ErrRefused, protocol.Plain(why))"),
+	one("credentials sent to other hosts", "resume/client.go",
+		"rt = c.external", "rt = c.rt"),
+	one("plain HTTP because the registry says so", "internal/protocol/headers.go",
+		"u.Scheme, u.Host = registry.Scheme, registry.Host", "_ = u"),
+	one("a spent body taken for a failure for good", "internal/wire/transport.go",
+		"return nil, ErrSpent", "return nil, ErrPrivate"),
+	one("upload locations in the log", "resume/client.go",
+		`"request": what,`, `"request": what, "url": r.URL.String(),`),
+	one("OCI-Chunk-Min-Length ignored", "resume/upload.go",
+		"protocol.ChunkMinLength(a.Header)", "0*protocol.ChunkMinLength(a.Header)"),
+	one("413 taken for final", "resume/upload.go",
+		"case a.Status == http.StatusRequestEntityTooLarge &&", "case a.Status == 0 &&"),
+}
+
+func (m mistake) and(old, new string) mistake {
+	m.edits = append(m.edits, edit{old, new})
+	return m
+}
+
+// TestDeliberateFaults puts each mistake into a copy of its file, which the
+// build takes instead (go test -overlay), and runs the seeds of TestSimulator
+// until one of them fails.
+func TestDeliberateFaults(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it builds the simulator once for each mistake")
+	}
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := seeds(t, root, ""); err != nil {
+		t.Fatalf("without any mistake the seeds must pass: %v\n%s", err, out)
+	}
+	slots := make(chan struct{}, max(runtime.GOMAXPROCS(0)/2, 2)) // each builds with several processors
+	for _, m := range mistakes {
+		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			began := time.Now()
+			out, err := seeds(t, root, m.overlay(t, root))
+			switch {
+			case err == nil:
+				t.Errorf("nobody noticed:\n%s", out)
+			case !strings.Contains(out, "replay: RPUSH_SIM_SEED=") && !strings.Contains(out, "goroutine "):
+				t.Errorf("the test failed, and not because of a seed: %v\n%s", err, out)
+			default:
+				t.Logf("found in %s: %s", time.Since(began).Round(100*time.Millisecond), found(out))
+			}
+		})
+	}
+}
+
+// overlay writes what the go command wants to know.
+func (m mistake) overlay(t *testing.T, root string) string {
+	t.Helper()
+	file := filepath.Join(root, filepath.FromSlash(m.file))
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(b)
+	for _, e := range m.edits {
+		if n := strings.Count(text, e.old); n != 1 {
+			t.Fatalf("%q is in %s %d times, want once: the table is out of date", e.old, m.file, n)
+		}
+		text = strings.Replace(text, e.old, e.new, 1)
+	}
+	dir := t.TempDir()
+	changed := filepath.Join(dir, "changed.go")
+	if err := os.WriteFile(changed, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b, err = json.Marshal(map[string]map[string]string{"Replace": {file: changed}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	overlay := filepath.Join(dir, "overlay.json")
+	if err := os.WriteFile(overlay, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return overlay
+}
+
+// seeds runs TestSimulator in a process of its own.
+func seeds(t *testing.T, root, overlay string) (string, error) {
+	t.Helper()
+	args := []string{"test", "-count=1", "-vet=off", "-ldflags=-s -w", "-timeout=2m", "-run=^TestSimulator$"}
+	if overlay != "" {
+		args = append(args, "-overlay="+overlay)
+	}
+	cmd := exec.CommandContext(t.Context(), "go", append(args, "./internal/simulator")...)
+	cmd.Dir = root
+	for _, v := range os.Environ() {
+		if !strings.HasPrefix(v, "RPUSH_SIM_") {
+			cmd.Env = append(cmd.Env, v)
+		}
+	}
+	cmd.Env = append(cmd.Env, "RPUSH_SIM_FAILURES=1", fmt.Sprint("RPUSH_SIM_SEEDS=", 2*defaultSeeds))
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// found is the seed and the invariant.
+func found(out string) string {
+	lines := strings.Split(out, "\n")
+	for i, l := range lines {
+		if strings.Contains(l, ": seed ") && i+1 < len(lines) {
+			_, seed, _ := strings.Cut(l, ": seed ")
+			seed, _, _ = strings.Cut(seed, ":")
+			return fmt.Sprintf("seed %s: %.200s", seed, strings.TrimSpace(lines[i+1]))
+		}
+	}
+	return "the process ended"
+}

@@ -528,6 +528,15 @@ func (f fault) rejects() bool {
 		f.what == lie || f.what == partBody || f.what == restart
 }
 
+// misleads: the registry appends bytes wherever it stands, and may have said
+// that it stands elsewhere.
+func (s *scenario) misleads() bool {
+	o := s.dialect
+	lies := o.Range == scripted.OffByOne || o.Range == scripted.Stuck || o.Range == scripted.Beyond ||
+		s.has(func(f fault) bool { return f.what == lie })
+	return o.LooseRange && lies
+}
+
 // tight dialects keep what arrived and say where they stand: no byte need be
 // sent twice without a reason.
 func (s *scenario) tight() bool {

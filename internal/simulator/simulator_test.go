@@ -176,6 +176,12 @@ func (s *scenario) problems(o *outcome) (bad []string) {
 	report := func(format string, args ...any) { bad = append(bad, fmt.Sprintf(format, args...)) }
 	bad = append(bad, o.missing...)
 	for _, v := range o.violations {
+		// A registry that lies about its offset and appends whatever comes is sent
+		// bytes for the wrong place, and an old connection may then still write
+		// the right ones. Only the digest can tell.
+		if s.misleads() && strings.Contains(v, "different bytes written over") {
+			continue
+		}
 		report("violation: %s", v)
 	}
 	if o.took >= longest {

@@ -548,12 +548,11 @@ func (u *upload) reject(ctx context.Context, refusal *protocol.StatusError) erro
 	if err := u.blob.verify(ctx); err != nil {
 		return err
 	}
-	named := refusal.Has(transport.DigestInvalidErrorCode)
-	if u.rejected++; named && u.rejected > 1 || u.rejected >= maxRefused {
-		return fmt.Errorf("the source is good, its bytes were sent %d times, and still: %w", u.rejected, refusal)
+	if u.rejected++; u.rejected > 1 {
+		return fmt.Errorf("the source is good, its bytes were sent twice, and still: %w", refusal)
 	}
 	why := "the registry refuses the digest of a good source: an offset it gave was wrong"
-	if !named {
+	if !refusal.Has(transport.DigestInvalidErrorCode) {
 		why = "the registry refuses the commit of a good source"
 	}
 	u.warn(errors.New(why + "; sending the blob again"))

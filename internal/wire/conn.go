@@ -104,10 +104,10 @@ func (c *Conn) Write(b []byte) (int, error) {
 func (c *Conn) hearOut() {
 	before := c.received.Load()
 	for range 50 {
+		time.Sleep(time.Millisecond) // always, so that virtual time can be replayed
 		if c.killed.Load() || c.ended.Load() != nil && c.received.Load() == before {
 			return
 		}
-		time.Sleep(time.Millisecond)
 	}
 }
 

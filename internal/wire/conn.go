@@ -91,10 +91,7 @@ func (c *Conn) Read(b []byte) (int, error) {
 func (c *Conn) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	c.moved(int64(n))
-	if err != nil {
-		c.hearOut()
-	}
-	return n, err
+	return n, err // no pause here: TLS holds a lock that closing needs
 }
 
 // hearOut gives the reader a moment after a write failed: a server that refuses

@@ -154,8 +154,6 @@ type Request struct {
 	Body   int64 // bytes received
 
 	At time.Time // when it came in
-	// Held is what the session of a PATCH held when it began, -1 without one.
-	Held int64
 	// Late counts the bytes of a PATCH that arrived after a later PATCH of the
 	// same session had begun: two writers at once.
 	Late int64

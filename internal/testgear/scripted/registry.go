@@ -260,7 +260,7 @@ func (x *exchange) classify() {
 	r, q := x.r, &x.q
 	*q = Request{
 		Method: r.Method, Host: r.Host, Path: r.URL.RequestURI(),
-		Start: -1, Held: -1, At: time.Now(), Length: r.ContentLength, Authorized: r.Header.Get("Authorization") != "", Secure: r.TLS != nil,
+		Start: -1, At: time.Now(), Length: r.ContentLength, Authorized: r.Header.Get("Authorization") != "", Secure: r.TLS != nil,
 	}
 	if m := rangeForm.FindStringSubmatch(r.Header.Get("Content-Range")); m != nil {
 		q.Start, _ = strconv.ParseInt(m[1], 10, 64)

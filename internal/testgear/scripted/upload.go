@@ -98,9 +98,6 @@ func (x *exchange) session() *upload {
 	offset, known := u.states[x.r.URL.Query().Get("_state")]
 	stale := !known || offset != int64(len(u.data))
 	void := u.void && !known
-	if x.q.Kind == Patch {
-		x.q.Held = int64(len(u.data))
-	}
 	g.mu.Unlock()
 	switch {
 	case void:

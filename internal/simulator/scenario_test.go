@@ -501,8 +501,8 @@ func (d *drawer) failures(s *scenario) {
 		if f.what == restart {
 			restarts++
 		}
-		if f.rejects() || f.what == wrongRange && o.MaxBody > 0 {
-			rejects++ // a wrong Range of a chunk is believed if nothing contradicts it
+		if f.rejects() || f.what == wrongRange && (o.MaxBody > 0 || o.OnePatch) {
+			rejects++ // 202 to a chunk that was not taken is believed if nothing contradicts it
 		}
 	}
 	if restarts > 1 && s.image && o.Auth.Scheme == scripted.Bearer {

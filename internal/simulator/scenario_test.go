@@ -570,8 +570,12 @@ func (s *scenario) mostBytes() int64 {
 		size, total = max(size, config), total+config
 	}
 	if s.hopeless() {
-		// Given up after eight sessions in a row.
-		return total * int64(9+len(s.faults)+len(s.conns))
+		// Given up after eight sessions in a row; chunks that grow get further.
+		times := 9 + len(s.faults) + len(s.conns)
+		if s.dialect.MinChunk > 0 || s.dialect.MaxBody > 0 || s.hint.Chunk > 0 {
+			times += 8
+		}
+		return total * int64(times)
 	}
 	if !s.tight() {
 		// Everything once more for each thing that went wrong, and for the
@@ -579,6 +583,9 @@ func (s *scenario) mostBytes() int64 {
 		most := total + size*int64(len(s.faults)+len(s.conns)+4)
 		if s.has(is(restart)) {
 			most += total
+		}
+		if s.dialect.Status == scripted.NoStatus && s.dialect.Auth.TokenRequests > 0 {
+			most += 8 * total // each token that ends costs a session
 		}
 		return most
 	}

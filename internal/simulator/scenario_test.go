@@ -493,17 +493,23 @@ func (d *drawer) failures(s *scenario) {
 			may(resume.ErrInterrupted, "each of them may cost a session")
 		}
 	}
-	if o.Range == scripted.OffByOne && o.LooseRange && o.MaxBody > 0 {
+	if o.Range == scripted.OffByOne && o.MaxBody > 0 && (o.LooseRange || o.Auth.TokenRequests > 0) {
 		may(resume.ErrInterrupted, "after a refused digest every chunk seems to end in another place")
 	}
-	restarts, rejects := 0, 0
+	restarts, rejects, denials := 0, 0, 0
 	for _, f := range s.faults {
 		if f.what == restart {
 			restarts++
 		}
-		if f.rejects() || f.what == wrongRange && (o.MaxBody > 0 || o.OnePatch) {
-			rejects++ // 202 to a chunk that was not taken is believed if nothing contradicts it
+		if o.Range == scripted.NoRange && f.kind == scripted.Patch && f.what == after && f.status/100 == 4 {
+			denials++
 		}
+		if s.rejects(f) {
+			rejects++
+		}
+	}
+	if denials > 1 {
+		may(resume.ErrRefused, "it says no to what it takes, and not where it stands")
 	}
 	if restarts > 1 && s.image && o.Auth.Scheme == scripted.Bearer {
 		may(resume.ErrDenied, "a restart may end the token that was got because of another")
@@ -522,10 +528,13 @@ func (d *drawer) failures(s *scenario) {
 }
 
 // rejects tells faults after which the registry may refuse a commit of good
-// bytes with 400.
-func (f fault) rejects() bool {
+// bytes with 400. A 202 to a chunk that was not taken is believed if nothing
+// contradicts it.
+func (s *scenario) rejects(f fault) bool {
+	o := s.dialect
 	return f.kind == scripted.Put && f.status == http.StatusBadRequest ||
-		f.what == lie || f.what == partBody || f.what == restart
+		f.what == lie || f.what == partBody || f.what == restart ||
+		f.what == wrongRange && (o.MaxBody > 0 || o.OnePatch)
 }
 
 // misleads: the registry appends bytes wherever it stands, and may have said
@@ -591,14 +600,14 @@ func (s *scenario) mostBytes() int64 {
 	}
 	most := total
 	again := min(s.dialect.PartSize, size) + 1 // what one break loses
-	if s.has(fault.rejects) {
+	if s.has(s.rejects) {
 		again = size // after a refused digest no offset inside a chunk is believed
 	}
 	for _, f := range s.faults {
 		switch {
 		case f.what == restart:
 			most += total // every session
-		case f.what == forget, f.what == html && f.kind != scripted.HeadBlob, f.what == lie, f.what == partBody:
+		case f.what == forget, f.what == html && f.kind != scripted.HeadBlob, f.what == lie, f.what == partBody, s.rejects(f):
 			most += size
 		case f.status >= 400 && f.status < 500 && f.status != 408 && f.status != 429 && f.kind != scripted.HeadBlob:
 			most += size // as if the session were gone

@@ -107,5 +107,8 @@ type Result struct {
 	// Breaks counts requests that broke, Resumes how often the upload went on at
 	// an offset above 0, Restarts how often a session was lost.
 	Breaks, Resumes, Restarts int
+	// Continued is how many bytes the registry held of an upload that an earlier
+	// process had left and this one went on with.
+	Continued int64
 	Duration                  time.Duration
 }

@@ -73,6 +73,13 @@ type Options struct {
 	// Dialects keeps what is learnt about hosts; nil is for this client alone.
 	Dialects Dialects
 
+	// Store keeps the records of open upload sessions, from which a later Upload
+	// of the same blob continues, and makes a second upload of it wait for the
+	// first. nil keeps nothing. Blobs of less than 1 MiB are not kept.
+	Store Store
+	// Reference is written into records for people to read.
+	Reference string
+
 	// Logger gets one line for every break and everything else worth knowing,
 	// and every request at debug level; never a location or a credential. nil
 	// is silent.
@@ -100,6 +107,7 @@ type Client struct {
 	answered   atomic.Bool // the registry has answered something
 	pace       *pacer
 	saidMended atomic.Bool
+	saidUnkept atomic.Bool
 
 	events sync.Mutex
 }
@@ -172,6 +180,7 @@ func (c *Client) Exists(ctx context.Context, dgst digest.Digest, size int64) (bo
 		return false, c.failure("check", dgst, 0, max(size, 0), 0, err)
 	}
 	if exists {
+		c.forget(ctx, dgst, size)
 		c.emit(Event{Kind: Existed, Digest: dgst, Size: max(size, 0)})
 	}
 	return exists, nil

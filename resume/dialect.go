@@ -82,6 +82,9 @@ const (
 	// proof is so much that a registry which kept nothing of it keeps only whole
 	// PATCHes. Less may have been in buffers on the way.
 	proof = 32 * mib
+	// cautious is the chunk where a break left nothing, and how much was sent
+	// before it is not known.
+	cautious = 8 * mib
 )
 
 // round makes a chunk size of n bytes.
@@ -166,9 +169,14 @@ func (p *pacer) learn(f func()) {
 	}
 }
 
-// save keeps what was learnt.
+// save keeps what was learnt. A chunk size without a proof is for this upload
+// alone.
 func (p *pacer) save() {
-	if d := p.dialect(); d != (Dialect{}) {
+	d := p.dialect()
+	if d.Class == Unproved {
+		d.Chunk = 0
+	}
+	if d != (Dialect{}) {
 		p.store.Save(p.host, d)
 	}
 }
@@ -205,6 +213,32 @@ func (p *pacer) keptNothing(handed, survived int64) {
 			p.d.Class, p.d.Chunk = Boundary, limit(survived/4)
 		}
 	})
+}
+
+// stoodStill: processes that ended, so many in a row, left the upload where
+// they had found it. How much each had sent nobody knows; one that had sent
+// nothing proves nothing, but chunks cost little.
+func (p *pacer) stoodStill(processes int) {
+	p.learn(func() {
+		switch {
+		case p.d.Class == Boundary && p.d.Chunk > 0:
+			p.d.Chunk = limit(p.d.Chunk / 2)
+		case p.d.Class == Unproved:
+			p.d.Chunk = limit(cautious >> min(processes-1, 8))
+			if processes > 1 {
+				p.d.Class = Boundary
+			}
+		}
+	})
+	p.save() // this process may end in the same way
+}
+
+// wentOn: the registry held n bytes more than when a process that ended had
+// asked last. Chunks are whole MiB, and their ends prove nothing.
+func (p *pacer) wentOn(n int64) {
+	if d := p.dialect(); d.Class == Unproved && d.MaxBody == 0 && n%mib != 0 {
+		p.keptPart()
+	}
 }
 
 // limit keeps a chunk size within its bounds.

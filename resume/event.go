@@ -15,6 +15,9 @@ const (
 	Existed EventKind = "existed"
 	// Mounted: the registry took the blob from another of its repositories.
 	Mounted EventKind = "mounted"
+	// Held: another push uploads the same blob to the same repository; this one
+	// waits for it. See Store.
+	Held EventKind = "held"
 	// Opened: an upload session is open.
 	Opened EventKind = "opened"
 	// Sent: bytes were handed to the connection. Offset is provisional: a

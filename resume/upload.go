@@ -85,6 +85,9 @@ type session struct {
 	// said it stands; guessed is set while one of them tries the byte before.
 	refused int
 	guessed bool
+	kept    *Record // what is known of it came from this record, and is not yet confirmed
+	opened  time.Time
+	idle    int
 	most    int64 // the most it has held
 	said    int64 // the offset it said last
 	failed  bool  // a PATCH got no answer, or one of a failure
@@ -107,6 +110,9 @@ type upload struct {
 	op   string
 
 	sess     *session
+	lease    Lease // nil where nothing is kept
+	reserved bool  // it was tried to get one
+	saved    Record
 	done     bool
 	doubt    time.Time // when a commit was sent that nobody answered
 	best     int64     // the most the registry held, over all sessions
@@ -133,6 +139,7 @@ func (c *Client) Upload(ctx context.Context, blob Blob) (Result, error) {
 			return err
 		})
 	}
+	u.release(err)
 	u.res.Duration = time.Since(began)
 	if err != nil {
 		var held int64
@@ -165,6 +172,8 @@ func (u *upload) run(ctx context.Context) error {
 		}
 		var err error
 		switch {
+		case !u.reserved:
+			err = u.reserve(ctx)
 		case !u.doubt.IsZero():
 			u.op, err = "commit", u.resolve(ctx)
 		case u.sess == nil:
@@ -216,13 +225,14 @@ func (u *upload) open(ctx context.Context) error {
 	case a.Status != http.StatusAccepted:
 		return protocol.Unexpected(a, time.Now())
 	}
-	s := &session{settled: true}
+	s := &session{settled: true, opened: time.Now()}
 	if err := u.relocate(s, at, a); err != nil {
 		return protocol.Kind(protocol.ErrEndpoint, err)
 	}
 	u.c.pace.needs(protocol.ChunkMinLength(a.Header))
 	u.sess, u.blob.Missing = s, false
 	u.emit(Event{Kind: Opened})
+	u.keep(ctx)
 	return nil
 }
 
@@ -282,7 +292,7 @@ func (u *upload) send(ctx context.Context) error {
 		u.unsettle(true)
 		return nil
 	case a.Status >= 200 && a.Status < 300:
-		return u.acknowledge(end, a)
+		return u.acknowledge(ctx, end, a)
 	case a.Status == http.StatusBadRequest, a.Status == http.StatusNotFound, a.Status == http.StatusGone,
 		a.Status == http.StatusConflict, a.Status == http.StatusRequestedRangeNotSatisfiable:
 		// Which of these means what differs between registries. The offset tells.
@@ -298,7 +308,7 @@ func (u *upload) send(ctx context.Context) error {
 }
 
 // acknowledge takes the answer to a PATCH that went well, up to end.
-func (u *upload) acknowledge(end int64, a *wire.Answer) error {
+func (u *upload) acknowledge(ctx context.Context, end int64, a *wire.Answer) error {
 	s := u.sess
 	held, ranged := protocol.ParseRange(a.Header)
 	if a.Status != http.StatusAccepted && !ranged && a.Header.Get("Location") == "" {
@@ -319,8 +329,9 @@ func (u *upload) acknowledge(end int64, a *wire.Answer) error {
 		u.unsettle(false)
 		return nil
 	}
-	s.offset = end
+	s.offset, s.idle = end, 0
 	u.settled()
+	u.keep(ctx)
 	return nil
 }
 
@@ -345,6 +356,9 @@ func (u *upload) settle(ctx context.Context) error {
 	for range maxAsks {
 		offset, err := u.ask(ctx)
 		if errors.Is(err, errLost) {
+			if s.kept != nil {
+				return u.expired(err)
+			}
 			if s.cut != nil && !s.cut.whole {
 				u.c.pace.lost(s.cut.survived)
 			} else if s.cut == nil && s.refused > 0 && s.most > 0 {
@@ -357,10 +371,17 @@ func (u *upload) settle(ctx context.Context) error {
 			return err
 		}
 		if err != nil {
+			if s.kept != nil && ctx.Err() == nil && protocol.Classify(err).Class != protocol.Break {
+				return u.drop(err) // where it was is no place to ask any more
+			}
 			return err
 		}
 		if !s.draining || offset == before {
-			return u.accept(offset)
+			if err := u.accept(offset); err != nil {
+				return err
+			}
+			u.keep(ctx)
+			return nil
 		}
 		if before >= 0 {
 			wait = min(2*wait, maxSettle)
@@ -378,6 +399,9 @@ func (u *upload) accept(said int64) error {
 	s := u.sess
 	if said != s.said {
 		s.said, s.refused = said, 0
+	}
+	if s.kept != nil {
+		u.found(said)
 	}
 	offset := said
 	if d := u.c.pace.dialect(); said > 0 && (d.OffByOne || said == s.sent+1 && s.sent > 0) {
@@ -582,7 +606,11 @@ func (u *upload) resolve(ctx context.Context) error {
 		return err
 	}
 	u.doubt = time.Time{}
-	return u.accept(offset)
+	if err := u.accept(offset); err != nil {
+		return err
+	}
+	u.keep(ctx)
+	return nil
 }
 
 // patience is how long a registry may take to assemble the blob. It grows with
@@ -595,6 +623,7 @@ func (u *upload) patience() time.Duration {
 // drop gives up the session. The next round opens a new one.
 func (u *upload) drop(why error) error {
 	u.sess = nil
+	u.forget()
 	u.res.Restarts++
 	u.c.log.WithField("digest", u.blob.Digest).WithField("error", protocol.Text(why)).Warn("upload session lost")
 	u.emit(Event{Kind: Lost, Err: why})
@@ -632,6 +661,7 @@ func (u *upload) newer(s *session, a *wire.Answer) error {
 
 func (u *upload) finish(k EventKind) {
 	u.done, u.doubt = true, time.Time{}
+	u.forget()
 	u.c.pace.save()
 	u.emit(Event{Kind: k, Offset: u.blob.Size})
 }

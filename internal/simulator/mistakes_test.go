@@ -71,7 +71,7 @@ func (u *upload) sameReader(r interface {
 	one("the session kept after a refused digest", "resume/upload.go",
 		"sending the blob again\"))\n\treturn u.drop(refusal)", "sending the blob again\"))\n\tu.unsettle(true)\n\treturn protocol.Transient(refusal)"),
 	one("a connection given up politely", "internal/wire/conn.go",
-		"l.SetLinger(0)", "l.SetLinger(-1)"),
+		"linger(c.Conn, reset)", "linger(c.Conn, politely)"),
 	one("the first status answer believed while the old connection drains", "resume/upload.go",
 		"!s.draining || offset == before", "before < 0 || offset == before"),
 	one("5xx to a PATCH taken for success", "resume/upload.go",

@@ -72,11 +72,26 @@ func (c *Conn) Kill() {
 // Close closes the connection, with a reset while a body is under way.
 func (c *Conn) Close() error {
 	if u := c.user.Load(); c.killed.Load() || u != nil && u.body {
-		if l, ok := c.Conn.(interface{ SetLinger(sec int) error }); ok {
-			l.SetLinger(0) //nolint:errcheck // fails only on a closed connection
-		}
+		linger(c.Conn, reset)
+	} else {
+		linger(c.Conn, politely)
 	}
 	return c.Conn.Close()
+}
+
+// How a connection ends: what a kernel still holds is thrown away, or is
+// delivered first.
+const (
+	reset    = 0
+	politely = -1
+)
+
+// linger says how c is to end. Connections are dialled so that the kernel
+// resets them if the process dies.
+func linger(c net.Conn, how int) {
+	if l, ok := c.(interface{ SetLinger(sec int) error }); ok {
+		l.SetLinger(how) //nolint:errcheck // fails only on a closed connection
+	}
 }
 
 func (c *Conn) Read(b []byte) (int, error) {

@@ -129,6 +129,7 @@ func (t *Transport) connect(ctx context.Context, network, addr string, control f
 	}
 	if tc, ok := c.(*net.TCPConn); ok {
 		setUserTimeout(tc, t.o.Stall)
+		linger(tc, reset)
 	}
 	return newConn(c), nil
 }

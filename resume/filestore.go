@@ -1,0 +1,363 @@
+package resume
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gofrs/flock"
+)
+
+const (
+	recordVersion = 1
+	maxRecord     = 64 << 10 // locations of some registries are long
+	recordExt     = ".json"
+	lockExt       = ".lock"
+	newExt        = ".new"
+)
+
+// StateDir is where records are kept unless said otherwise:
+// $XDG_STATE_HOME/rpush, else ~/.local/state/rpush, on Windows
+// %LocalAppData%\rpush\state. It is an error where there is no home.
+func StateDir() (string, error) {
+	if runtime.GOOS == "windows" {
+		dir, err := os.UserCacheDir()
+		return filepath.Join(dir, "rpush", "state"), err
+	}
+	// The XDG specification has relative paths ignored.
+	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "rpush"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err == nil && !filepath.IsAbs(home) {
+		err = fmt.Errorf("the home directory %q is not absolute", home)
+	}
+	return filepath.Join(home, ".local", "state", "rpush"), err
+}
+
+// FileStore is a Store in a directory, made with NewFileStore. Each record is a
+// file of mode 0600 in a directory of mode 0700, written so that at any moment,
+// also after a power cut, there is the old record or the new one. Beside it is
+// a lock file while an upload is under way. Processes on the same machine may
+// share the directory; where the file system has no locks, nothing is kept.
+//
+// The files are of version 1. Later versions of this package read them; a file
+// of a version they do not know is as good as none.
+type FileStore struct {
+	dir  string
+	disk disk
+
+	once sync.Once
+	err  error // of preparing the directory
+}
+
+// NewFileStore keeps records below dir, which is made when there is something
+// to keep.
+func NewFileStore(dir string) *FileStore {
+	return &FileStore{dir: filepath.Join(dir, "uploads"), disk: osDisk{}}
+}
+
+type recordFile struct {
+	Version int `json:"version"`
+	Record
+}
+
+// path is that of the files of k, without their extension.
+func (s *FileStore) path(k Key) string {
+	h := sha256.Sum256([]byte(k.Registry + "\n" + k.Repository + "\n" + string(k.Digest)))
+	return filepath.Join(s.dir, hex.EncodeToString(h[:16]))
+}
+
+// prepare makes the directory, once, and takes out what has expired.
+func (s *FileStore) prepare() error {
+	s.once.Do(func() {
+		if s.err = os.MkdirAll(s.dir, 0o700); s.err == nil {
+			s.err = private(s.dir)
+		}
+		if s.err == nil {
+			_, _ = s.Prune(time.Now())
+		}
+	})
+	return s.err
+}
+
+// Reserve implements Store.
+func (s *FileStore) Reserve(_ context.Context, k Key) (Lease, error) {
+	if err := s.prepare(); err != nil {
+		return nil, err
+	}
+	path := s.path(k)
+	lock, err := reserve(path + lockExt)
+	if err != nil {
+		return nil, err
+	}
+	return &fileLease{s, path, lock}, nil
+}
+
+// Forget implements Store.
+func (s *FileStore) Forget(ctx context.Context, k Key) error {
+	if _, err := os.Lstat(s.path(k) + recordExt); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	l, err := s.Reserve(ctx, k)
+	if err != nil {
+		return err
+	}
+	return errors.Join(l.Remove(ctx), l.Release())
+}
+
+// reserve locks the file at path. The holder of a lock may remove the file, so
+// that a lock counts only while the path still leads to the file that is
+// locked.
+func reserve(path string) (*flock.Flock, error) {
+	for range 10 {
+		lock := flock.New(path, flock.SetPermissions(0o600))
+		switch locked, err := lock.TryLock(); {
+		case err != nil:
+			return nil, errors.Join(err, lock.Close())
+		case !locked:
+			return nil, errors.Join(ErrHeld, lock.Close())
+		}
+		mine, err := lock.Stat()
+		if err == nil {
+			var there os.FileInfo
+			if there, err = os.Lstat(path); err == nil && os.SameFile(mine, there) {
+				return lock, nil
+			}
+		}
+		if err := errors.Join(lock.Close(), ignore(err, fs.ErrNotExist)); err != nil {
+			return nil, err
+		}
+	}
+	return nil, ErrHeld // somebody is always quicker
+}
+
+func ignore(err, target error) error {
+	if errors.Is(err, target) {
+		return nil
+	}
+	return err
+}
+
+type fileLease struct {
+	s    *FileStore
+	path string
+	lock *flock.Flock
+}
+
+func (l *fileLease) Load(context.Context) (Record, error) {
+	return load(l.path + recordExt)
+}
+
+// load reads a record, which is foreign input.
+func load(path string) (Record, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|noFollow, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Record{}, ErrNoRecord
+	}
+	if err != nil {
+		return Record{}, err
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return Record{}, fmt.Errorf("%s is no file", path)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxRecord+1))
+	if err != nil {
+		return Record{}, err
+	}
+	if len(b) > maxRecord {
+		return Record{}, fmt.Errorf("%s is too large", path)
+	}
+	var r recordFile
+	if json.Unmarshal(b, &r) != nil {
+		return Record{}, fmt.Errorf("%s is damaged", path) // the error would quote it
+	}
+	if r.Version != recordVersion {
+		return Record{}, fmt.Errorf("%s is of version %d, not %d", path, r.Version, recordVersion)
+	}
+	return r.Record, nil
+}
+
+func (l *fileLease) Save(_ context.Context, r Record) error {
+	b, err := json.MarshalIndent(recordFile{recordVersion, r}, "", "  ")
+	if err != nil {
+		return err
+	}
+	return replace(l.s.disk, l.path+recordExt, l.path+newExt, append(b, '\n'))
+}
+
+func (l *fileLease) Remove(context.Context) error {
+	return ignore(l.s.disk.Remove(l.path+recordExt), fs.ErrNotExist)
+}
+
+// Release removes the lock file, unless there is a record to find it by: one
+// for every blob that was ever pushed would pile up.
+func (l *fileLease) Release() error {
+	var err error
+	if _, e := os.Lstat(l.path + recordExt); errors.Is(e, fs.ErrNotExist) {
+		err = removeLocked(l.path + lockExt)
+	}
+	return errors.Join(err, l.lock.Close())
+}
+
+// removeLocked removes a lock file that is held. Windows does not remove open
+// files.
+func removeLocked(path string) error {
+	if runtime.GOOS == "windows" {
+		return nil
+	}
+	return ignore(os.Remove(path), fs.ErrNotExist)
+}
+
+// Records returns what is kept, the oldest first, those that have expired
+// included. Files that are no records are left out.
+func (s *FileStore) Records() ([]Record, error) {
+	names, err := s.list()
+	if err != nil {
+		return nil, err
+	}
+	var all []Record
+	for _, name := range names {
+		if !strings.HasSuffix(name, recordExt) {
+			continue
+		}
+		path := filepath.Join(s.dir, name)
+		// A record belongs where its key leads.
+		if r, err := load(path); err == nil && s.path(r.Key)+recordExt == path {
+			all = append(all, r)
+		}
+	}
+	byAge(all)
+	return all, nil
+}
+
+func (s *FileStore) list() (names []string, err error) {
+	entries, err := os.ReadDir(s.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names, err
+}
+
+// Prune removes the records that have expired at now, and what is no record of
+// this version although it has been there for as long, unless an upload is
+// under way. It returns how many records it removed.
+func (s *FileStore) Prune(now time.Time) (int, error) {
+	names, err := s.list()
+	if err != nil {
+		return 0, err
+	}
+	var pruned int
+	var errs []error
+	for _, name := range names {
+		path := filepath.Join(s.dir, name)
+		ext := filepath.Ext(name)
+		if ext != recordExt && ext != newExt && ext != lockExt {
+			continue // not ours
+		}
+		fi, err := os.Lstat(path)
+		if err != nil || !fi.Mode().IsRegular() || now.Sub(fi.ModTime()) < RecordsFor && !expired(path, ext, now) {
+			continue
+		}
+		if ext != lockExt {
+			err = s.pruneFile(path, ext)
+			if err == nil && ext == recordExt {
+				pruned++
+			}
+		} else {
+			err = pruneLock(path)
+		}
+		if !errors.Is(err, ErrHeld) {
+			errs = append(errs, err)
+		}
+	}
+	return pruned, errors.Join(errs...)
+}
+
+func expired(path, ext string, now time.Time) bool {
+	if ext != recordExt {
+		return false
+	}
+	r, err := load(path)
+	return err == nil && r.Expired(now)
+}
+
+func (s *FileStore) pruneFile(path, ext string) error {
+	base := strings.TrimSuffix(path, ext)
+	lock, err := reserve(base + lockExt)
+	if err != nil {
+		return err
+	}
+	l := &fileLease{s, base, lock}
+	return errors.Join(ignore(os.Remove(path), fs.ErrNotExist), l.Release())
+}
+
+func pruneLock(path string) error {
+	lock, err := reserve(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(removeLocked(path), lock.Close())
+}
+
+// disk is the part of a file system that durability rests on. It is an
+// interface so that a test can cut the power between any two calls.
+type disk interface {
+	// Create makes a new file of mode 0600; an old one is taken away.
+	Create(name string) (diskFile, error)
+	Rename(from, to string) error
+	Remove(name string) error
+	SyncDir(name string) error
+}
+
+type diskFile interface {
+	io.WriteCloser
+	Sync() error
+}
+
+// replace makes b the content of the file name: what is on disk at any moment
+// is the old content or the new.
+func replace(d disk, name, temp string, b []byte) error {
+	f, err := d.Create(temp)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = d.Rename(temp, name)
+	}
+	if err != nil {
+		return errors.Join(err, ignore(d.Remove(temp), fs.ErrNotExist))
+	}
+	return d.SyncDir(filepath.Dir(name))
+}
+
+type osDisk struct{}
+
+func (osDisk) Create(name string) (diskFile, error) {
+	if err := ignore(os.Remove(name), fs.ErrNotExist); err != nil {
+		return nil, err
+	}
+	return os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+}
+
+func (osDisk) Rename(from, to string) error { return os.Rename(from, to) }
+func (osDisk) Remove(name string) error     { return os.Remove(name) }

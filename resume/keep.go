@@ -1,0 +1,242 @@
+package resume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/internal/retry"
+)
+
+const (
+	// leastKept is the size in bytes from which on an upload is kept: below, a
+	// record costs more than it can save.
+	leastKept = 1 << 20
+	// keepEvery is how old a record may get where only the offset has changed,
+	// which the registry knows better.
+	keepEvery = 10 * time.Second
+	// heldPause is between two looks at a blob that another push uploads.
+	heldPause = 500 * time.Millisecond
+)
+
+func (c *Client) key(dgst digest.Digest) Key {
+	return Key{Registry: c.base.Scheme + "://" + protocol.HostPort(c.base), Repository: c.repo.RepositoryStr(), Digest: dgst}
+}
+
+// reserve gets the right to the record of the blob, and continues from what is
+// in it. While another push has it, this one waits, as long as its budget is.
+func (u *upload) reserve(ctx context.Context) error {
+	store := u.c.o.Store
+	if store == nil || u.blob.Size < leastKept {
+		u.reserved = true
+		return nil
+	}
+	k := u.c.key(u.blob.Digest)
+	until := time.Now().Add(u.c.o.RetryFor)
+	for waited := false; ; waited = true {
+		lease, err := store.Reserve(ctx, k)
+		if err == nil {
+			u.lease = lease
+			break
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if !errors.Is(err, ErrHeld) {
+			u.unkept(err)
+			break
+		}
+		u.blob.Missing = false // it is about to be there
+		if !time.Now().Before(until) {
+			u.warn(fmt.Errorf("%w, and does not end; uploading it as well", ErrHeld))
+			break
+		}
+		if !waited {
+			u.c.log.WithField("digest", u.blob.Digest).Info("another push uploads the blob, waiting for it")
+			u.emit(Event{Kind: Held, Err: ErrHeld})
+		}
+		if err := sleep(ctx, min(heldPause, time.Until(until))); err != nil {
+			return err
+		}
+	}
+	u.reserved = true
+	if u.lease != nil {
+		u.recall(ctx, k)
+	}
+	return nil
+}
+
+// recall makes a session of the record, if it is good for one. It is settled by
+// asking; an old connection of the process that wrote it may still be draining.
+func (u *upload) recall(ctx context.Context, k Key) {
+	r, err := u.lease.Load(ctx)
+	switch {
+	case errors.Is(err, ErrNoRecord):
+		return
+	case err != nil:
+		u.unkept(err)
+		return
+	case !r.valid(k, u.blob.Size) || r.Expired(time.Now()):
+		u.forget()
+		return
+	}
+	// It may be from anywhere, and is checked like a fresh one.
+	l, err := protocol.ParseLocation(u.c.base, u.c.base, http.Header{"Location": {r.Location}})
+	if err != nil {
+		u.forget()
+		return
+	}
+	u.saved = r
+	u.sess = &session{
+		location: l.URL, kept: &r, opened: r.Opened, draining: true, broken: true,
+		acked: r.Acked, sent: u.blob.Size,
+	}
+}
+
+// found takes note of where the registry stands with an upload that an earlier
+// process left.
+func (u *upload) found(said int64) {
+	s := u.sess
+	r := s.kept
+	s.kept, u.res.Continued = nil, min(said, u.blob.Size)
+	if said == r.Offset && said < u.blob.Size {
+		s.idle = r.Idle + 1
+		u.c.pace.stoodStill(s.idle)
+	} else if said > r.Offset {
+		u.c.pace.wentOn(said - r.Offset)
+	}
+}
+
+// expired forgets a session of an earlier process that the registry does not
+// know any more. If all of it had been sent the registry may just be
+// assembling the blob, for a commit that nobody waits for.
+func (u *upload) expired(lost error) error {
+	r := u.sess.kept
+	if since := time.Since(r.Updated); r.Offset == u.blob.Size && 0 <= since && since < u.patience() {
+		u.sess.kept, u.doubt = nil, r.Updated
+		return nil
+	}
+	return u.drop(lost)
+}
+
+// keep writes down what is settled. Where the location has changed it is
+// durable before anything else is sent: the old one is worth nothing to some
+// registries, such as distribution 2.
+func (u *upload) keep(ctx context.Context) {
+	s := u.sess
+	if u.lease == nil || s == nil || !s.settled {
+		return
+	}
+	r := Record{
+		Key: u.c.key(u.blob.Digest), Reference: u.c.o.Reference,
+		Location: s.location.String(), Size: u.blob.Size, Offset: s.offset, Acked: s.acked, Idle: s.idle,
+		Opened: s.opened.UTC().Truncate(time.Second), Updated: time.Now().UTC().Truncate(time.Second),
+	}
+	if old := u.saved; r.Location == old.Location && r.Idle == old.Idle && r.Updated.Sub(old.Updated) < keepEvery {
+		return
+	}
+	if err := u.lease.Save(ctx, r); err != nil {
+		u.unkept(err)
+		return
+	}
+	u.saved = r
+}
+
+// forget removes the record of a session that is no more.
+func (u *upload) forget() {
+	if u.lease == nil {
+		return
+	}
+	u.saved = Record{}
+	if err := u.lease.Remove(context.Background()); err != nil {
+		u.unkept(err)
+	}
+}
+
+// release ends the lease. What arrived for a bad source, or is refused, is not
+// worth continuing.
+func (u *upload) release(err error) {
+	if u.lease == nil {
+		return
+	}
+	if errors.Is(err, ErrSource) || errors.Is(err, ErrRefused) {
+		u.forget()
+	}
+	if err := u.lease.Release(); err != nil {
+		u.unkept(err)
+	}
+	u.lease = nil
+}
+
+// unkept says once that nothing is kept.
+func (u *upload) unkept(err error) {
+	if !u.c.saidUnkept.Swap(true) {
+		u.warn(fmt.Errorf("this upload may not be continued by a later run, its record cannot be kept: %w", err))
+	}
+}
+
+// forget drops the record of a blob that is there: the process that uploaded it
+// may have ended before it could.
+func (c *Client) forget(ctx context.Context, dgst digest.Digest, size int64) {
+	if c.o.Store != nil && (size < 0 || size >= leastKept) {
+		_ = c.o.Store.Forget(ctx, c.key(dgst)) // it would expire
+	}
+}
+
+// Check asks the registry where the upload session of a record stands.
+// alive is false where the registry no longer knows it, or the record is not
+// for this client's repository.
+func (c *Client) Check(ctx context.Context, r Record) (offset int64, alive bool, err error) {
+	u, err := c.recorded(r)
+	if err != nil {
+		return 0, false, nil //nolint:nilerr // it leads nowhere
+	}
+	err = c.retry(ctx, subject{digest: r.Digest, size: r.Size}, func(ctx context.Context, _ *retry.Loop) error {
+		offset, err = u.ask(ctx)
+		return err
+	})
+	switch {
+	case errors.Is(err, errLost):
+		return 0, false, nil
+	case err != nil:
+		return 0, false, c.failure("status", r.Digest, r.Offset, r.Size, 0, err)
+	}
+	return min(offset, r.Size), true, nil
+}
+
+// Cancel ends the upload session of a record at the registry
+// (distribution-spec v1.1, end-14). A session that is not there is no error.
+func (c *Client) Cancel(ctx context.Context, r Record) error {
+	u, err := c.recorded(r)
+	if err != nil {
+		return nil //nolint:nilerr // it leads nowhere
+	}
+	err = c.retry(ctx, subject{digest: r.Digest, size: r.Size}, func(ctx context.Context, _ *retry.Loop) error {
+		a, err := c.send(ctx, request(http.MethodDelete, u.sess.location, nil, 0), c.quick(), nil)
+		if err == nil && a.Status/100 != 2 && a.Status != http.StatusNotFound {
+			err = protocol.Unexpected(a, time.Now())
+		}
+		return err
+	})
+	if err != nil {
+		return c.failure("cancel", r.Digest, r.Offset, r.Size, 0, err)
+	}
+	return nil
+}
+
+// recorded makes an upload of a record, as far as its location may be followed.
+func (c *Client) recorded(r Record) (*upload, error) {
+	if r.Key != c.key(r.Digest) {
+		return nil, errors.New("the record is for another repository")
+	}
+	l, err := protocol.ParseLocation(c.base, c.base, http.Header{"Location": {r.Location}})
+	if err != nil {
+		return nil, err
+	}
+	return &upload{c: c, blob: Blob{Digest: r.Digest, Size: r.Size}, sess: &session{location: l.URL, acked: r.Acked}}, nil
+}

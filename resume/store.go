@@ -1,0 +1,176 @@
+package resume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// RecordsFor is how long a record is good for, from the opening of its upload
+// session: registries commonly purge sessions after 72 hours.
+const RecordsFor = 70 * time.Hour
+
+// Key says what an upload is to deliver, and where to.
+type Key struct {
+	// Registry is scheme://host:port, the port spelled out.
+	Registry string `json:"registry"`
+	// Repository is its name within the registry.
+	Repository string        `json:"repository"`
+	Digest     digest.Digest `json:"digest"`
+}
+
+// Record is what is kept of an open upload session. It is a hint: the registry
+// is asked before a byte is sent.
+type Record struct {
+	Key
+	// Reference is what was being pushed, for people.
+	Reference string `json:"reference,omitempty"`
+	// Location is the newest upload location. It may carry a signed state or a
+	// credential: it must not be logged or be readable by others.
+	Location string `json:"location"`
+	// Size of the blob, Offset that the registry said last, and the end of the
+	// last request that it acknowledged, in bytes.
+	Size   int64 `json:"size"`
+	Offset int64 `json:"offset"`
+	Acked  int64 `json:"acked,omitempty"`
+	// Idle counts the processes in a row that found the upload where the one
+	// before them had left it.
+	Idle   int       `json:"idle,omitempty"`
+	Opened time.Time `json:"opened"`
+	// Updated is when the record was written.
+	Updated time.Time `json:"updated"`
+}
+
+// String leaves the location out.
+func (r Record) String() string {
+	return fmt.Sprintf("%s of %s/%s, %d of %d bytes", r.Digest, r.Registry, r.Repository, r.Offset, r.Size)
+}
+
+// GoString is String, so that no way of printing shows the location.
+func (r Record) GoString() string { return r.String() }
+
+// Expired reports whether the registry has probably purged the session, or the
+// record is from the future.
+func (r Record) Expired(now time.Time) bool {
+	age := now.Sub(r.Opened)
+	return age > RecordsFor || age < -RecordsFor
+}
+
+// valid reports whether the record is about a blob of this size.
+func (r Record) valid(k Key, size int64) bool {
+	return r.Key == k && r.Size == size && r.Location != "" &&
+		0 <= r.Offset && r.Offset <= size && 0 <= r.Acked && r.Acked <= size
+}
+
+// Store keeps the records of open upload sessions, so that the next process
+// continues them, and sees to it that a session has one writer. Its methods are
+// called by several goroutines at once. Where one fails, the upload goes on and
+// is not kept.
+type Store interface {
+	// Reserve gives the caller alone the record of k until Release or the end of
+	// the process. It does not wait: where another has it, in this process or in
+	// any that shares the store, the error is ErrHeld.
+	Reserve(ctx context.Context, k Key) (Lease, error)
+	// Forget removes the record of a blob that has arrived, if there is one and
+	// nobody has it.
+	Forget(ctx context.Context, k Key) error
+}
+
+// Lease is the right to one record. Its methods are not called concurrently.
+type Lease interface {
+	// Load returns the record; ErrNoRecord where there is none.
+	Load(ctx context.Context) (Record, error)
+	// Save replaces the record. When it returns nil the new one survives the end
+	// of the process and of the machine; until then the old one does.
+	Save(ctx context.Context, r Record) error
+	// Remove takes the record away, if there is one.
+	Remove(ctx context.Context) error
+	// Release ends the lease and leaves the record as it is.
+	Release() error
+}
+
+// The errors of a Store that mean something to an upload.
+var (
+	ErrHeld     = errors.New("another push is uploading the same blob to the same repository")
+	ErrNoRecord = errors.New("no record")
+)
+
+// MemoryStore returns a Store that lives as long as the process: an upload that
+// ended is continued by a later one of the same process.
+func MemoryStore() Store {
+	return &memoryStore{records: map[Key]Record{}, held: map[Key]bool{}}
+}
+
+type memoryStore struct {
+	mu      sync.Mutex
+	records map[Key]Record
+	held    map[Key]bool
+}
+
+func (m *memoryStore) Reserve(_ context.Context, k Key) (Lease, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.held[k] {
+		return nil, ErrHeld
+	}
+	m.held[k] = true
+	return &memoryLease{m, k}, nil
+}
+
+func (m *memoryStore) Forget(_ context.Context, k Key) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.held[k] {
+		delete(m.records, k)
+	}
+	return nil
+}
+
+type memoryLease struct {
+	m *memoryStore
+	k Key
+}
+
+func (l *memoryLease) Load(context.Context) (Record, error) {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	r, ok := l.m.records[l.k]
+	if !ok {
+		return Record{}, ErrNoRecord
+	}
+	return r, nil
+}
+
+func (l *memoryLease) Save(_ context.Context, r Record) error {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(l.m.records, func(_ Key, r Record) bool { return r.Expired(now) })
+	l.m.records[l.k] = r
+	return nil
+}
+
+func (l *memoryLease) Remove(context.Context) error {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	delete(l.m.records, l.k)
+	return nil
+}
+
+func (l *memoryLease) Release() error {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	delete(l.m.held, l.k)
+	return nil
+}
+
+// byAge sorts records, those that were opened first in front.
+func byAge(all []Record) {
+	slices.SortFunc(all, func(a, b Record) int { return a.Opened.Compare(b.Opened) })
+}

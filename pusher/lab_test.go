@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,7 +29,17 @@ import (
 	"github.com/rpush-go/rpush/resume"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "rpush-state")
+	if err != nil {
+		panic(err)
+	}
+	os.Setenv("XDG_STATE_HOME", dir)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		os.RemoveAll(dir)
+		os.Exit(code)
+	}))
+}
 
 // lab is a pusher and a scripted registry, reg.test, on a network in memory and
 // on virtual time.
@@ -54,7 +65,7 @@ func inLab(t *testing.T, ro scripted.Options, f func(*lab)) {
 			go srv.Serve(ln)
 		}
 		tr := wire.New(wire.Options{UserAgent: "rpush/test", Dial: l.net.Dial})
-		l.o = pusher.Options{Transport: tr, Scheme: pusher.SchemeHTTP, Keychain: keychain{}}
+		l.o = pusher.Options{Transport: tr, Scheme: pusher.SchemeHTTP, Keychain: keychain{}, Store: resume.MemoryStore()}
 		defer func() {
 			tr.CloseIdleConnections()
 			srv.Close()

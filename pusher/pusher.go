@@ -81,6 +81,10 @@ type Options struct {
 	// Dialects keeps what is learnt about registries; nil is for this Pusher
 	// alone.
 	Dialects resume.Dialects
+	// Store keeps the records of open upload sessions, so that the next push of
+	// the same image continues them; nil is a resume.FileStore in
+	// resume.StateDir, or a resume.MemoryStore where there is none.
+	Store resume.Store
 
 	// Logger gets what resume.Options.Logger gets; nil is silent.
 	Logger logrus.FieldLogger
@@ -127,6 +131,12 @@ func New(o Options) (*Pusher, error) {
 	if o.Dialects == nil {
 		o.Dialects = resume.MemoryDialects()
 	}
+	if o.Store == nil {
+		o.Store = resume.MemoryStore()
+		if dir, err := resume.StateDir(); err == nil {
+			o.Store = resume.NewFileStore(dir)
+		}
+	}
 	p := &Pusher{o: o, base: o.Transport}
 	if p.base == nil {
 		p.base = wire.New(wire.Options{TLS: o.TLSClientConfig, UserAgent: o.UserAgent, Stall: o.StallTimeout})
@@ -140,8 +150,8 @@ func New(o Options) (*Pusher, error) {
 //
 // Every blob is checked for first; what is missing is uploaded; manifests
 // follow strictly after everything they name. On failure nothing is published
-// under ref, blobs that arrived stay at the registry, and the same call again
-// sends the rest. The errors are those of package resume. The report is never
+// under ref, blobs that arrived stay at the registry, and the same call again,
+// also in another process, sends the rest. The errors are those of package resume. The report is never
 // nil and valid also after a failure.
 //
 // The context ends the push as soon as bytes can be stopped.
@@ -168,7 +178,7 @@ func (p *Pusher) Push(ctx context.Context, ref name.Reference, img remote.Taggab
 // Probe breaks a small upload to repo on purpose and says what the registry kept
 // of it: see resume.Client.Probe.
 func (p *Pusher) Probe(ctx context.Context, repo name.Repository) (*resume.Probe, error) {
-	c, done, err := p.connect(ctx, repo)
+	c, done, err := p.connect(ctx, repo, "")
 	if err != nil {
 		return &resume.Probe{}, err
 	}
@@ -176,9 +186,39 @@ func (p *Pusher) Probe(ctx context.Context, repo name.Repository) (*resume.Probe
 	return c.Probe(ctx)
 }
 
+// Check asks where the upload session of a record stands: see
+// resume.Client.Check.
+func (p *Pusher) Check(ctx context.Context, r resume.Record) (offset int64, alive bool, err error) {
+	c, done, err := p.recorded(ctx, r)
+	if err != nil {
+		return 0, false, err
+	}
+	defer done()
+	return c.Check(ctx, r)
+}
+
+// Cancel ends the upload session of a record at the registry: see
+// resume.Client.Cancel.
+func (p *Pusher) Cancel(ctx context.Context, r resume.Record) error {
+	c, done, err := p.recorded(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return c.Cancel(ctx, r)
+}
+
+func (p *Pusher) recorded(ctx context.Context, r resume.Record) (c *resume.Client, done func(), err error) {
+	repo, err := name.NewRepository(r.Name(), name.WeakValidation)
+	if err != nil {
+		return nil, nil, protocol.Kind(protocol.ErrEndpoint, err)
+	}
+	return p.connect(ctx, repo, "")
+}
+
 // connect makes a client that signs in to repo. done lets go of its idle
-// connections.
-func (p *Pusher) connect(ctx context.Context, repo name.Repository) (c *resume.Client, done func(), err error) {
+// connections. reference is for people who look at what is kept.
+func (p *Pusher) connect(ctx context.Context, repo name.Repository, reference string) (c *resume.Client, done func(), err error) {
 	scheme, err := p.scheme(ctx, repo)
 	if err != nil {
 		return nil, nil, err
@@ -191,7 +231,7 @@ func (p *Pusher) connect(ctx context.Context, repo name.Repository) (c *resume.C
 			e.CloseIdleConnections()
 		}
 	}
-	c, err = p.client(repo, scheme, newAuthorizer(repo, scheme, p.o.Keychain, p.base), external)
+	c, err = p.client(repo, scheme, newAuthorizer(repo, scheme, p.o.Keychain, p.base), external, reference)
 	return c, done, err
 }
 
@@ -208,7 +248,7 @@ func (p *Pusher) push(ctx context.Context, ref name.Reference, g *graph) error {
 		}
 		b.MountFrom = from
 	}
-	c, done, err := p.connect(ctx, repo)
+	c, done, err := p.connect(ctx, repo, ref.Name())
 	if err != nil {
 		return err
 	}
@@ -223,7 +263,7 @@ func (p *Pusher) push(ctx context.Context, ref name.Reference, g *graph) error {
 	return d.publish(ctx, p.o.Parallel)
 }
 
-func (p *Pusher) client(repo name.Repository, scheme string, rt, external http.RoundTripper) (*resume.Client, error) {
+func (p *Pusher) client(repo name.Repository, scheme string, rt, external http.RoundTripper, reference string) (*resume.Client, error) {
 	return resume.New(repo, resume.Options{
 		PlainHTTP:     scheme == "http",
 		Transport:     rt,
@@ -233,6 +273,8 @@ func (p *Pusher) client(repo name.Repository, scheme string, rt, external http.R
 		AnswerTimeout: p.o.AnswerTimeout,
 		UserAgent:     p.o.UserAgent,
 		Dialects:      p.o.Dialects,
+		Store:         p.o.Store,
+		Reference:     reference,
 		Logger:        p.o.Logger,
 		OnEvent:       p.o.OnEvent,
 	})
@@ -265,6 +307,7 @@ func (d *delivery) upload(ctx context.Context, parallel int) error {
 	return each(ctx, parallel, missing, func(ctx context.Context, b *blob) error {
 		r, err := d.c.Upload(ctx, b.Blob)
 		b.report.Sent, b.report.Breaks, b.report.Resumes, b.report.Restarts = r.Sent, r.Breaks, r.Resumes, r.Restarts
+		b.report.Continued, b.report.Kept = r.Continued, r.Kept
 		b.report.Seconds = seconds(r.Duration)
 		switch {
 		case err != nil:
@@ -412,6 +455,7 @@ func (g *graph) fill(r *Report) {
 		r.Breaks += b.report.Breaks
 		r.Resumes += b.report.Resumes
 		r.Restarts += b.report.Restarts
+		r.Continued += b.report.Continued
 	}
 	for _, level := range g.levels {
 		for _, m := range level {

@@ -23,6 +23,9 @@ type Report struct {
 	Breaks   int `json:"breaks"`
 	Resumes  int `json:"resumes"`
 	Restarts int `json:"restarts"`
+	// Continued is the number of blob bytes that an earlier push had delivered of
+	// uploads which this one went on with.
+	Continued int64 `json:"continued"`
 	// Seconds is the time the push took.
 	Seconds float64 `json:"seconds"`
 
@@ -58,6 +61,11 @@ type BlobReport struct {
 	Breaks   int `json:"breaks"`
 	Resumes  int `json:"resumes"`
 	Restarts int `json:"restarts"`
+	// Continued is the number of bytes that the registry held of an upload which
+	// an earlier push had left. Kept: the upload did not end well, and the next
+	// push continues it.
+	Continued int64 `json:"continued"`
+	Kept      bool  `json:"kept"`
 	// Seconds is the time spent on the blob.
 	Seconds float64 `json:"seconds"`
 }

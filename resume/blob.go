@@ -110,5 +110,8 @@ type Result struct {
 	// Continued is how many bytes the registry held of an upload that an earlier
 	// process had left and this one went on with.
 	Continued int64
-	Duration                  time.Duration
+	// Kept: the upload did not end well, and its record is in the Store for a
+	// later one to continue.
+	Kept     bool
+	Duration time.Duration
 }

@@ -28,6 +28,7 @@ const (
 	DefaultRetryFor      = 10 * time.Minute
 	DefaultStallTimeout  = time.Minute
 	DefaultAnswerTimeout = 15 * time.Minute
+	DefaultKeepFrom      = 1 << 20
 
 	// FirstAnswerFor is the budget until a registry has answered for the first
 	// time, where RetryFor is not shorter: a wrong address must not take ten
@@ -75,8 +76,11 @@ type Options struct {
 
 	// Store keeps the records of open upload sessions, from which a later Upload
 	// of the same blob continues, and makes a second upload of it wait for the
-	// first. nil keeps nothing. Blobs of less than 1 MiB are not kept.
+	// first. nil keeps nothing.
 	Store Store
+	// KeepFrom is the size in bytes from which on uploads are kept: below, a
+	// record costs more than it can save. 0 is DefaultKeepFrom.
+	KeepFrom int64
 	// Reference is written into records for people to read.
 	Reference string
 
@@ -126,6 +130,9 @@ func New(repo name.Repository, o Options) (*Client, error) {
 	}
 	if o.AnswerTimeout == 0 {
 		o.AnswerTimeout = DefaultAnswerTimeout
+	}
+	if o.KeepFrom == 0 {
+		o.KeepFrom = DefaultKeepFrom
 	}
 	if o.UserAgent == "" {
 		o.UserAgent = "rpush"
@@ -199,6 +206,10 @@ func (c *Client) exists(ctx context.Context, dgst digest.Digest, size int64) (bo
 		return false, protocol.Unexpected(a, time.Now())
 	}
 	// A server that says 200 to everything must not make a push a success.
+	if !protocol.IsBlob(a.Header, dgst) {
+		c.log.WithField("digest", dgst).Warn("the answer to a check is not about the blob; sending it")
+		return false, nil
+	}
 	if got, ok := contentLength(a.Header); ok && size >= 0 && got != size && a.Header.Get("Content-Encoding") == "" {
 		c.log.WithFields(logrus.Fields{"digest": dgst, "size": size, "claimed": got}).
 			Warn("the registry claims to have the blob with another size; sending it")

@@ -14,9 +14,6 @@ import (
 )
 
 const (
-	// leastKept is the size in bytes from which on an upload is kept: below, a
-	// record costs more than it can save.
-	leastKept = 1 << 20
 	// keepEvery is how old a record may get where only the offset has changed,
 	// which the registry knows better.
 	keepEvery = 10 * time.Second
@@ -32,7 +29,7 @@ func (c *Client) key(dgst digest.Digest) Key {
 // in it. While another push has it, this one waits, as long as its budget is.
 func (u *upload) reserve(ctx context.Context) error {
 	store := u.c.o.Store
-	if store == nil || u.blob.Size < leastKept {
+	if store == nil || u.blob.Size < u.c.o.KeepFrom {
 		u.reserved = true
 		return nil
 	}
@@ -92,8 +89,9 @@ func (u *upload) recall(ctx context.Context, k Key) {
 		return
 	}
 	u.saved = r
+	u.c.pace.needs(r.MinChunk)
 	u.sess = &session{
-		location: l.URL, kept: &r, opened: r.Opened, draining: true, broken: true,
+		minChunk: r.MinChunk, location: l.URL, kept: &r, opened: r.Opened, draining: true, broken: true,
 		acked: r.Acked, sent: u.blob.Size,
 	}
 }
@@ -134,7 +132,7 @@ func (u *upload) keep(ctx context.Context) {
 	}
 	r := Record{
 		Key: u.c.key(u.blob.Digest), Reference: u.c.o.Reference,
-		Location: s.location.String(), Size: u.blob.Size, Offset: s.offset, Acked: s.acked, Idle: s.idle,
+		Location: s.location.String(), Size: u.blob.Size, Offset: s.offset, Acked: s.acked, MinChunk: s.minChunk, Idle: s.idle,
 		Opened: s.opened.UTC().Truncate(time.Second), Updated: time.Now().UTC().Truncate(time.Second),
 	}
 	if old := u.saved; r.Location == old.Location && r.Idle == old.Idle && r.Updated.Sub(old.Updated) < keepEvery {
@@ -167,6 +165,7 @@ func (u *upload) release(err error) {
 	if errors.Is(err, ErrSource) || errors.Is(err, ErrRefused) {
 		u.forget()
 	}
+	u.res.Kept = u.saved.Location != ""
 	if err := u.lease.Release(); err != nil {
 		u.unkept(err)
 	}
@@ -183,18 +182,18 @@ func (u *upload) unkept(err error) {
 // forget drops the record of a blob that is there: the process that uploaded it
 // may have ended before it could.
 func (c *Client) forget(ctx context.Context, dgst digest.Digest, size int64) {
-	if c.o.Store != nil && (size < 0 || size >= leastKept) {
+	if c.o.Store != nil && (size < 0 || size >= c.o.KeepFrom) {
 		_ = c.o.Store.Forget(ctx, c.key(dgst)) // it would expire
 	}
 }
 
-// Check asks the registry where the upload session of a record stands.
-// alive is false where the registry no longer knows it, or the record is not
-// for this client's repository.
+// Check asks the registry where the upload session of a record stands. alive is
+// false where the registry no longer knows it. A record that is not of this
+// client's registry and repository is an error of the kind ErrEndpoint.
 func (c *Client) Check(ctx context.Context, r Record) (offset int64, alive bool, err error) {
 	u, err := c.recorded(r)
 	if err != nil {
-		return 0, false, nil //nolint:nilerr // it leads nowhere
+		return 0, false, err
 	}
 	err = c.retry(ctx, subject{digest: r.Digest, size: r.Size}, func(ctx context.Context, _ *retry.Loop) error {
 		offset, err = u.ask(ctx)
@@ -210,11 +209,13 @@ func (c *Client) Check(ctx context.Context, r Record) (offset int64, alive bool,
 }
 
 // Cancel ends the upload session of a record at the registry
-// (distribution-spec v1.1, end-14). A session that is not there is no error.
+// (distribution-spec v1.1, end-14). A session that is not there is no error. A
+// record that is not of this client's registry and repository is an error of
+// the kind ErrEndpoint.
 func (c *Client) Cancel(ctx context.Context, r Record) error {
 	u, err := c.recorded(r)
 	if err != nil {
-		return nil //nolint:nilerr // it leads nowhere
+		return err
 	}
 	err = c.retry(ctx, subject{digest: r.Digest, size: r.Size}, func(ctx context.Context, _ *retry.Loop) error {
 		a, err := c.send(ctx, request(http.MethodDelete, u.sess.location, nil, 0), c.quick(), nil)
@@ -231,12 +232,12 @@ func (c *Client) Cancel(ctx context.Context, r Record) error {
 
 // recorded makes an upload of a record, as far as its location may be followed.
 func (c *Client) recorded(r Record) (*upload, error) {
-	if r.Key != c.key(r.Digest) {
-		return nil, errors.New("the record is for another repository")
-	}
 	l, err := protocol.ParseLocation(c.base, c.base, http.Header{"Location": {r.Location}})
+	if k := c.key(r.Digest); r.Key != k {
+		err = fmt.Errorf("the upload goes to %s/%s, not to %s/%s", r.Registry, r.Repository, k.Registry, k.Repository)
+	}
 	if err != nil {
-		return nil, err
+		return nil, c.failure("status", r.Digest, r.Offset, r.Size, 0, protocol.Kind(protocol.ErrEndpoint, err))
 	}
 	return &upload{c: c, blob: Blob{Digest: r.Digest, Size: r.Size}, sess: &session{location: l.URL, acked: r.Acked}}, nil
 }

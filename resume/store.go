@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -39,6 +40,9 @@ type Record struct {
 	Size   int64 `json:"size"`
 	Offset int64 `json:"offset"`
 	Acked  int64 `json:"acked,omitempty"`
+	// MinChunk is the registry's OCI-Chunk-Min-Length in bytes, said when the
+	// session was opened.
+	MinChunk int64 `json:"minChunk,omitempty"`
 	// Idle counts the processes in a row that found the upload where the one
 	// before them had left it.
 	Idle   int       `json:"idle,omitempty"`
@@ -49,7 +53,16 @@ type Record struct {
 
 // String leaves the location out.
 func (r Record) String() string {
-	return fmt.Sprintf("%s of %s/%s, %d of %d bytes", r.Digest, r.Registry, r.Repository, r.Offset, r.Size)
+	return fmt.Sprintf("%s of %s, %d of %d bytes", r.Digest, r.Name(), r.Offset, r.Size)
+}
+
+// Name is the repository with its registry, as a reference has it.
+func (k Key) Name() string {
+	scheme, host, _ := strings.Cut(k.Registry, "://")
+	if port := map[string]string{"https": ":443", "http": ":80"}[scheme]; port != "" {
+		host = strings.TrimSuffix(host, port)
+	}
+	return host + "/" + k.Repository
 }
 
 // GoString is String, so that no way of printing shows the location.
@@ -65,7 +78,7 @@ func (r Record) Expired(now time.Time) bool {
 // valid reports whether the record is about a blob of this size.
 func (r Record) valid(k Key, size int64) bool {
 	return r.Key == k && r.Size == size && r.Location != "" &&
-		0 <= r.Offset && r.Offset <= size && 0 <= r.Acked && r.Acked <= size
+		0 <= r.Offset && r.Offset <= size && 0 <= r.Acked && r.Acked <= size && 0 <= r.MinChunk
 }
 
 // Store keeps the records of open upload sessions, so that the next process

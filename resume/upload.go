@@ -88,10 +88,12 @@ type session struct {
 	kept    *Record // what is known of it came from this record, and is not yet confirmed
 	opened  time.Time
 	idle    int
-	most    int64 // the most it has held
-	said    int64 // the offset it said last
-	failed  bool  // a PATCH got no answer, or one of a failure
-	broken  bool  // not continued since the last break
+
+	minChunk int64 // OCI-Chunk-Min-Length
+	most     int64 // the most it has held
+	said     int64 // the offset it said last
+	failed   bool  // a PATCH got no answer, or one of a failure
+	broken   bool  // not continued since the last break
 }
 
 // cut is a PATCH that got no answer.
@@ -229,7 +231,8 @@ func (u *upload) open(ctx context.Context) error {
 	if err := u.relocate(s, at, a); err != nil {
 		return protocol.Kind(protocol.ErrEndpoint, err)
 	}
-	u.c.pace.needs(protocol.ChunkMinLength(a.Header))
+	s.minChunk = protocol.ChunkMinLength(a.Header)
+	u.c.pace.needs(s.minChunk)
 	u.sess, u.blob.Missing = s, false
 	u.emit(Event{Kind: Opened})
 	u.keep(ctx)
@@ -421,6 +424,9 @@ func (u *upload) accept(said int64) error {
 	n := min(s.refused, maxRefused-1)
 	offset = tries[n]
 	s.guessed = n == 1 && offset == said-1 && offset > s.acked
+	if u.rejected > 0 && offset == s.acked+1 {
+		offset = s.acked // rather Quay's way of counting than a lie again
+	}
 	if u.rejected > 0 && offset != s.acked {
 		// An offset lied once: from now on only the ends of acknowledged
 		// chunks count.

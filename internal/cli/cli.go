@@ -159,7 +159,7 @@ func (a *app) command() *cobra.Command {
 	root.SetOut(a.stdout)
 	root.SetErr(a.out)
 
-	root.AddCommand(a.pushCommand("push [SOURCE] REFERENCE"), a.probeCommand(), &cobra.Command{
+	root.AddCommand(a.pushCommand("push [SOURCE] REFERENCE"), a.sessionsCommand(), a.probeCommand(), &cobra.Command{
 		Use:   "version",
 		Short: versionShort,
 		Args:  cobra.NoArgs,

@@ -24,7 +24,9 @@ type options struct {
 	parallel                                     int
 	retryFor, stallTimeout, answerTimeout, limit time.Duration
 
-	cacheDir string
+	cacheDir, stateDir string
+	noState            bool
+	alive, all         bool
 
 	output         string
 	quiet, verbose bool
@@ -49,7 +51,28 @@ func newGroup(title string) flagGroup {
 func (o *options) pushFlags() []flagGroup {
 	e := o.effortFlags()
 	e.IntVar(&o.parallel, "parallel", pusher.DefaultParallel, "upload `N` blobs at once, 1 to 64")
-	return []flagGroup{o.connectionFlags(), e, o.outputFlags()}
+	return []flagGroup{o.connectionFlags(), e, o.stateFlags(), o.outputFlags()}
+}
+
+// sessionsFlags are those of the verb sessions.
+func (o *options) sessionsFlags() []flagGroup {
+	o.parallel, o.retryFor = pusher.DefaultParallel, 0
+	o.stallTimeout, o.answerTimeout = resume.DefaultStallTimeout, resume.DefaultAnswerTimeout
+	s := newGroup("State")
+	s.StringVar(&o.stateDir, "state-dir", "", stateDirUsage)
+	s.BoolVar(&o.alive, "check", false, "list: ask the registries whether the sessions are alive")
+	s.BoolVar(&o.all, "all", false, "forget: all of them")
+	return []flagGroup{s, o.connectionFlags(), o.outputFlags()}
+}
+
+const stateDirUsage = "keep open uploads in `DIR`, not in the user's state directory"
+
+// stateFlags say where open uploads are kept.
+func (o *options) stateFlags() flagGroup {
+	s := newGroup("State")
+	s.StringVar(&o.stateDir, "state-dir", "", stateDirUsage)
+	s.BoolVar(&o.noState, "no-state", false, "keep nothing: a push that is killed starts again")
+	return s
 }
 
 // probeFlags are those of a probe.
@@ -149,6 +172,7 @@ func (o *options) contradictions() []contradiction {
 		{o.caFile != "" && o.insecure, "ca-file", "insecure"},
 		{o.caFile != "" && noVerify, "ca-file", "tls-verify"},
 		{o.quiet && o.verbose, "quiet", "verbose"},
+		{o.noState && o.stateDir != "", "no-state", "state-dir"},
 	}
 }
 

@@ -93,7 +93,7 @@ func (a *app) probed(ctx context.Context, o *options, repo name.Repository, keys
 	}
 	progress := newProgress(a.out, a.terminal)
 	defer progress.start()()
-	po.OnEvent = progress.event
+	po.OnEvent, po.Store = progress.event, resume.MemoryStore()
 	pr, err := pusher.New(po)
 	if err != nil {
 		return nil, err

@@ -143,7 +143,7 @@ func (a *app) deliver(ctx context.Context, o *options, c call, keys *credentials
 	if err := a.signIn(&po, o, c.ref.Context(), keys); err != nil {
 		return nil, err
 	}
-	po.OnEvent = progress.event
+	po.OnEvent, po.Store = progress.event, a.store(o)
 	progress.doing(pushingPhase(src.Name, c.ref))
 	return a.push(ctx, po, c.ref, src.Image)
 }

@@ -94,6 +94,7 @@ func setUp(env *testscript.Env) error {
 	env.Setenv("LOCKED", host(locked))
 	env.Setenv("STALLING", host(stalling))
 	env.Setenv("CA", ca)
+	env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, "state"))
 	env.Setenv("DOCKER_CONFIG", filepath.Join(env.WorkDir, "docker"))
 	for _, password := range []string{"right", "wrong"} {
 		auth := base64.StdEncoding.EncodeToString([]byte("me:" + password))
@@ -229,7 +230,7 @@ func waitForStall(ts *testscript.TestScript, _ bool, _ []string) {
 
 // The words of the help must not name what does not work.
 func TestHelpNamesWhatIsSupported(t *testing.T) {
-	for _, verb := range []string{"sessions", "doctor", "docker-daemon"} {
+	for _, verb := range []string{"doctor", "docker-daemon"} {
 		if slices.Contains(strings.Fields(pushHelp+helpTail), verb) {
 			t.Errorf("the help names %s", verb)
 		}

@@ -25,9 +25,12 @@ import (
 // kept, then what to do, which is a hint.
 
 const (
-	pushShort    = "push an image"
-	probeShort   = "what this registry keeps of a broken upload"
-	versionShort = "print the version"
+	pushShort     = "push an image"
+	probeShort    = "what this registry keeps of a broken upload"
+	sessionsShort = "list the interrupted uploads that the next push continues"
+	forgetShort   = "drop what is kept of an upload, and cancel it at the registry"
+	pruneShort    = "drop what has expired"
+	versionShort  = "print the version"
 
 	usageHint        = "hint: rpush --help says more"
 	noReference      = "REFERENCE is missing: rpush [SOURCE] REFERENCE"
@@ -38,6 +41,13 @@ const (
 	hostAlone        = "%q names a host and no repository: HOST:PORT/NAME[:TAG]"
 	badReference     = "%q is no reference; one is [HOST[:PORT]/]NAME[:TAG|@DIGEST], with NAME in lower case"
 	noEngine         = "reading from the Docker engine is not supported yet; name a source: oci:DIR, docker-archive:PATH"
+	noSessionsVerb   = "%q is none of list, forget, prune"
+	nothingToForget  = "what is to be forgotten is missing: rpush sessions forget DIGEST|REFERENCE, or --all"
+	allAndOne        = "--all forgets everything; leave it out or name nothing"
+	tooManyForgotten = "unexpected argument %q: rpush sessions forget DIGEST|REFERENCE"
+	ambiguousDigest  = "%q is the beginning of several digests; give more of it"
+	notKept          = "nothing is kept of %q: rpush sessions lists what is"
+	nothingKept      = "no interrupted uploads are kept"
 	resultNotWritten = "the result could not be written to stdout: %v"
 
 	lateWords    = "some requests did not end in time, leaving them"
@@ -53,6 +63,7 @@ const pushHelp = `Push an image to a registry. What a broken connection leaves b
 continued, not sent again.
 
   rpush [SOURCE] REFERENCE       push; "rpush push ..." is the same
+  rpush sessions                 uploads that the next push continues
   rpush probe REPOSITORY         what this registry keeps of a broken upload
   rpush version                  print the version
   rpush completion SHELL         print a completion script
@@ -75,6 +86,16 @@ const probeHelp = `Find out what a registry keeps of an upload that breaks, by b
 one on purpose. It is cancelled afterwards; nothing is published.
 
   rpush probe REPOSITORY
+`
+
+const sessionsHelp = `Look at the interrupted uploads that are kept for the next push, which
+continues them where the registry stands. They expire after 70 hours, before
+registries purge them.
+
+  rpush sessions [list] [--check]           list them
+  rpush sessions forget DIGEST|REFERENCE    drop one, and cancel it at the registry
+  rpush sessions forget --all               drop all of them
+  rpush sessions prune                      drop what has expired
 `
 
 func helpText(head string, groups []flagGroup) string {
@@ -132,6 +153,27 @@ func loginHint(host string) string {
 
 func credentialWords(from string) string { return "credentials: " + from }
 
+func noHomeWords(err error) string {
+	return fmt.Sprintf("warning: a push that is killed will start again, there is no place to keep open uploads: %v; --state-dir names one", err)
+}
+
+func noStateWords(err error) string { return fmt.Sprintf("what is kept cannot be read: %v", err) }
+
+func forgottenWords(r resume.Record) string {
+	return fmt.Sprintf("forgot %s of %s, %s of %s", shortDigest(r.Digest), r.Name(), bytesWords(r.Offset), bytesWords(r.Size))
+}
+
+func notCancelledWords(r resume.Record, err error) string {
+	return fmt.Sprintf("%s was not cancelled at the registry, which will purge it: %v", shortDigest(r.Digest), err)
+}
+
+func forgetFailedWords(r resume.Record, err error) string {
+	if errors.Is(err, resume.ErrHeld) {
+		return fmt.Sprintf("%s is being uploaded to %s at this moment; stop that push first", shortDigest(r.Digest), r.Name())
+	}
+	return fmt.Sprintf("%s of %s is still kept: %v", shortDigest(r.Digest), r.Name(), err)
+}
+
 // keptWords says what a failed push has achieved.
 func keptWords(kind string, r *pusher.Report) []string {
 	var lines []string
@@ -139,9 +181,12 @@ func keptWords(kind string, r *pusher.Report) []string {
 		lines = append(lines, "nothing was published")
 	}
 	var there, total int64
-	var n int
+	var n, kept int
 	for _, b := range r.Blobs {
 		total += b.Size
+		if b.Kept {
+			kept++
+		}
 		if b.State != pusher.BlobPending {
 			n++
 			there += b.Size
@@ -153,6 +198,9 @@ func keptWords(kind string, r *pusher.Report) []string {
 	if n > 0 {
 		lines = append(lines, fmt.Sprintf("%d of %d blobs (%s of %s) are at the registry and are not sent again",
 			n, len(r.Blobs), bytesWords(there), bytesWords(total)))
+	}
+	if kept > 0 {
+		lines = append(lines, fmt.Sprintf("%s under way %s kept, to go on where the registry stands", plural(kept, "upload"), isAre(kept)))
 	}
 	return lines
 }
@@ -168,6 +216,9 @@ func summaryWords(r *pusher.Report) string {
 	}
 	if n := count[pusher.BlobMounted]; n > 0 {
 		parts = append(parts, fmt.Sprintf("%d mounted", n))
+	}
+	if r.Continued > 0 {
+		parts = append(parts, bytesWords(r.Continued)+" of an earlier push continued")
 	}
 	parts = append(parts,
 		bytesWords(r.Sent)+" sent", plural(r.Breaks, "break"), plural(r.Resumes, "resume"), plural(r.Restarts, "restart"),
@@ -187,6 +238,8 @@ func eventWords(e resume.Event) string {
 		return fmt.Sprintf("%s is there already, %s", what, bytesWords(e.Size))
 	case resume.Mounted:
 		return fmt.Sprintf("%s mounted from another repository, %s", what, bytesWords(e.Size))
+	case resume.Held:
+		return fmt.Sprintf("%s is being uploaded by another push, waiting for it", what)
 	case resume.Broken:
 		at := ""
 		if e.Offset > 0 {
@@ -358,6 +411,13 @@ func probeWords(repo name.Repository, p *resume.Probe) string {
 func shortDigest(d digest.Digest) string {
 	const algorithmAndHex = len("sha256:") + 12
 	return string(d[:min(len(d), algorithmAndHex)])
+}
+
+func isAre(n int) string {
+	if n == 1 {
+		return "is"
+	}
+	return "are"
 }
 
 func plural(n int, noun string) string {

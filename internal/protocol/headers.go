@@ -7,12 +7,15 @@ package protocol
 
 import (
 	"errors"
+	"mime"
 	"net"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // Held is how much of a blob a Range header says is held.
@@ -80,6 +83,17 @@ func RetryAfter(h http.Header, now time.Time) time.Duration {
 		return 0
 	}
 	return min(max(at.Sub(now), 0), MaxWait)
+}
+
+// IsBlob reports whether the headers of a 2xx answer can be those of the blob:
+// not of another one, and not of a web page of something on the way.
+func IsBlob(h http.Header, want digest.Digest) bool {
+	got, err := digest.Parse(h.Get("Docker-Content-Digest"))
+	if err == nil && got.Algorithm() == want.Algorithm() {
+		return got == want
+	}
+	t, _, err := mime.ParseMediaType(h.Get("Content-Type"))
+	return err != nil || t != "text/html"
 }
 
 // RequestID is what an answer gives an administrator to search a log for.

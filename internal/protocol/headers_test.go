@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 func TestParseRange(t *testing.T) {
@@ -167,4 +169,26 @@ func FuzzParseLocation(f *testing.F) {
 			t.Fatalf("ParseLocation(%q) = %q", s, l.URL)
 		}
 	})
+}
+
+func TestIsBlob(t *testing.T) {
+	want, other := digest.FromString("a"), digest.FromString("b")
+	for _, c := range []struct {
+		name string
+		h    http.Header
+		want bool
+	}{
+		{"nothing said", http.Header{}, true},
+		{"its digest", http.Header{"Docker-Content-Digest": {want.String()}}, true},
+		{"its digest, whatever the type", http.Header{"Docker-Content-Digest": {want.String()}, "Content-Type": {"text/html"}}, true},
+		{"another digest", http.Header{"Docker-Content-Digest": {other.String()}}, false},
+		{"a digest of another kind", http.Header{"Docker-Content-Digest": {digest.SHA512.FromString("a").String()}}, true},
+		{"no digest", http.Header{"Docker-Content-Digest": {"a"}}, true},
+		{"a web page", http.Header{"Content-Type": {"text/html; charset=utf-8"}}, false},
+		{"bytes", http.Header{"Content-Type": {"application/octet-stream"}}, true},
+	} {
+		if got := IsBlob(c.h, want); got != c.want {
+			t.Errorf("%s: got %v, want %v", c.name, got, c.want)
+		}
+	}
 }

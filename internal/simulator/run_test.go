@@ -15,6 +15,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -92,6 +93,7 @@ func (s *scenario) run(t *testing.T) (o *outcome) {
 // play wants to be in a bubble. Nothing may outlive it.
 func (s *scenario) play(o *outcome) {
 	network := memnet.New()
+	network.Connecting = time.Millisecond
 	if len(s.conns) > 0 {
 		network.Plan = func(n int) memnet.Limits {
 			if n < len(s.conns) {
@@ -107,7 +109,11 @@ func (s *scenario) play(o *outcome) {
 		scheme = "https"
 	}
 	options := s.dialect
+	var process life
 	options.Intercept = func(q scripted.Request) scripted.Action {
+		if slices.Contains(s.deaths, position{q.Kind, q.Seq}) {
+			process.kill()
+		}
 		if s.cancel == (position{q.Kind, q.Seq}) {
 			o.cancelled = true
 			cancel()
@@ -176,18 +182,21 @@ func (s *scenario) play(o *outcome) {
 		o.err = s.push(ctx, img, pusher.Options{
 			Transport: wired, Scheme: map[bool]pusher.Scheme{false: pusher.SchemeHTTP}[s.tls], Keychain: keychain{s},
 			Parallel: s.parallel, Dialects: dialects, Logger: logger, OnEvent: onEvent,
-			RetryFor: s.retryFor, StallTimeout: s.stall, AnswerTimeout: s.answer,
+			RetryFor: s.retryFor, StallTimeout: s.stall, AnswerTimeout: s.answer, Store: resume.MemoryStore(),
 		})
 	} else {
 		if s.source {
 			reg.PutBlob(base, digest.FromBytes(blobs[0]).String(), blobs[0])
 		}
 		jitter := rand.New(rand.NewPCG(s.seed, 0x717))
-		o.result, o.err = s.upload(ctx, blobs[0], resume.Options{
-			Transport: &signer{base: wired, scheme: scheme, auth: s.dialect.Auth}, External: external,
-			PlainHTTP: !s.tls, Dialects: dialects, Logger: logger, OnEvent: onEvent, Random: jitter.Float64,
-			RetryFor: s.retryFor, StallTimeout: s.stall, AnswerTimeout: s.answer,
-		})
+		store := resume.MemoryStore()
+		for born := true; born; born = process.end() && o.err != nil {
+			o.result, o.err = s.upload(process.begin(ctx), blobs[0], resume.Options{
+				Transport: &signer{base: wired, scheme: scheme, auth: s.dialect.Auth}, External: external,
+				PlainHTTP: !s.tls, Dialects: dialects, Logger: logger, OnEvent: onEvent, Random: jitter.Float64,
+				RetryFor: s.retryFor, StallTimeout: s.stall, AnswerTimeout: s.answer, Store: store, KeepFrom: 1,
+			})
+		}
 	}
 	o.took = time.Since(began)
 	o.requests, o.violations, o.log, o.breaks = reg.Requests(), reg.Violations(), log.String(), network.Breaks()
@@ -203,6 +212,40 @@ func (s *scenario) play(o *outcome) {
 	if img != nil && !bytes.Equal(reg.Manifest(repository, "v1"), img.raw) {
 		o.missing = append(o.missing, "the manifest is not there")
 	}
+}
+
+// life is that of one process.
+type life struct {
+	mu   sync.Mutex
+	stop context.CancelFunc
+	dead bool // it did not end by itself
+}
+
+func (l *life) begin(ctx context.Context) context.Context {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ctx, l.stop = context.WithCancel(ctx)
+	l.dead = false
+	return ctx
+}
+
+// kill ends it from outside.
+func (l *life) kill() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.stop != nil {
+		l.dead = true
+		l.stop()
+	}
+}
+
+// end is its natural end; it reports whether it was killed.
+func (l *life) end() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stop()
+	l.stop = nil
+	return l.dead
 }
 
 func (s *scenario) upload(ctx context.Context, data []byte, o resume.Options) (resume.Result, error) {

@@ -30,6 +30,7 @@ type scenario struct {
 	faults []fault
 	conns  []memnet.Limits // of the first connections
 	cancel position        // the caller gives up there
+	deaths []position      // the process dies there, and the next one continues
 
 	retryFor, stall, answer time.Duration
 
@@ -173,6 +174,10 @@ func draw(seed uint64) *scenario {
 	if !s.image && d.in(60) {
 		s.cancel = position{d.kind(s), d.between(1, 3)}
 		s.mayFail[resume.ErrInterrupted] = "the caller gives up"
+	} else if !s.image && d.in(4) {
+		for range d.between(1, 3) {
+			s.deaths = append(s.deaths, position{pick(d, scripted.Patch, scripted.Patch, scripted.Patch, scripted.Status, scripted.Put, scripted.Post), d.between(1, 6)})
+		}
 	}
 	d.budget(s)
 	d.failures(s)
@@ -493,7 +498,7 @@ func (d *drawer) failures(s *scenario) {
 			may(resume.ErrInterrupted, "each of them may cost a session")
 		}
 	}
-	if o.Range == scripted.OffByOne && o.MaxBody > 0 && (o.LooseRange || o.Auth.TokenRequests > 0) {
+	if o.Range == scripted.OffByOne && o.LooseRange && o.MaxBody > 0 {
 		may(resume.ErrInterrupted, "after a refused digest every chunk seems to end in another place")
 	}
 	restarts, rejects, denials := 0, 0, 0
@@ -517,7 +522,7 @@ func (d *drawer) failures(s *scenario) {
 	// Bytes may have been stored in the wrong place: the digest tells. Behind
 	// 0-0 there may be one byte every time.
 	if o.LooseRange {
-		rejects += min(len(s.faults)+len(s.conns), 2)
+		rejects += min(s.troubles(), 2)
 	}
 	if o.Range == scripted.OffByOne {
 		rejects++ // until it is known
@@ -531,10 +536,8 @@ func (d *drawer) failures(s *scenario) {
 // bytes with 400. A 202 to a chunk that was not taken is believed if nothing
 // contradicts it.
 func (s *scenario) rejects(f fault) bool {
-	o := s.dialect
 	return f.kind == scripted.Put && f.status == http.StatusBadRequest ||
-		f.what == lie || f.what == partBody || f.what == restart ||
-		f.what == wrongRange && (o.MaxBody > 0 || o.OnePatch)
+		f.what == lie || f.what == partBody || f.what == restart || f.what == wrongRange
 }
 
 // misleads: the registry appends bytes wherever it stands, and may have said
@@ -562,6 +565,9 @@ func (s *scenario) hopeless() bool {
 	return r == scripted.Beyond || s.dialect.Status == scripted.NoStatus && (r == scripted.OffByOne || r == scripted.Stuck)
 }
 
+// troubles is how many things go wrong.
+func (s *scenario) troubles() int { return len(s.faults) + len(s.conns) + len(s.deaths) }
+
 // config is more than the config of an image has.
 const config = 1000
 
@@ -580,7 +586,7 @@ func (s *scenario) mostBytes() int64 {
 	}
 	if s.hopeless() {
 		// Given up after eight sessions in a row; chunks that grow get further.
-		times := 9 + len(s.faults) + len(s.conns)
+		times := 12 + s.troubles()
 		if s.dialect.MinChunk > 0 || s.dialect.MaxBody > 0 || s.hint.Chunk > 0 {
 			times += 8
 		}
@@ -589,7 +595,7 @@ func (s *scenario) mostBytes() int64 {
 	if !s.tight() {
 		// Everything once more for each thing that went wrong, and for the
 		// digest that may be refused then.
-		most := total + size*int64(len(s.faults)+len(s.conns)+4)
+		most := total + size*int64(s.troubles()+4)
 		if s.has(is(restart)) {
 			most += total
 		}
@@ -617,6 +623,9 @@ func (s *scenario) mostBytes() int64 {
 	}
 	for _, l := range s.conns {
 		most += again + l.LateBytes
+	}
+	for range s.deaths {
+		most += again
 	}
 	return most
 }
@@ -659,6 +668,9 @@ func (s *scenario) String() string {
 		b.WriteString("]")
 	}
 	add(s.cancel.nth > 0, "cancel at "+s.cancel.String())
+	for _, at := range s.deaths {
+		add(true, "dies at "+at.String())
+	}
 	fmt.Fprintf(&b, " | stall %s answer %s", s.stall, s.answer)
 	add(s.retryFor > 0, "budget "+s.retryFor.String())
 	for err, why := range s.mayFail {

@@ -48,6 +48,10 @@ type Network struct {
 	Plan func(conn int) Limits
 	// Lose is Limits.Lose for the breaks of BreakUpAt and BreakDownAt.
 	Lose bool
+	// Connecting is how long a Dial takes. Above 0, in a bubble of virtual time,
+	// whatever an earlier connection had set going has come to rest before: a
+	// client that dials anew after a break sees the same every time.
+	Connecting time.Duration
 
 	mu        sync.Mutex
 	listeners map[string]*listener
@@ -159,6 +163,9 @@ func (n *Network) Dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	number := n.conns
 	n.conns++
 	n.mu.Unlock()
+	if n.Connecting > 0 {
+		time.Sleep(n.Connecting)
+	}
 
 	k := &link{n: n, limits: Unlimited()}
 	if n.Plan != nil {

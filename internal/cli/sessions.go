@@ -1,0 +1,312 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/spf13/cobra"
+
+	"github.com/rpush-go/rpush/internal/credentials"
+	"github.com/rpush-go/rpush/pusher"
+	"github.com/rpush-go/rpush/resume"
+)
+
+// kept is an upload of which a record is kept, for people and programs. The
+// location is left out: it may be a credential.
+type kept struct {
+	Reference  string    `json:"reference,omitempty"`
+	Repository string    `json:"repository"`
+	Digest     string    `json:"digest"`
+	Offset     int64     `json:"offset"`
+	Size       int64     `json:"size"`
+	Opened     time.Time `json:"opened"`
+	Updated    time.Time `json:"updated"`
+	Expires    time.Time `json:"expires"`
+	Expired    bool      `json:"expired"`
+	// Alive is what the registry says, where it was asked and answered.
+	Alive *bool  `json:"alive,omitempty"`
+	Error string `json:"error,omitempty"`
+
+	record resume.Record
+}
+
+func newKept(r resume.Record, now time.Time) *kept {
+	return &kept{
+		Reference: r.Reference, Repository: r.Name(), Digest: r.Digest.String(), Offset: r.Offset, Size: r.Size,
+		Opened: r.Opened, Updated: r.Updated, Expires: r.Opened.Add(resume.RecordsFor), Expired: r.Expired(now), record: r,
+	}
+}
+
+func (a *app) sessionsCommand() *cobra.Command {
+	var o options
+	groups := o.sessionsFlags()
+	cmd := &cobra.Command{Use: "sessions [list]", Short: sessionsShort}
+	sub := func(use, short string, args cobra.PositionalArgs, run func(ctx context.Context, store *resume.FileStore, args []string) (int, error)) *cobra.Command {
+		return &cobra.Command{Use: use, Short: short, Args: args, RunE: func(cmd *cobra.Command, args []string) error {
+			if err := o.load(cmd.Flags(), a.env); err != nil {
+				return err
+			}
+			a.out.quiet = o.quiet
+			dir, err := o.stateDirectory()
+			if err != nil {
+				a.out.line(noStateWords(err))
+				a.exit = exitPermanent
+				return nil
+			}
+			a.exit, err = run(cmd.Context(), resume.NewFileStore(dir), args)
+			return err
+		}}
+	}
+	list := sub("list", sessionsShort, cobra.NoArgs, func(ctx context.Context, s *resume.FileStore, _ []string) (int, error) {
+		return a.listSessions(ctx, &o, s), nil
+	})
+	cmd.Args, cmd.RunE = onlyList, list.RunE
+	cmd.AddCommand(list,
+		sub("forget DIGEST|REFERENCE", forgetShort, o.forgetArgs, func(ctx context.Context, s *resume.FileStore, args []string) (int, error) {
+			return a.forgetSessions(ctx, &o, s, args)
+		}),
+		sub("prune", pruneShort, cobra.NoArgs, func(_ context.Context, s *resume.FileStore, _ []string) (int, error) {
+			return a.pruneSessions(s), nil
+		}))
+	for _, g := range groups {
+		cmd.PersistentFlags().AddFlagSet(g.FlagSet)
+	}
+	cmd.SetHelpFunc(func(*cobra.Command, []string) {
+		_, err := io.WriteString(a.stdout, helpText(sessionsHelp, groups))
+		a.exit = a.written(err)
+	})
+	return cmd
+}
+
+func onlyList(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf(noSessionsVerb, args[0])
+	}
+	return nil
+}
+
+func (o *options) forgetArgs(_ *cobra.Command, args []string) error {
+	switch {
+	case len(args) == 0 && !o.all:
+		return errors.New(nothingToForget)
+	case len(args) > 0 && o.all:
+		return errors.New(allAndOne)
+	case len(args) > 1:
+		return fmt.Errorf(tooManyForgotten, args[1])
+	}
+	return nil
+}
+
+func (a *app) listSessions(ctx context.Context, o *options, store *resume.FileStore) int {
+	records, err := store.Records()
+	if err != nil {
+		a.out.line(noStateWords(err))
+		return exitPermanent
+	}
+	all := []*kept{} // a list, also where it is empty
+	for _, r := range records {
+		all = append(all, newKept(r, time.Now()))
+	}
+	if o.alive {
+		for _, k := range all {
+			err := a.asks(ctx, o, k.record, func(ctx context.Context, p *pusher.Pusher) error {
+				offset, alive, err := p.Check(ctx, k.record)
+				if err == nil {
+					k.Alive = &alive
+				}
+				if alive {
+					k.Offset = offset
+				}
+				return err
+			})
+			if err != nil {
+				k.Error = clean(err.Error())
+			}
+		}
+	}
+	if o.output == "json" {
+		enc := json.NewEncoder(a.stdout)
+		enc.SetIndent("", "  ")
+		return a.written(enc.Encode(map[string]any{"sessions": all}))
+	}
+	if len(all) == 0 {
+		a.out.note(nothingKept)
+		return exitOK
+	}
+	return a.written(writeTable(a.stdout, all, o.alive))
+}
+
+func writeTable(w io.Writer, all []*kept, checked bool) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	_, err := fmt.Fprint(t, "REFERENCE\tDIGEST\tOFFSET\tAGE\tSTATE\n")
+	for _, k := range all {
+		if err == nil {
+			_, err = fmt.Fprintf(t, "%s\t%s\t%s of %s\t%s\t%s\n", clean(k.place()), shortDigest(k.record.Digest),
+				bytesWords(k.Offset), bytesWords(k.Size), durationWords(max(time.Since(k.Opened), 0).Round(time.Second)), clean(k.state(checked)))
+		}
+	}
+	return errors.Join(err, t.Flush())
+}
+
+// place is where the upload goes, as the user knows it.
+func (k *kept) place() string {
+	if k.Reference != "" {
+		return k.Reference
+	}
+	return k.Repository
+}
+
+func (k *kept) state(checked bool) string {
+	switch {
+	case k.Error != "":
+		return "not known: " + k.Error
+	case checked && *k.Alive:
+		return "alive"
+	case checked:
+		return "gone"
+	case k.Expired:
+		return "expired"
+	}
+	return "kept"
+}
+
+// asks runs f with a pusher for the repository of a record, for a short time.
+func (a *app) asks(ctx context.Context, o *options, r resume.Record, f func(context.Context, *pusher.Pusher) error) error {
+	const patience = 30 * time.Second
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("%w: no answer for %s", resume.ErrInterrupted, patience))
+	defer cancel()
+	_, err := inTime(ctx, func() (*struct{}, error) {
+		repo, err := name.NewRepository(r.Name(), name.WeakValidation)
+		if err != nil {
+			return nil, err
+		}
+		po, err := o.pusher()
+		if err != nil {
+			return nil, err
+		}
+		po.Store = resume.MemoryStore()
+		if err := a.signIn(&po, o, repo, &credentials.Keychain{}); err != nil {
+			return nil, err
+		}
+		p, err := pusher.New(po)
+		if err != nil {
+			return nil, err
+		}
+		return nil, f(ctx, p)
+	})
+	return err
+}
+
+func (a *app) forgetSessions(ctx context.Context, o *options, store *resume.FileStore, args []string) (int, error) {
+	records, err := store.Records()
+	if err != nil {
+		a.out.line(noStateWords(err))
+		return exitPermanent, nil
+	}
+	chosen := records
+	if !o.all {
+		if chosen, err = choose(records, args[0]); err != nil {
+			return 0, err
+		}
+		if len(chosen) == 0 {
+			a.out.line(fmt.Sprintf(notKept, args[0]))
+			return exitPermanent, nil
+		}
+	}
+	exit := exitOK
+	for _, r := range chosen {
+		if err := a.forget(ctx, o, store, r); err != nil {
+			a.out.line(forgetFailedWords(r, err))
+			exit = exitPermanent
+		}
+	}
+	return exit, nil
+}
+
+func (a *app) forget(ctx context.Context, o *options, store *resume.FileStore, r resume.Record) (err error) {
+	lease, err := store.Reserve(ctx, r.Key)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lease.Release()) }()
+	if !r.Expired(time.Now()) {
+		err := a.asks(ctx, o, r, func(ctx context.Context, p *pusher.Pusher) error { return p.Cancel(ctx, r) })
+		if err != nil {
+			a.out.note(notCancelledWords(r, err))
+		}
+	}
+	if err := lease.Remove(ctx); err != nil {
+		return err
+	}
+	a.out.note(forgottenWords(r))
+	return nil
+}
+
+// choose finds the records that a user means: those of one blob, by its digest
+// or the beginning of it, or those of a reference or repository.
+func choose(all []resume.Record, what string) (chosen []resume.Record, err error) {
+	const least = 4 // characters of a digest
+	hex := strings.TrimPrefix(what, "sha256:")
+	blobs := map[string]bool{}
+	for _, r := range all {
+		switch {
+		case what == r.Reference || what == r.Name() || r.Reference != "" && named(what) == r.Reference:
+			chosen = append(chosen, r)
+		case what == r.Digest.String() || len(hex) >= least && strings.HasPrefix(r.Digest.Encoded(), hex):
+			chosen = append(chosen, r)
+			blobs[r.Digest.String()] = true
+		}
+	}
+	if len(blobs) > 1 {
+		return nil, fmt.Errorf(ambiguousDigest, what)
+	}
+	return chosen, nil
+}
+
+// named is a reference fully spelled out, or empty.
+func named(s string) string {
+	ref, err := name.ParseReference(s, name.WeakValidation)
+	if err != nil {
+		return ""
+	}
+	return ref.Name()
+}
+
+func (a *app) pruneSessions(store *resume.FileStore) int {
+	n, err := store.Prune(time.Now())
+	if err != nil {
+		a.out.line(noStateWords(err))
+		return exitPermanent
+	}
+	a.out.note(fmt.Sprintf("%s pruned", plural(n, "session")))
+	return exitOK
+}
+
+// stateDirectory is where records are kept.
+func (o *options) stateDirectory() (string, error) {
+	if o.stateDir != "" {
+		return o.stateDir, nil
+	}
+	return resume.StateDir()
+}
+
+// store opens what is kept between runs. Without a place for it, the reason is
+// said once.
+func (a *app) store(o *options) resume.Store {
+	if o.noState {
+		return resume.MemoryStore()
+	}
+	dir, err := o.stateDirectory()
+	if err != nil {
+		a.out.note(noHomeWords(err))
+		return resume.MemoryStore()
+	}
+	return resume.NewFileStore(dir)
+}

@@ -17,6 +17,9 @@ const (
 	// keepEvery is how old a record may get where only the offset has changed,
 	// which the registry knows better.
 	keepEvery = 10 * time.Second
+	// maxKeptFailures is how often another host than the registry may fail to say
+	// where an earlier upload stands, before that is given up.
+	maxKeptFailures = 3
 	// heldPause is between two looks at a blob that another push uploads.
 	heldPause = 500 * time.Millisecond
 )
@@ -108,6 +111,15 @@ func (u *upload) found(said int64) {
 	} else if said > r.Offset {
 		u.c.pace.wentOn(said - r.Offset)
 	}
+}
+
+// leadsNowhere judges a failure to ask where a session stands that an earlier
+// process left. Another host than the registry may be gone for good.
+func (u *upload) leadsNowhere(err error) bool {
+	s := u.sess
+	s.failures++
+	return protocol.Classify(err).Class != protocol.Break ||
+		s.failures >= maxKeptFailures && !protocol.SameOrigin(u.c.base, s.location)
 }
 
 // expired forgets a session of an earlier process that the registry does not
@@ -218,6 +230,13 @@ func (c *Client) Cancel(ctx context.Context, r Record) error {
 		return err
 	}
 	err = c.retry(ctx, subject{digest: r.Digest, size: r.Size}, func(ctx context.Context, _ *retry.Loop) error {
+		// It may take the newest location only, as distribution 3 does.
+		switch _, err := u.ask(ctx); {
+		case errors.Is(err, errLost):
+			return nil
+		case err != nil:
+			return err
+		}
 		a, err := c.send(ctx, request(http.MethodDelete, u.sess.location, nil, 0), c.quick(), nil)
 		if err == nil && a.Status/100 != 2 && a.Status != http.StatusNotFound {
 			err = protocol.Unexpected(a, time.Now())

@@ -61,9 +61,12 @@ func inLab(t *testing.T, ro scripted.Options, o resume.Options, f func(*lab)) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r, ok := o.Transport.(*renewing); ok {
+		switch r := o.Transport.(type) {
+		case *renewing:
 			r.inner = tr
-		} else {
+		case *basic:
+			r.inner = tr
+		default:
 			o.Transport = tr
 		}
 		logger := logrus.New()

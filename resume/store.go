@@ -78,7 +78,7 @@ func (r Record) Expired(now time.Time) bool {
 // valid reports whether the record is about a blob of this size.
 func (r Record) valid(k Key, size int64) bool {
 	return r.Key == k && r.Size == size && r.Location != "" &&
-		0 <= r.Offset && r.Offset <= size && 0 <= r.Acked && r.Acked <= size && 0 <= r.MinChunk
+		0 <= r.Offset && r.Offset <= size && 0 <= r.Acked && r.Acked <= size && 0 <= r.MinChunk && r.MinChunk <= 1<<30
 }
 
 // Store keeps the records of open upload sessions, so that the next process

@@ -83,11 +83,12 @@ type session struct {
 	cut   *cut
 	// refused counts requests in a row that were refused where the registry
 	// said it stands; guessed is set while one of them tries the byte before.
-	refused int
-	guessed bool
-	kept    *Record // what is known of it came from this record, and is not yet confirmed
-	opened  time.Time
-	idle    int
+	refused  int
+	guessed  bool
+	failures int     // to ask, while kept
+	kept     *Record // what is known of it came from this record, and is not yet confirmed
+	opened   time.Time
+	idle     int
 
 	minChunk int64 // OCI-Chunk-Min-Length
 	most     int64 // the most it has held
@@ -374,8 +375,8 @@ func (u *upload) settle(ctx context.Context) error {
 			return err
 		}
 		if err != nil {
-			if s.kept != nil && ctx.Err() == nil && protocol.Classify(err).Class != protocol.Break {
-				return u.drop(err) // where it was is no place to ask any more
+			if s.kept != nil && ctx.Err() == nil && u.leadsNowhere(err) {
+				return u.drop(err)
 			}
 			return err
 		}

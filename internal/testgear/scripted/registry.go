@@ -113,6 +113,13 @@ func (g *Registry) PutBlob(repo, digest string, data []byte) {
 	g.repo(repo).blobs[digest] = blob{data: data}
 }
 
+// DropBlob takes a blob away.
+func (g *Registry) DropBlob(repo, digest string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.repo(repo).blobs, digest)
+}
+
 // Uploads is the number of open sessions.
 func (g *Registry) Uploads() int {
 	g.mu.Lock()

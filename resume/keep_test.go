@@ -147,9 +147,9 @@ func TestStoreNeverInTheWay(t *testing.T) {
 // every time.
 func TestRecordCutAtEveryByte(t *testing.T) {
 	dir := t.TempDir()
-	inLab(t, scripted.Options{}, resume.Options{Store: resume.NewFileStore(dir)}, func(l *lab) {
-		data := content(kept)
-		l.dies(data, 600_000)
+	inLab(t, scripted.Options{}, resume.Options{Store: resume.NewFileStore(dir), KeepFrom: 1}, func(l *lab) {
+		data := content(3000)
+		l.dies(data, 1000)
 		files, err := filepath.Glob(filepath.Join(dir, "uploads", "*.json"))
 		if err != nil || len(files) != 1 {
 			t.Fatalf("%v, %v", files, err)

@@ -492,7 +492,10 @@ func (d *drawer) failures(s *scenario) {
 	if s.hopeless() {
 		may(resume.ErrInterrupted, "the registry contradicts every PATCH")
 	}
-	if o.Auth.TokenRequests > 0 && (s.image || !s.tight()) {
+	if len(s.deaths) > 0 && s.has(func(f fault) bool { return f.wait > resume.FirstAnswerFor/2 }) {
+		may(resume.ErrInterrupted, "a new process gives a registry that does not answer 30 s")
+	}
+	if o.Auth.TokenRequests > 0 && (s.image || !s.tight() || o.MaxBody > 0) {
 		may(resume.ErrDenied, "tokens may end at three PATCHes in a row")
 		if o.Status == scripted.NoStatus {
 			may(resume.ErrInterrupted, "each of them may cost a session")

@@ -155,6 +155,7 @@ func (u *upload) keep(ctx context.Context) {
 		return
 	}
 	u.saved = r
+	u.c.pace.save() // the next process starts with chunks of this size
 }
 
 // forget removes the record of a session that is no more.

@@ -519,7 +519,7 @@ func (d *drawer) failures(s *scenario) {
 	if denials > 1 {
 		may(resume.ErrRefused, "it says no to what it takes, and not where it stands")
 	}
-	if restarts > 1 && s.image && o.Auth.Scheme == scripted.Bearer {
+	if o.Auth.Scheme == scripted.Bearer && (restarts > 1 && s.image || restarts > 0 && s.has(is(unauthorized))) {
 		may(resume.ErrDenied, "a restart may end the token that was got because of another")
 	}
 	// Bytes may have been stored in the wrong place: the digest tells. Behind

@@ -56,28 +56,63 @@ type Report struct {
 	Breaks   int   `json:"breaks"`
 	Resumes  int   `json:"resumes"`
 	Restarts int   `json:"restarts"`
+
+	Continued int64 `json:"continued"`
 }
 
-// Run calls rpush with --output json.
-func (b Rpush) Run(t testing.TB, env []string, args ...string) Result {
+// Running is a call of rpush that has not ended.
+type Running struct {
+	t         testing.TB
+	cmd       *exec.Cmd
+	cancel    context.CancelFunc
+	out, errs bytes.Buffer
+	late      func() error
+}
+
+// Start calls rpush with --output json. The caller has to End it.
+func (b Rpush) Start(t testing.TB, env []string, args ...string) *Running {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), runTime)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, string(b), append([]string{"--output", "json"}, args...)...)
-	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr, cmd.Env = &out, &errs, env
-	err := cmd.Run()
-	if ctx.Err() != nil {
-		t.Fatalf("rpush %v took too long:\n%s", args, errs.String())
-	}
-	r := Result{Exit: cmd.ProcessState.ExitCode(), Stderr: errs.String()}
-	if u, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		r.Peak = u.Maxrss << 10
-	}
-	if e := json.Unmarshal(out.Bytes(), &r.Report); e != nil && r.Exit != 2 {
-		t.Fatalf("rpush %v: %v, %v\n%s\n%s", args, err, e, out.String(), errs.String())
+	r := &Running{t: t, cancel: cancel, late: ctx.Err}
+	r.cmd = exec.CommandContext(ctx, string(b), append([]string{"--output", "json"}, args...)...)
+	r.cmd.Stdout, r.cmd.Stderr, r.cmd.Env = &r.out, &r.errs, env
+	if err := r.cmd.Start(); err != nil {
+		cancel()
+		t.Fatal(err)
 	}
 	return r
+}
+
+// Signal sends one to the process.
+func (r *Running) Signal(s os.Signal) {
+	r.t.Helper()
+	if err := r.cmd.Process.Signal(s); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// End waits for the process. Exit is -1 where a signal ended it.
+func (r *Running) End() Result {
+	r.t.Helper()
+	defer r.cancel()
+	err := r.cmd.Wait()
+	if r.late() != nil {
+		r.t.Fatalf("%v took too long:\n%s", r.cmd.Args, r.errs.String())
+	}
+	res := Result{Exit: r.cmd.ProcessState.ExitCode(), Stderr: r.errs.String()}
+	if u, ok := r.cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+		res.Peak = u.Maxrss << 10
+	}
+	if e := json.Unmarshal(r.out.Bytes(), &res.Report); e != nil && res.Exit != 2 && res.Exit != -1 {
+		r.t.Fatalf("%v: %v, %v\n%s\n%s", r.cmd.Args, err, e, r.out.String(), r.errs.String())
+	}
+	return res
+}
+
+// Run is Start and End.
+func (b Rpush) Run(t testing.TB, env []string, args ...string) Result {
+	t.Helper()
+	return b.Start(t, env, args...).End()
 }
 
 // Push is Run that must succeed.

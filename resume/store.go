@@ -88,7 +88,8 @@ func (r Record) valid(k Key, size int64) bool {
 type Store interface {
 	// Reserve gives the caller alone the record of k until Release or the end of
 	// the process. It does not wait: where another has it, in this process or in
-	// any that shares the store, the error is ErrHeld.
+	// any that shares the store, the error is ErrHeld. A nil Lease without an
+	// error means that nothing is kept of this upload.
 	Reserve(ctx context.Context, k Key) (Lease, error)
 	// Forget removes the record of a blob that has arrived, if there is one and
 	// nobody has it.
@@ -113,6 +114,14 @@ var (
 	ErrHeld     = errors.New("another push is uploading the same blob to the same repository")
 	ErrNoRecord = errors.New("no record")
 )
+
+// NoStore returns a Store that keeps nothing.
+func NoStore() Store { return noStore{} }
+
+type noStore struct{}
+
+func (noStore) Reserve(context.Context, Key) (Lease, error) { return nil, nil }
+func (noStore) Forget(context.Context, Key) error           { return nil }
 
 // MemoryStore returns a Store that lives as long as the process: an upload that
 // ended is continued by a later one of the same process.

@@ -93,7 +93,7 @@ func (a *app) probed(ctx context.Context, o *options, repo name.Repository, keys
 	}
 	progress := newProgress(a.out, a.terminal)
 	defer progress.start()()
-	po.OnEvent, po.Store = progress.event, resume.MemoryStore()
+	po.OnEvent, po.Store = progress.event, resume.NoStore()
 	pr, err := pusher.New(po)
 	if err != nil {
 		return nil, err

@@ -37,6 +37,7 @@ func TestScripts(t *testing.T) {
 		Setup: setUp,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"layout":  makeLayout,
+			"large":   makeLarge,
 			"archive": makeArchive,
 			"pulled":  pulled,
 			"exits":   exits,
@@ -130,6 +131,15 @@ func makeLayout(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Check(err)
 		ts.Check(p.AppendImage(img, opts...))
 	}
+}
+
+// large DIR writes an OCI layout with one image of layers that are worth keeping.
+func makeLarge(ts *testscript.TestScript, _ bool, args []string) {
+	p, err := layout.Write(ts.MkAbs(args[0]), empty.Index)
+	ts.Check(err)
+	img, err := random.Image(3<<19, 2)
+	ts.Check(err)
+	ts.Check(p.AppendImage(img))
 }
 
 // archive FILE TAG writes what docker save does.

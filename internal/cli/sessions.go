@@ -191,7 +191,7 @@ func (a *app) asks(ctx context.Context, o *options, r resume.Record, f func(cont
 		if err != nil {
 			return nil, err
 		}
-		po.Store = resume.MemoryStore()
+		po.Store = resume.NoStore()
 		if err := a.signIn(&po, o, repo, &credentials.Keychain{}); err != nil {
 			return nil, err
 		}
@@ -301,12 +301,12 @@ func (o *options) stateDirectory() (string, error) {
 // said once.
 func (a *app) store(o *options) resume.Store {
 	if o.noState {
-		return resume.MemoryStore()
+		return resume.NoStore()
 	}
 	dir, err := o.stateDirectory()
 	if err != nil {
 		a.out.note(noHomeWords(err))
-		return resume.MemoryStore()
+		return resume.NoStore()
 	}
 	return resume.NewFileStore(dir)
 }

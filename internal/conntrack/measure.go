@@ -1,0 +1,72 @@
+package conntrack
+
+import "time"
+
+// Sample is a moment's counters.
+type Sample struct {
+	At       time.Time
+	Counters Counters
+
+	dropped *uint64 // by rules that drop INVALID; nil where unknown
+}
+
+// Moved says what a window showed.
+type Moved string
+
+// What a window may show.
+const (
+	// Resets: INVALID packets were answered with RSTs, two INVALID for each.
+	Resets Moved = "resets"
+	// Dropped: INVALID packets came and were dropped, no RST was sent.
+	Dropped Moved = "dropped"
+	// Mixed: both moved, in another proportion than the incident's.
+	Mixed Moved = "mixed"
+	// Still: no INVALID packet came.
+	Still Moved = "still"
+	// NotCounted: conntrack does not count here.
+	NotCounted Moved = "not counted"
+)
+
+// Window is what moved between two samples.
+type Window struct {
+	Moved       Moved   `json:"moved"`
+	Seconds     float64 `json:"seconds"`
+	Invalid     uint64  `json:"invalid"`
+	OutRsts     uint64  `json:"outRsts"`
+	EstabResets uint64  `json:"estabResets"`
+	Checksum    uint64  `json:"inCsumErrors"`
+	TableFull   uint64  `json:"tableFull"`         // packets that found no room in the table
+	Dropped     *uint64 `json:"dropped,omitempty"` // by the rules that drop INVALID
+}
+
+// Between compares two samples of one network namespace.
+func Between(a, b Sample) Window {
+	d := b.Counters.minus(a.Counters)
+	w := Window{
+		Seconds: b.At.Sub(a.At).Seconds(), Invalid: d.Invalid, OutRsts: d.OutRsts, EstabResets: d.EstabResets,
+		Checksum: d.InCsumErrors, TableFull: d.Drop + d.EarlyDrop, Moved: moved(d),
+	}
+	if a.dropped != nil && b.dropped != nil && *b.dropped >= *a.dropped {
+		n := *b.dropped - *a.dropped
+		w.Dropped = &n
+	}
+	return w
+}
+
+// moved knows the incident by its proportion: conntrack counts the stray packet
+// as INVALID, and the RST that answers it as well. RSTs alone are common, as
+// every knock on a closed port draws one; a few of these do not hide it.
+func moved(d Counters) Moved {
+	switch stray := d.Invalid - min(d.Invalid, d.InCsumErrors); {
+	case !d.Tracked:
+		return NotCounted
+	case stray == 0:
+		return Still
+	case d.OutRsts == 0:
+		return Dropped
+	case stray >= 2 && 2*stray >= 3*d.OutRsts && stray <= 3*d.OutRsts:
+		return Resets
+	default:
+		return Mixed
+	}
+}

@@ -48,7 +48,9 @@ type fileRecord struct {
 
 const recordVersion = 1
 
-func (r *record) empty() bool { return r.Drop == nil && r.Liberal == nil && len(r.Files) == 0 && !r.Unit }
+func (r *record) empty() bool {
+	return r.Drop == nil && r.Liberal == nil && len(r.Files) == 0 && !r.Unit
+}
 
 // fixer changes a machine; tests have one with another root.
 type fixer struct {
@@ -155,7 +157,9 @@ func (f *fixer) planDrop(ctx context.Context, p *Plan, rec *record, ports []int,
 	return nil
 }
 
-func joinPorts(ports []int) string { return strings.Trim(strings.ReplaceAll(fmt.Sprint(ports), " ", ", "), "[]") }
+func joinPorts(ports []int) string {
+	return strings.Trim(strings.ReplaceAll(fmt.Sprint(ports), " ", ", "), "[]")
+}
 
 // table lists our table, empty where there is none.
 func (f *fixer) table(ctx context.Context, nft string) (string, error) {

@@ -44,27 +44,32 @@ func Between(a, b Sample) Window {
 	d := b.Counters.minus(a.Counters)
 	w := Window{
 		Seconds: b.At.Sub(a.At).Seconds(), Invalid: d.Invalid, OutRsts: d.OutRsts, EstabResets: d.EstabResets,
-		Checksum: d.InCsumErrors, TableFull: d.Drop + d.EarlyDrop, Moved: moved(d),
+		Checksum: d.InCsumErrors, TableFull: d.Drop + d.EarlyDrop,
 	}
+	var dropped uint64
 	if a.dropped != nil && b.dropped != nil && *b.dropped >= *a.dropped {
 		n := *b.dropped - *a.dropped
-		w.Dropped = &n
+		w.Dropped, dropped = &n, n
 	}
+	w.Moved = moved(d, dropped)
 	return w
 }
 
 // moved knows the incident by its proportion: conntrack counts the stray packet
-// as INVALID, and the RST that answers it as well. RSTs alone are common, as
-// every knock on a closed port draws one; a few of these do not hide it.
-func moved(d Counters) Moved {
-	switch stray := d.Invalid - min(d.Invalid, d.InCsumErrors); {
+// as INVALID, and the RST that answers it as well. Where the connection that was
+// reset is this host's own, its end sends a RST more.
+func moved(d Counters, dropped uint64) Moved {
+	less := func(a, b uint64) uint64 { return a - min(a, b) }
+	stray := less(less(d.Invalid, d.InCsumErrors), dropped) // wrong checksums draw no RST
+	answers := less(d.OutRsts, d.EstabResets)
+	switch {
 	case !d.Tracked:
 		return NotCounted
-	case stray == 0:
+	case d.Invalid == 0:
 		return Still
-	case d.OutRsts == 0:
+	case d.OutRsts == 0 || stray == 0:
 		return Dropped
-	case stray >= 2 && 2*stray >= 3*d.OutRsts && stray <= 3*d.OutRsts:
+	case stray >= 2 && stray >= d.OutRsts && 2*stray >= 3*answers && 2*stray <= 5*d.OutRsts:
 		return Resets
 	default:
 		return Mixed

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"net/netip"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,8 @@ type Strays struct {
 	Interface string
 	// Port is the destination of the connections. IPv4 only.
 	Port uint16
+	// To, where it is valid, is their destination address.
+	To   netip.Addr
 	Kind Kind
 	// After so many bytes of a connection its strays are sent, Count of them.
 	After int64
@@ -71,7 +74,7 @@ func (s Strays) Run(ctx context.Context) (connections int, err error) {
 			return connections, err
 		}
 		seg, ok := parse(buf[:n])
-		if !ok || seg.dport != s.Port {
+		if !ok || seg.dport != s.Port || s.To.IsValid() && [4]byte(seg.addresses[4:]) != s.To.As4() {
 			continue
 		}
 		f := flows[seg.sport]

@@ -57,7 +57,7 @@ func (r *Report) protections(found judgement) {
 	if r.liberal {
 		r.Protection = append(r.Protection, "nf_conntrack_tcp_be_liberal")
 	}
-	if len(r.Mappings) > 0 && !r.exposed && !r.unread {
+	if len(r.Mappings) > 0 && !r.exposed {
 		for _, g := range found.guards {
 			if g.Effect == Protects {
 				r.Protection = append(r.Protection, g.Chain+": "+g.Rule)
@@ -99,7 +99,7 @@ func (m *machine) natCheck(r *Report, unread error) Check {
 		c.Verdict, c.Finding = Unknown, "the registry's address is not known: "+r.Registry.Error
 	case unread != nil && r.Where == Untranslated:
 		c.Verdict, c.Finding = NotApplicable, what+" translated here: conntrack is not active"
-	case unread != nil:
+	case unread != nil && len(r.Mappings) == 0:
 		c.Verdict, c.Finding = Unknown, unread.Error()
 	case len(r.Mappings) == 0:
 		c.Verdict, c.Finding = NotApplicable, what+" translated here"
@@ -143,7 +143,7 @@ func mappingWords(m Mapping) string {
 
 func (m *machine) rulesCheck(r *Report, set *ruleset, found judgement, unread error) Check {
 	c := Check{Name: "rules", Command: "nft list ruleset; iptables-legacy-save"}
-	if unread != nil {
+	if unread != nil && (len(r.Mappings) == 0 || r.exposed) {
 		c.Verdict, c.Finding = Unknown, unread.Error()
 		if r.Where == Untranslated {
 			c.Verdict, c.Finding = NotApplicable, "nothing is translated here"
@@ -231,7 +231,7 @@ func (m *machine) kernelCheck(r *Report) Check {
 	case v.before(forgiving):
 		r.old = true
 		c.Finding = r.Kernel + ": before 6.1 delayed segments are INVALID too, unless the vendor brought that back"
-		if r.exposed && !r.liberal {
+		if r.exposed && !r.liberal && !r.unread {
 			c.Verdict = AtRisk
 		}
 	default:

@@ -153,7 +153,8 @@ func ownAddresses() ([]netip.Addr, error) {
 	return own, nil
 }
 
-// rules reads every rule there is. An error says which could not be read.
+// rules reads every rule there is. An error says which could not be read; what
+// could be is returned all the same, and is nil where nothing could.
 func (m *machine) rules(ctx context.Context) (*ruleset, error) {
 	set := &ruleset{}
 	d, err := m.nft()
@@ -179,11 +180,11 @@ func (m *machine) rules(ctx context.Context) (*ruleset, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("legacy xtables: %s", readable(err))
+			return set, fmt.Errorf("legacy xtables: %s", readable(err))
 		}
 		dump, err := m.legacy(ctx, v6)
 		if err != nil {
-			return nil, fmt.Errorf("legacy xtables: %w", err)
+			return set, fmt.Errorf("legacy xtables: %w", err)
 		}
 		if err := xtRules(dump, v6, set); err != nil {
 			return nil, fmt.Errorf("legacy xtables: %w", err)
@@ -205,10 +206,10 @@ func (m *machine) examine(ctx context.Context, reg *Registry) *Report {
 
 	netns := m.namespace(r)
 	set, err := m.rules(ctx)
-	if err == nil {
+	r.unread = err != nil
+	if set != nil {
 		r.Mappings = append(r.Mappings, mappings(set, r.Registry, own)...)
 	}
-	r.unread = err != nil
 	m.where(ctx, r, set, own, netns)
 
 	liberal := m.beLiberal(r)
@@ -217,7 +218,7 @@ func (m *machine) examine(ctx context.Context, reg *Registry) *Report {
 		found = guardsOf(set, r.Mappings, r.Registry)
 		r.Guards = append(r.Guards, found.guards...)
 		r.exposed = len(found.open) > 0
-		r.unread = found.endless
+		r.unread = r.unread || found.endless
 	}
 	r.protections(found)
 	if r.Where == Here && netns.Verdict == Unknown {
@@ -341,10 +342,10 @@ func (m *machine) where(ctx context.Context, r *Report, set *ruleset, own []neti
 		r.Where = Here
 	case t != nil && t.Error != "":
 		r.Where = Undecided
-	case t != nil && !t.Own && set != nil:
+	case t != nil && !t.Own && !r.unread:
 		r.Where = Elsewhere
 		m.hairpin(ctx, r, set, own)
-	case set != nil && !apart:
+	case !r.unread && !apart:
 		r.Where = Untranslated
 	case m.noConntrack() && !apart:
 		r.Where = Untranslated

@@ -110,7 +110,10 @@ func (f *fixer) planDrop(ctx context.Context, p *Plan, rec *record, ports []int,
 		return fmt.Errorf("%w: install nftables, or take --fix=liberal", err)
 	}
 	live, err := f.table(ctx, nft)
-	if err != nil {
+	switch {
+	case err != nil && !f.m.root0:
+		p.Notes = append(p.Notes, "whether it is in place already can be read by root only")
+	case err != nil:
 		return err
 	}
 	if rec.Drop != nil {

@@ -163,6 +163,9 @@ func (r *Report) conclude() {
 
 	worst := Sound
 	for _, c := range r.Checks {
+		if r.immune() && c.Verdict == AtRisk && (c.Name == "rules" || c.Name == "be_liberal" || c.Name == "kernel") {
+			continue
+		}
 		if c.Verdict.worst() < worst.worst() && c.Verdict != Unknown {
 			worst = c.Verdict
 		}
@@ -174,7 +177,7 @@ func (r *Report) conclude() {
 		r.Verdict = NotApplicable
 	case r.Where == Undecided:
 		r.Verdict = Unknown
-	case r.unread && !r.liberal && !r.immune():
+	case r.unread && r.exposed && !r.liberal && !r.immune():
 		r.Verdict = Unknown
 	default:
 		r.Verdict = worst

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 )
@@ -36,12 +37,16 @@ type Plan struct {
 	Refused []string `json:"refused,omitempty"`
 	Applied bool     `json:"applied"`
 
-	save func() error
+	save      func() error
+	forbidden bool
 }
 
 // Apply does the steps in order, and stops at the first that fails. What was
 // done until then is in the record, so that Undo takes it back.
 func (p *Plan) Apply(ctx context.Context) error {
+	if p.forbidden && len(p.Steps) > 0 {
+		return fmt.Errorf("%s: %w", p.Steps[0].What, fs.ErrPermission)
+	}
 	for _, s := range p.Steps {
 		if err := s.do(ctx); err != nil {
 			return fmt.Errorf("%s: %w", s.What, err)

@@ -89,7 +89,7 @@ func (f *fixer) plan(ctx context.Context, remedy Remedy, r *Report, persist bool
 	if persist && !f.host {
 		return nil, ErrNamespace
 	}
-	p := &Plan{Steps: []Step{}, Notes: []string{}}
+	p := &Plan{Steps: []Step{}, Notes: []string{}, forbidden: !f.m.root0}
 	switch remedy {
 	case Drop:
 		err = f.planDrop(ctx, p, rec, r.Ports(), persist)
@@ -303,7 +303,7 @@ func (f *fixer) undo(ctx context.Context) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Plan{Steps: []Step{}, Notes: []string{}, save: func() error { return f.save(rec) }}
+	p := &Plan{Steps: []Step{}, Notes: []string{}, forbidden: !f.m.root0, save: func() error { return f.save(rec) }}
 	if rec.empty() {
 		p.Notes = append(p.Notes, "nothing was done by rpush doctor on this machine, or all of it was taken back")
 		return p, nil

@@ -191,7 +191,7 @@ type end struct {
 
 func (w *walker) walk(c *chain) end {
 	e := w.through(c, 0, nil)
-	if e.action == pass || e.action == back {
+	if !e.stopped && (e.action == pass || e.action == back) {
 		e = end{action: c.policy, chain: c, sooner: w.sooner}
 	}
 	if e.action == accept && w.partial != nil && !e.stopped {

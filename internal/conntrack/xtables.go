@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -131,16 +132,16 @@ func xtRule(text, family, table string, into *ruleset) error {
 		return err
 	}
 	var ru rule
-	if len(words) > 0 && strings.HasPrefix(words[0], "[") {
-		count, _, _ := strings.Cut(strings.TrimPrefix(words[0], "["), ":")
+	if len(words) > 0 && strings.HasPrefix(words[0].text, "[") {
+		count, _, _ := strings.Cut(strings.TrimPrefix(words[0].text, "["), ":")
 		n, err := strconv.ParseUint(count, 10, 64)
 		ru.packets, ru.counted = n, err == nil
 		words = words[1:]
 	}
-	if len(words) < 2 || words[0] != "-A" {
+	if len(words) < 2 || words[0].text != "-A" {
 		return errNotSave
 	}
-	c := into.find(family, table, words[1])
+	c := into.find(family, table, words[1].text)
 	if c == nil {
 		return errNotSave
 	}
@@ -158,34 +159,40 @@ func xtRule(text, family, table string, into *ruleset) error {
 	return nil
 }
 
+// word of a line. A quoted one is never an option.
+type word struct {
+	text   string
+	quoted bool
+}
+
 // split takes a line apart as iptables quotes it.
-func split(line string) ([]string, error) {
-	var words []string
-	var word strings.Builder
-	in, quoted := false, false
+func split(line string) ([]word, error) {
+	var words []word
+	var text strings.Builder
+	in, quoted, was := false, false, false
 	for i := 0; i < len(line); i++ {
 		switch c := line[i]; {
 		case quoted && c == '\\' && i+1 < len(line):
 			i++
-			word.WriteByte(line[i])
+			text.WriteByte(line[i])
 		case c == '"':
-			in, quoted = true, !quoted
+			in, quoted, was = true, !quoted, true
 		case c == ' ' && !quoted:
 			if in {
-				words = append(words, word.String())
-				word.Reset()
+				words = append(words, word{text.String(), was})
+				text.Reset()
 			}
-			in = false
+			in, was = false, false
 		default:
 			in = true
-			word.WriteByte(c)
+			text.WriteByte(c)
 		}
 	}
 	if quoted {
 		return nil, errNotSave
 	}
 	if in {
-		words = append(words, word.String())
+		words = append(words, word{text.String(), was})
 	}
 	return words, nil
 }
@@ -212,19 +219,25 @@ func (o option) String() string {
 	return s
 }
 
-func options(words []string) []option {
+// freeText are options whose one argument may be anything, also what looks
+// like an option and is short enough not to be quoted.
+var freeText = []string{"--comment", "--log-prefix", "--nflog-prefix", "--string", "--hex-string", "--name"}
+
+func options(words []word) []option {
 	var all []option
 	not := false
-	for _, w := range words {
+	for i, w := range words {
+		free := i > 0 && slices.Contains(freeText, words[i-1].text) && !words[i-1].quoted
+		t := w.text
 		switch {
-		case w == "!":
+		case t == "!" && !w.quoted && !free:
 			not = true
-		case strings.HasPrefix(w, "-") && len(w) > 1 && (w[1] < '0' || w[1] > '9'):
-			all = append(all, option{name: w, not: not})
+		case !w.quoted && !free && len(t) > 1 && t[0] == '-' && (t[1] < '0' || t[1] > '9'):
+			all = append(all, option{name: t, not: not})
 			not = false
 		case len(all) > 0:
 			last := &all[len(all)-1]
-			last.args = append(last.args, w)
+			last.args = append(last.args, t)
 		}
 	}
 	return all

@@ -127,7 +127,11 @@ func newLab(t *testing.T) *lab {
 		if m.kind == "" {
 			flags = unix.MS_REC | unix.MS_PRIVATE
 		}
-		if err := unix.Mount(m.what, m.to, m.kind, flags, ""); err != nil {
+		data := ""
+		if m.kind == "tmpfs" {
+			data = "mode=755"
+		}
+		if err := unix.Mount(m.what, m.to, m.kind, flags, data); err != nil {
 			missing(t, "mount %s: %v", m.to, err)
 		}
 	}

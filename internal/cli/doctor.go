@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/rpush-go/rpush/internal/conntrack"
 )
@@ -46,6 +47,24 @@ func (o *doctorOptions) flags() []flagGroup {
 	r.BoolVarP(&o.quiet, "quiet", "q", false, "say nothing on stderr but errors")
 	r.BoolVarP(&o.verbose, "verbose", "v", false, "show every detail, and the command that shows it")
 	return []flagGroup{c, f, r}
+}
+
+// load takes what no flag has set from the environment, and checks all of it.
+func (o *doctorOptions) load(fs *pflag.FlagSet, env map[string]string) error {
+	spelled, err := fromEnvironment(fs, env)
+	if err != nil {
+		return err
+	}
+	for _, pair := range [][2]string{{"quiet", "verbose"}, {"fix", "undo"}} {
+		for i, name := range pair {
+			other := pair[1-i]
+			if strings.HasPrefix(spelled[name], "--") && spelled[other] == envName(other) {
+				f := fs.Lookup(other)
+				_ = f.Value.Set(f.DefValue) // a flag wins over a variable; a default is valid
+			}
+		}
+	}
+	return o.check()
 }
 
 func (o *doctorOptions) check() error {
@@ -89,10 +108,7 @@ func (a *app) doctorCommand() *cobra.Command {
 		a.exit = a.written(err)
 	})
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if _, err := fromEnvironment(cmd.Flags(), a.env); err != nil {
-			return err
-		}
-		if err := o.check(); err != nil {
+		if err := o.load(cmd.Flags(), a.env); err != nil {
 			return err
 		}
 		var reg *conntrack.Registry

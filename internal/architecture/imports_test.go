@@ -43,6 +43,7 @@ var arrows = map[string][]string{
 
 	// Programs and tests around it all.
 	"internal/architecture": {},
+	"internal/conntracklab": {},
 	"internal/e2e":          {},
 	"internal/matrix":       {},
 	"internal/simulator":    {},

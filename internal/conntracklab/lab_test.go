@@ -144,7 +144,7 @@ func newLab(t *testing.T) *lab {
 	sh(t, "client", "ip route add default via 10.77.1.1")
 	sh(t, "registry", "ip route add default via 10.77.2.1")
 	sh(t, "host", "sysctl -qw net.ipv4.ip_forward=1")
-	l := &lab{img: binary.Layout(t, 1, 24*mib, 24*mib)}
+	l := &lab{img: binary.Layout(t, 1, 12*mib, 6*mib)}
 	l.reg = realreg.Start(t, realreg.Options{
 		Addr: inner, Through: []string{"ip", "netns", "exec", "registry"},
 		Dial: func(_ context.Context, network, address string) (c net.Conn, err error) {
@@ -402,7 +402,8 @@ func state(t *testing.T) string {
 	return sh(t, "host", "nft -s list ruleset; iptables-legacy-save | grep -v '^#' || true") + strings.Join(kept, "") + files
 }
 
-var beyond = stray.Strays{Interface: "host", Kind: stray.Beyond, Connections: 1000}
+// beyond goes into the first uploads of a push.
+var beyond = stray.Strays{Interface: "host", Kind: stray.Beyond, Connections: 4}
 
 // The incident: a push meets resets that the host sends; the doctor sees that
 // coming, sees it happen, stops it in either way, and takes that back.
@@ -622,7 +623,7 @@ EOF`)
 	if d := doctor(t, 1, "203.0.113.99:5001"); d.Where != "undecided" || !strings.Contains(strings.Join(d.Advice, "\n"), "publishes port 5001") {
 		t.Errorf("another: got %+v", d)
 	}
-	s := stray.Strays{Interface: "host", Kind: stray.Beyond, To: netip.MustParseAddr("10.77.3.1"), Connections: 1000}
+	s := stray.Strays{Interface: "host", Kind: stray.Beyond, To: netip.MustParseAddr("10.77.3.1"), Connections: 4}
 	p := l.push(t, "host", external, s, "router")
 	t.Logf("%d connections got strays, %d RSTs, %d breaks, the report has %d resets of this host", p.Strays, p.RSTs, p.Breaks, p.HostResets)
 	if p.Breaks == 0 || p.HostResets == 0 || !strings.Contains(p.Stderr, "rpush: this host sent resets during the push: rpush doctor\n") {

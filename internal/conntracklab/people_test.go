@@ -108,7 +108,9 @@ func TestDockerEngine(t *testing.T) {
 		missing(t, "no Docker engine: %v\n%s", err, out)
 	}
 	own := ownAddress(t)
+	begin := time.Now()
 	image := makeImage(t)
+	t.Logf("the image was made in %s", time.Since(begin))
 	id := docker(t, "run", "-d", "-p", "5000", image, "/registry", "serve", "/config.yml")
 	t.Cleanup(func() { exec.Command("docker", "rm", "-f", "-v", id).Run() })
 	_, hostPort, err := net.SplitHostPort(strings.Fields(docker(t, "port", id, "5000/tcp"))[0])

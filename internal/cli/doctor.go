@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -190,7 +191,9 @@ func (a *app) doctor(ctx context.Context, o *doctorOptions, reg *conntrack.Regis
 		doc.Fix, failed = a.planFix(ctx, o, r)
 	}
 	if failed == nil && doc.Fix != nil && o.apply {
-		a.out.lines(doc.Fix.Notes)
+		if o.fix != "" {
+			a.out.lines(doc.Fix.Notes) // what it costs is said before
+		}
 		if failed = doc.Fix.Apply(context.WithoutCancel(ctx)); failed == nil { // half of it is worse
 			r = conntrack.Examine(ctx, reg)
 		}
@@ -219,6 +222,8 @@ func (a *app) doctor(ctx context.Context, o *doctorOptions, reg *conntrack.Regis
 	return doc.Exit
 }
 
+var errNotTold = errors.New("run it on the machine itself")
+
 // planFix has nothing to do where nothing is at risk, or something else
 // protects already.
 func (a *app) planFix(ctx context.Context, o *doctorOptions, r *conntrack.Report) (*conntrack.Plan, error) {
@@ -232,6 +237,9 @@ func (a *app) planFix(ctx context.Context, o *doctorOptions, r *conntrack.Report
 	if by := otherProtection(r, remedy); by != "" {
 		return none(fmt.Sprintf(alreadyProtected, by))
 	}
+	if r.Where == conntrack.Undecided && o.apply {
+		return nil, fmt.Errorf("%s: %w", notToldNotApplied, cmp.Or(r.Unread(), errNotTold))
+	}
 	p, err := conntrack.PlanFix(ctx, remedy, r, o.persist)
 	if err != nil {
 		return nil, err
@@ -240,6 +248,9 @@ func (a *app) planFix(ctx context.Context, o *doctorOptions, r *conntrack.Report
 		p.Notes = append(p.Notes, alreadyFixed)
 	} else {
 		p.Notes = append(tradeOff(remedy), p.Notes...)
+	}
+	if r.Where == conntrack.Undecided {
+		p.Notes = append(p.Notes, notToldNotApplied)
 	}
 	return p, nil
 }

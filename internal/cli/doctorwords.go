@@ -14,14 +14,15 @@ import (
 // What rpush doctor says to a human.
 
 const (
-	doctorShort      = "is this host set up to reset pushes, did it, and how to mend it"
-	tooManyForDoctor = "unexpected argument %q: rpush doctor [REFERENCE]"
-	notMeasured      = "nothing can be measured: %v"
-	selfTestWords    = "rebuilding the incident in network namespaces of its own, for some seconds"
-	nothingToFix     = "nothing is translated on this machine, so there is nothing to fix here"
-	alreadyProtected = "nothing to do: this host is protected already by %s"
-	alreadyFixed     = "nothing to do: it is in place already"
-	hostResetsLine   = "this host sent resets during the push: rpush doctor"
+	doctorShort       = "is this host set up to reset pushes, did it, and how to mend it"
+	tooManyForDoctor  = "unexpected argument %q: rpush doctor [REFERENCE]"
+	notMeasured       = "nothing can be measured: %v"
+	selfTestWords     = "rebuilding the incident in network namespaces of its own, for some seconds"
+	notToldNotApplied = "nothing is applied, as it could not be told whether this machine translates the port"
+	nothingToFix      = "nothing is translated on this machine, so there is nothing to fix here"
+	alreadyProtected  = "nothing to do: this host is protected already by %s"
+	alreadyFixed      = "nothing to do: it is in place already"
+	hostResetsLine    = "this host sent resets during the push: rpush doctor"
 )
 
 const doctorHelp = `Find out whether this host resets the pushes that it translates (NAT) to a
@@ -52,9 +53,13 @@ func watchWords(d time.Duration) string {
 	return fmt.Sprintf("measuring for %s: push now; a signal ends it sooner", d)
 }
 
-// targetWords names the registry.
-func targetWords(t *conntrack.Target) string {
-	if t == nil {
+// targetWords names the registry, or what is translated.
+func targetWords(r *conntrack.Report) string {
+	t := r.Registry
+	switch ports := r.Ports(); {
+	case t == nil && len(ports) == 1:
+		return fmt.Sprintf("port %d", ports[0])
+	case t == nil:
 		return "a port"
 	}
 	return net.JoinHostPort(t.Host, strconv.Itoa(t.Port))
@@ -62,7 +67,7 @@ func targetWords(t *conntrack.Target) string {
 
 // headline is the answer in one line.
 func headline(r *conntrack.Report) string {
-	what := targetWords(r.Registry)
+	what := targetWords(r)
 	switch r.Where {
 	case conntrack.NotLinux:
 		where := "the registry's port"
@@ -182,6 +187,9 @@ var colours = map[conntrack.Verdict]string{
 	conntrack.Evidence: "\x1b[1;31m", conntrack.AtRisk: "\x1b[33m", conntrack.Unknown: "\x1b[35m", conntrack.Sound: "\x1b[32m",
 }
 
+// moot is a check that does not matter here.
+const moot = "moot"
+
 func verdictWord(v conntrack.Verdict, colour bool) string {
 	s := fmt.Sprintf("%-8s", v)
 	if c := colours[v]; colour && c != "" {
@@ -195,13 +203,17 @@ func doctorWords(d *doctorDocument, verbose, colour bool) string {
 	const most = 3 // details of one check
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s  %s\n\n", verdictWord(d.Verdict, colour), clean(d.Headline))
-	var moot []string
+	var others []string
 	for _, c := range d.Checks {
 		if c.Verdict == conntrack.NotApplicable && !verbose {
-			moot = append(moot, c.Name)
+			others = append(others, c.Name)
 			continue
 		}
-		fmt.Fprintf(&b, "%s  %-18s %s\n", verdictWord(c.Verdict, colour), c.Name, clean(c.Finding))
+		word := verdictWord(c.Verdict, colour)
+		if c.Verdict == conntrack.NotApplicable {
+			word = fmt.Sprintf("%-8s", moot)
+		}
+		fmt.Fprintf(&b, "%s  %-18s %s\n", word, c.Name, clean(c.Finding))
 		if c.Verdict == conntrack.Sound && !verbose && c.Name != "translation" && c.Name != "window" {
 			continue
 		}
@@ -216,8 +228,8 @@ func doctorWords(d *doctorDocument, verbose, colour bool) string {
 			fmt.Fprintf(&b, "%29s$ %s\n", "", clean(c.Command))
 		}
 	}
-	if len(moot) > 0 {
-		fmt.Fprintf(&b, "%-8s  %s\n", "moot", strings.Join(moot, ", "))
+	if len(others) > 0 {
+		fmt.Fprintf(&b, "%-8s  %s\n", moot, strings.Join(others, ", "))
 	}
 	for i, s := range d.Advice {
 		if i == 0 {

@@ -206,7 +206,7 @@ func (m *machine) examine(ctx context.Context, reg *Registry) *Report {
 
 	netns := m.namespace(r)
 	set, err := m.rules(ctx)
-	r.unread = err != nil
+	r.unread, r.why = err != nil, err
 	if set != nil {
 		r.Mappings = append(r.Mappings, mappings(set, r.Registry, own)...)
 	}
@@ -262,6 +262,24 @@ func (m *machine) target(ctx context.Context, reg Registry, own []netip.Addr) *T
 	return t
 }
 
+// only is the address of a family, if the target is this machine and has no
+// other of that family.
+func (t *Target) only(v6 bool) (a netip.Addr) {
+	if t == nil || !t.Own || t.Loopback {
+		return a
+	}
+	for _, o := range t.Addresses {
+		switch {
+		case o.Is6() != v6:
+		case a.IsValid():
+			return netip.Addr{}
+		default:
+			a = o
+		}
+	}
+	return a
+}
+
 // packets are the kinds that matter for a registry, or for any.
 func packets(t *Target, own []netip.Addr) []packet {
 	if t == nil {
@@ -312,6 +330,7 @@ func guardsOf(set *ruleset, mappings []Mapping, t *Target) judgement {
 				p.port = uint16(t.Port) //nolint:gosec // checked by the caller
 			}
 		}
+		p.to = t.only(m.V6)
 		s := set.judge(p)
 		out.endless = out.endless || s.endless
 		if s.effect() != Protects {

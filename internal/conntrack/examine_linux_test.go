@@ -298,3 +298,20 @@ func FuzzNFT(f *testing.F) {
 		guardsOf(set, all, nil)
 	})
 }
+
+// kube-proxy's nftables mode looks up address, protocol and port at once.
+func TestKeysOfSeveralValues(t *testing.T) {
+	m := recorded(t, someKernel, "kube-nft")
+	if r := m.examine(t.Context(), &Registry{"10.77.1.1", 5000}); r.Where != Here || r.Verdict != Sound || len(r.Mappings) != 1 || r.Mappings[0].To != "10.77.2.2:5000" || r.Mappings[0].By != "kube-proxy" {
+		t.Errorf("the service: got %s, %s, %+v, %+v", r.Where, r.Verdict, r.Mappings, r.Guards)
+	}
+	for _, reg := range []Registry{{"10.77.1.1", 5001}, {"10.77.1.9", 5000}, {"203.0.113.7", 443}} {
+		if r := m.examine(t.Context(), &reg); len(r.Mappings) != 0 {
+			t.Errorf("%+v: got %+v", reg, r.Mappings)
+		}
+	}
+	// Without a registry the ports of the keys are looked at.
+	if r := m.examine(t.Context(), nil); len(r.Mappings) != 1 || r.Mappings[0].Port != 5000 {
+		t.Errorf("any: got %+v", r.Mappings)
+	}
+}

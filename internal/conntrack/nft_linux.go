@@ -233,6 +233,7 @@ func hookName(n uint32) hook {
 
 // nftSet is a set or map.
 type nftSet struct {
+	keyLen   int
 	interval bool
 	dynamic  bool
 	elements []nftElement
@@ -260,6 +261,7 @@ func nftSets(d *nfDump) (map[string]*nftSet, error) {
 		}
 		flags := a.number(unix.NFTA_SET_FLAGS)
 		sets[key(m.Family, a.text(unix.NFTA_SET_TABLE), a.text(unix.NFTA_SET_NAME))] = &nftSet{
+			keyLen:   int(a.number(unix.NFTA_SET_KEY_LEN)),
 			interval: flags&unix.NFT_SET_INTERVAL != 0, dynamic: flags&setDynamic != 0,
 		}
 	}
@@ -347,6 +349,73 @@ func (s *nftSet) holds(v []byte) (*nftElement, tri) {
 	return nil, missing
 }
 
+// holdsAll is holds for a key of several values, some of which may not be known.
+func (s *nftSet) holdsAll(fields []field) (*nftElement, tri) {
+	best, at := no, (*nftElement)(nil)
+	if s.dynamic || s.cut {
+		best = maybe
+	}
+	for i := range s.elements {
+		e := &s.elements[i]
+		is := yes
+		for _, f := range fields {
+			is = min(is, f.in(e))
+		}
+		if is == yes {
+			return e, yes
+		}
+		if is == maybe {
+			best, at = maybe, e
+		}
+	}
+	return at, best
+}
+
+// field is one value of a key of several.
+type field struct {
+	register
+	offset int
+}
+
+func (f field) in(e *nftElement) tri {
+	to := f.offset + len(f.value)
+	switch {
+	case f.value == nil:
+		return maybe
+	case len(e.key) < to:
+		return no
+	case len(e.end) >= to:
+		return known(bytes.Compare(e.key[f.offset:to], f.value) <= 0 && bytes.Compare(f.value, e.end[f.offset:to]) <= 0)
+	}
+	return known(bytes.Equal(e.key[f.offset:to], f.value))
+}
+
+// fields are the registers that make up a key: they follow each other in
+// pieces of four bytes. One that is missing is not known.
+func fields(regs map[uint32]register, first uint32, keyLen int) []field {
+	const word, small, smallest = 4, 16, 8 // registers 1 to 4 have 16 bytes, 8 and on have four
+	at := map[int]register{}
+	place := func(n uint32) int {
+		if n >= smallest {
+			return int(n-smallest) * word
+		}
+		return (int(n) - 1) * small
+	}
+	for n, r := range regs {
+		at[place(n)] = r
+	}
+	var all []field
+	for o := 0; o < keyLen; {
+		r, ok := at[place(first)+o]
+		if !ok {
+			r = register{what: "?"}
+		}
+		all = append(all, field{r, o})
+		o += (max(r.size, 1) + word - 1) / word * word
+	}
+	return all
+}
+
 // opaque is an expression that is not understood.
 type opaque string
 
@@ -422,6 +491,7 @@ type register struct {
 	what  string
 	value []byte // nil: not known
 	kind  valueKind
+	size  int    // bytes
 	mask  []byte // applied
 	never bool   // the load fails, and the rule does not apply
 }
@@ -454,22 +524,33 @@ func (in *nftReading) on(p packet) step {
 		case opaque:
 			// limit, socket, byteorder and what is yet to come.
 			s.conds = append(s.conds, cond{maybe, string(e) + " ...", false})
+			clear(regs) // whatever it has done to them
 		case *expr.Meta:
 			if !e.SourceRegister {
-				regs[e.Register] = metaValue(e.Key, p)
+				r := metaValue(e.Key, p)
+				if r.size = 4; r.kind == nameValue {
+					r.size = unix.IFNAMSIZ
+				}
+				regs[e.Register] = r
 			}
 		case *expr.Ct:
 			if !e.SourceRegister {
-				regs[e.Register] = ctValue(e.Key, p)
+				r := ctValue(e.Key, p)
+				r.size = 4
+				regs[e.Register] = r
 			}
 		case *expr.Payload:
 			if e.OperationType == expr.PayloadLoad {
-				regs[e.DestRegister] = payloadValue(e, p)
+				r := payloadValue(e, p)
+				r.size = int(e.Len)
+				regs[e.DestRegister] = r
 			}
 		case *expr.Fib:
-			regs[e.Register] = fibValue(e, p)
+			r := fibValue(e, p)
+			r.size = 4
+			regs[e.Register] = r
 		case *expr.Immediate:
-			regs[e.Register] = register{what: "value", value: e.Data}
+			regs[e.Register] = register{what: "value", value: e.Data, size: len(e.Data)}
 		case *expr.Bitwise:
 			r := regs[e.SourceRegister]
 			r.mask = e.Mask
@@ -539,16 +620,28 @@ func (in *nftReading) lookup(e *expr.Lookup, regs map[uint32]register, s *step, 
 		add(maybe, r, r.what+" @"+e.SetName)
 		return
 	}
-	if r.kind == portValue && r.mask == nil {
-		for i := range min(len(set.elements), maxPorts) {
-			if k := set.elements[i].key; len(k) == 2 && !set.elements[i].last {
-				in.ports = append(in.ports, binary.BigEndian.Uint16(k))
+	key := []field{{r, 0}}
+	if set.keyLen > (r.size+3)/4*4 {
+		key = fields(regs, e.SourceRegister, set.keyLen)
+	}
+	var what []string
+	for _, f := range key {
+		what = append(what, f.what)
+		for i := 0; f.kind == portValue && f.mask == nil && i < min(len(set.elements), maxPorts); i++ {
+			if k := set.elements[i].key; len(k) >= f.offset+2 && !set.elements[i].last {
+				in.ports = append(in.ports, binary.BigEndian.Uint16(k[f.offset:]))
 			}
 		}
 	}
-	text := fmt.Sprintf("%s%s %s", r.what, map[bool]string{true: " !="}[e.Invert], set.words(r))
+	text := fmt.Sprintf("%s%s %s", strings.Join(what, " . "), map[bool]string{true: " !="}[e.Invert], set.words(r))
+	if len(key) > 1 {
+		text = strings.Join(what, " . ") + " @" + e.SetName
+	}
 	element, is := (*nftElement)(nil), maybe
-	if r.value != nil {
+	switch {
+	case len(key) > 1:
+		element, is = set.holdsAll(key)
+	case r.value != nil:
 		element, is = set.holds(r.value)
 	}
 	if e.Invert {
@@ -557,7 +650,7 @@ func (in *nftReading) lookup(e *expr.Lookup, regs map[uint32]register, s *step, 
 	if e.IsDestRegSet && e.DestRegister != unix.NFT_REG_VERDICT {
 		out := register{what: "map"}
 		if element != nil {
-			out.value = element.value
+			out.value, out.size = element.value, len(element.value)
 		}
 		regs[e.DestRegister] = out
 	}

@@ -103,7 +103,11 @@ type Report struct {
 	liberal bool
 	exposed bool // a translated port without a drop
 	unread  bool // rules could not be read
+	why     error
 }
+
+// Unread is why rules could not be read, or nil.
+func (r *Report) Unread() error { return r.why }
 
 // Old reports a kernel whose version says that delayed segments are INVALID.
 // A self-test on it knows better.

@@ -2,6 +2,8 @@ package conntrack
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -18,8 +20,16 @@ type traced struct {
 	back bool
 }
 
+// mostFlows bounds the memory that looking through the table takes.
+const mostFlows = 200_000
+
+var errCrowded = fmt.Errorf("the conntrack table has more than %d entries", mostFlows)
+
 // trace connects, and looks for the connection in the conntrack table.
 func trace(ctx context.Context, to netip.AddrPort, own []netip.Addr) (traced, error) {
+	if n, err := readNumber("/", sysctls+"nf_conntrack_count"); err != nil || n > mostFlows {
+		return traced{}, errors.Join(err, errCrowded)
+	}
 	d := net.Dialer{Timeout: 3 * time.Second}
 	c, err := d.DialContext(ctx, "tcp", to.String())
 	if err != nil {

@@ -44,6 +44,11 @@ func ruleText(s step) string {
 			parts = append(parts, c.text)
 		}
 	}
+	// nft tests the protocol apart; "tcp dport" says so already.
+	tcp := slices.ContainsFunc(parts, func(p string) bool { return strings.HasPrefix(p, "tcp ") })
+	parts = slices.DeleteFunc(parts, func(p string) bool {
+		return tcp && (p == "meta l4proto tcp" || p == "protocol tcp" || p == "proto tcp")
+	})
 	parts = append(parts, strings.TrimSpace(actionWord(s.action)+" "+s.to))
 	return strings.TrimSpace(strings.Join(parts, " "))
 }

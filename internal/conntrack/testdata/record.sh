@@ -31,3 +31,15 @@ for i in iptables-nft iptables-legacy; do
 	docker $i; $i -A INPUT -p tcp -m multiport --dports 22,5000:5010 -j ACCEPT; $i -A INPUT -m state --state INVALID,NEW -j DROP
 	rec $i-after-accept; $i -F; $i -X; $i -t nat -F; $i -t nat -X
 done
+# kube-proxy in nftables mode: one key of several values, and a map of verdicts.
+nft -f - <<'X'
+table ip kube-proxy {
+	map ips { typeof ip daddr . meta l4proto . th dport : verdict; }
+	set ends { type ipv4_addr . inet_service; flags interval; elements = { 10.77.1.0/24 . 4000-6000 }; }
+	chain ep { ip protocol tcp dnat to 10.77.2.2:5000; }
+	chain nat { type nat hook prerouting priority -100; ip daddr . meta l4proto . th dport vmap @ips; }
+	chain c { type filter hook input priority 0; ip daddr . tcp dport @ends ct state invalid drop; }
+}
+add element ip kube-proxy ips { 10.77.1.1 . tcp . 5000 : goto ep }
+X
+rec kube-nft

@@ -128,8 +128,7 @@ func (a *app) doctorCommand() *cobra.Command {
 // selfTestCommand is what the self-test calls this program with.
 func (a *app) selfTestCommand() *cobra.Command {
 	return &cobra.Command{Use: conntrack.SelfTestCommand, Hidden: true, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		a.exit = a.written(conntrack.SelfTestMain(cmd.Context(), a.stdout))
-		return nil
+		return conntrack.SelfTestMain(cmd.Context(), a.stdout)
 	}}
 }
 

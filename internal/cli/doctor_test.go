@@ -68,6 +68,7 @@ func TestDoctorUsage(t *testing.T) {
 		{[]string{"--undo", "--watch", "1s"}, "", "measures nothing"},
 		{[]string{"-q", "-v"}, "", "contradict"},
 		{[]string{"Not A Reference"}, "", "is no reference"},
+		{[]string{"--persist"}, "", "--persist needs"},
 	} {
 		r := newRig(t, nil)
 		if k, v, ok := strings.Cut(c.env, "="); ok {
@@ -110,6 +111,14 @@ func TestForAdmin(t *testing.T) {
 				t.Errorf("%q: a line of %d columns: %s", arg, len(line), line)
 			}
 		}
+	}
+}
+
+// The verb behind the self-test changes nothing when somebody calls it.
+func TestSelfTestVerbAlone(t *testing.T) {
+	r := newRig(t, nil)
+	if code := r.main([]string{conntrack.SelfTestCommand}); code != exitUsage || r.stdout.String() != "" {
+		t.Errorf("exit %d, %q", code, r.stdout.String())
 	}
 }
 

@@ -178,6 +178,17 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+func TestOwner(t *testing.T) {
+	for want, c := range map[string]chain{
+		"kube-proxy": {name: "KUBE-FORWARD"}, "Calico": {name: "cali-fw-eth0"}, "ufw": {name: "ufw-before-input"},
+		"firewalld": {table: "firewalld", name: "filter_INPUT"}, "Docker": {name: "DOCKER"}, "rpush": {table: tableName, name: "input"}, "": {name: "INPUT"},
+	} {
+		if got := owner(&c); got != want {
+			t.Errorf("%s: got %q, want %q", c.name, got, want)
+		}
+	}
+}
+
 func TestNotSaved(t *testing.T) {
 	for _, dump := range []string{
 		"-A INPUT -j DROP\n", "*filter\n-A INPUT -j DROP\nCOMMIT\n", "*filter\n:INPUT ACCEPT [0:0]\n", "*filter\n:\nCOMMIT\n",

@@ -330,7 +330,7 @@ func owner(c *chain) string {
 		return "Calico"
 	case "docker-bridges":
 		return "Docker"
-	case "rpush":
+	case tableName:
 		return "rpush"
 	}
 	return ""

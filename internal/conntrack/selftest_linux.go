@@ -49,6 +49,11 @@ func RunSelfTest(ctx context.Context) SelfTest {
 func selfTest(ctx context.Context, user bool) (t SelfTest, err error) {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", SelfTestCommand)
 	cmd.Args[0] = os.Args[0]
+	outside, err := os.Readlink(ownNetns)
+	if err != nil {
+		return t, err
+	}
+	cmd.Env = append(os.Environ(), outsideVariable+"="+outside)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
 	if user {
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
@@ -74,8 +79,20 @@ func selfTest(ctx context.Context, user bool) (t SelfTest, err error) {
 	return t, nil
 }
 
-// SelfTestMain is the self-test from within. It prints the result.
+const (
+	ownNetns = "/proc/self/ns/net"
+	// outsideVariable tells the self-test which network namespace it must not
+	// be in.
+	outsideVariable = "RPUSH_SELFTEST_OUTSIDE"
+)
+
+// SelfTestMain is the self-test from within. It prints the result. Called by
+// anybody but RunSelfTest it fails: it would change the namespace that it is in.
 func SelfTestMain(ctx context.Context, out io.Writer) error {
+	inside, err := os.Readlink(ownNetns)
+	if outside := os.Getenv(outsideVariable); err != nil || outside == "" || outside == inside {
+		return errors.New("the self-test is called by rpush doctor --selftest only")
+	}
 	var t SelfTest
 	if err := t.run(ctx); err != nil {
 		t.Error = "the incident could not be rebuilt: " + err.Error()

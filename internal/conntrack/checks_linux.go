@@ -74,6 +74,8 @@ func (m *machine) liberalCheck(r *Report, c Check) Check {
 	switch {
 	case r.liberal:
 		c.Finding += ": segments outside the window are translated like others; illegal flags are still INVALID"
+	case r.Where == Undecided:
+		c.Verdict, c.Finding = Unknown, c.Finding+": a risk if this machine translates the port and no rule drops what is INVALID"
 	case r.Where != Here:
 		c.Verdict, c.Finding = NotApplicable, c.Finding+", which matters where ports are translated"
 	case len(r.Protection) > 0:

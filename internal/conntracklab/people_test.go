@@ -111,8 +111,9 @@ func TestDockerEngine(t *testing.T) {
 	begin := time.Now()
 	image := makeImage(t)
 	t.Logf("the image was made in %s", time.Since(begin))
-	id := docker(t, "run", "-d", "-p", "5000", image, "/registry", "serve", "/config.yml")
-	t.Cleanup(func() { exec.Command("docker", "rm", "-f", "-v", id).Run() })
+	id := docker(t, "create", "-p", "5000", image, "/registry", "serve", "/config.yml")
+	t.Cleanup(func() { exec.Command("docker", "rm", "-f", "-v", id).Run() }) // also where it cannot be started
+	docker(t, "start", id)
 	_, hostPort, err := net.SplitHostPort(strings.Fields(docker(t, "port", id, "5000/tcp"))[0])
 	if err != nil {
 		t.Fatal(err)

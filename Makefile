@@ -29,8 +29,9 @@ demo: $(BIN)/registry $(BIN)/crane $(RPUSH)
 # Everything that must hold. What needs a missing tool is skipped with the
 # reason; with RPUSH_TEST_REQUIRE=1, as in CI, that is a failure.
 test: tools debian lint cross
-	go test $(RACE) $$(go list ./... | grep -v -e /internal/e2e -e /internal/matrix -e /internal/simulator)
+	go test $(RACE) $$(go list ./... | grep -v -e /internal/e2e -e /internal/matrix -e /internal/simulator -e /internal/conntracklab)
 	go test -count=1 -timeout 10m ./internal/simulator
+	go test -count=1 -timeout 5m ./internal/conntracklab
 	go test -count=1 -timeout 20m ./internal/e2e
 	go test -count=1 -timeout 20m -parallel 6 ./internal/matrix
 	cd examples && go vet ./... && go test ./...
@@ -56,12 +57,14 @@ cross:
 fuzz:
 	for f in FuzzParseRange FuzzParseLocation FuzzUnexpected; do \
 		go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/protocol || exit 1; done
+	for f in FuzzNFT FuzzXtables FuzzTables FuzzRecord; do \
+		go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/conntrack || exit 1; done
 
 tools: $(BIN)/registry $(BIN)/crane $(BIN)/golangci-lint
 
 # Real parts that Debian has, installed where that is allowed. RUNLEVEL=1 keeps
 # them from starting as services.
-DEBIAN := nginx docker-registry skopeo redis-server
+DEBIAN := nginx docker-registry skopeo redis-server iproute2 iptables nftables procps
 debian:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		missing=$$(for p in $(DEBIAN); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \

@@ -18,8 +18,10 @@ const module = "github.com/rpush-go/rpush"
 var arrows = map[string][]string{
 	"cmd/rpush": {"internal/cli"},
 	"internal/cli": {
-		"internal/credentials", "internal/protocol", "internal/source", "pusher", "resume",
+		"internal/conntrack", "internal/credentials", "internal/protocol", "internal/source", "pusher", "resume",
 	},
+	"internal/conntrack":   {"internal/stray"}, // the self-test sends what does the harm
+	"internal/stray":       {},
 	"internal/credentials": {},
 	"internal/source":      {"resume"}, // for the kinds of failure
 	"pusher":               {"internal/protocol", "internal/wire", "resume"},
@@ -41,6 +43,7 @@ var arrows = map[string][]string{
 
 	// Programs and tests around it all.
 	"internal/architecture": {},
+	"internal/conntracklab": {},
 	"internal/e2e":          {},
 	"internal/matrix":       {},
 	"internal/simulator":    {},

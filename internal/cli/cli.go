@@ -27,7 +27,7 @@ const (
 	exitPermanent   = 1 // trying again changes nothing
 	exitUsage       = 2
 	exitInterrupted = 3 // the same command again continues
-	exitFault       = 4 // probe --strict found what it looks for
+	exitFault       = 4 // doctor or probe --strict found what they look for
 	exitBug         = 70
 )
 
@@ -159,7 +159,7 @@ func (a *app) command() *cobra.Command {
 	root.SetOut(a.stdout)
 	root.SetErr(a.out)
 
-	root.AddCommand(a.pushCommand("push [SOURCE] REFERENCE"), a.sessionsCommand(), a.probeCommand(), &cobra.Command{
+	root.AddCommand(a.pushCommand("push [SOURCE] REFERENCE"), a.sessionsCommand(), a.probeCommand(), a.doctorCommand(), a.selfTestCommand(), &cobra.Command{
 		Use:   "version",
 		Short: versionShort,
 		Args:  cobra.NoArgs,

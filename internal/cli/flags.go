@@ -119,22 +119,8 @@ func envName(flag string) string {
 // load takes what no flag has set from the environment, where an empty
 // variable is as good as none, and checks all of it.
 func (o *options) load(fs *pflag.FlagSet, env map[string]string) error {
-	o.spelled = map[string]string{}
 	var err error
-	fs.VisitAll(func(f *pflag.Flag) {
-		value := env[envName(f.Name)]
-		switch {
-		case f.Changed:
-			o.spelled[f.Name] = "--" + f.Name
-		case f.Name == "help" || f.Name == "version" || value == "" || err != nil:
-		default:
-			o.spelled[f.Name] = envName(f.Name)
-			if e := f.Value.Set(value); e != nil {
-				err = fmt.Errorf("invalid value %q of %s: %w", value, envName(f.Name), e)
-			}
-		}
-	})
-	if err != nil {
+	if o.spelled, err = fromEnvironment(fs, env); err != nil {
 		return err
 	}
 	for _, c := range o.contradictions() {
@@ -148,6 +134,26 @@ func (o *options) load(fs *pflag.FlagSet, env map[string]string) error {
 		}
 	}
 	return o.check()
+}
+
+// fromEnvironment sets the flags that only have a variable, and returns how the
+// user set each.
+func fromEnvironment(fs *pflag.FlagSet, env map[string]string) (spelled map[string]string, err error) {
+	spelled = map[string]string{}
+	fs.VisitAll(func(f *pflag.Flag) {
+		value := env[envName(f.Name)]
+		switch {
+		case f.Changed:
+			spelled[f.Name] = "--" + f.Name
+		case f.Name == "help" || f.Name == "version" || value == "" || err != nil:
+		default:
+			spelled[f.Name] = envName(f.Name)
+			if e := f.Value.Set(value); e != nil {
+				err = fmt.Errorf("invalid value %q of %s: %w", value, envName(f.Name), e)
+			}
+		}
+	})
+	return spelled, err
 }
 
 // unset takes back what a variable said, since a flag says otherwise.

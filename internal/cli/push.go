@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/sirupsen/logrus"
 
+	"github.com/rpush-go/rpush/internal/conntrack"
 	"github.com/rpush-go/rpush/internal/credentials"
 	"github.com/rpush-go/rpush/internal/source"
 	"github.com/rpush-go/rpush/pusher"
@@ -64,6 +65,7 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	defer cancel()
 
 	var keys credentials.Keychain
+	before, _ := conntrack.Now() // for hostResets; elsewhere than on Linux there is none
 	report, err := inTime(ctx, func() (*pusher.Report, error) { return a.deliver(ctx, o, c, &keys) })
 	if errors.Is(err, source.ErrSpec) {
 		return exitUsage, err
@@ -71,9 +73,13 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	if report == nil {
 		report = &pusher.Report{Reference: c.ref.Name()}
 	}
+	resets := hostResets(before, report.Breaks > 0)
+	if resets > 0 {
+		defer a.out.note(hostResetsLine)
+	}
 	if err == nil {
 		a.out.note(summaryWords(report))
-		return a.written(a.result(o, c.ref, report, nil)), nil
+		return a.written(a.result(o, c.ref, document{report, nil, resets})), nil
 	}
 
 	f := explain(err, scene{
@@ -83,7 +89,7 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 		from:   func() string { return keys.From(c.ref.Context()) },
 	})
 	a.out.lines(f.lines)
-	a.written(a.result(o, c.ref, report, f))
+	a.written(a.result(o, c.ref, document{report, f, resets}))
 	return f.Exit, nil
 }
 
@@ -170,12 +176,15 @@ func (a *app) signIn(po *pusher.Options, o *options, repo name.Repository, keys 
 type document struct {
 	*pusher.Report
 	Error *failure `json:"error,omitempty"`
+	// HostResets is how many RSTs this very host sent during a push that broke,
+	// where they have the marks of what rpush doctor looks for.
+	HostResets uint64 `json:"hostResets,omitempty"`
 }
 
 // result prints what stdout is for.
-func (a *app) result(o *options, ref name.Reference, r *pusher.Report, f *failure) error {
+func (a *app) result(o *options, ref name.Reference, d document) error {
 	if o.output == "json" {
-		all := *r
+		all := *d.Report
 		if all.Blobs == nil {
 			all.Blobs = []pusher.BlobReport{} // a list, also where it is empty
 		}
@@ -184,14 +193,15 @@ func (a *app) result(o *options, ref name.Reference, r *pusher.Report, f *failur
 		}
 		enc := json.NewEncoder(a.stdout)
 		enc.SetIndent("", "  ")
-		return enc.Encode(document{&all, f})
+		d.Report = &all
+		return enc.Encode(d)
 	}
-	if f != nil {
+	if d.Error != nil {
 		return nil
 	}
 	line := ref.Name()
 	if _, ok := ref.(name.Digest); !ok {
-		line += "@" + r.Digest.String()
+		line += "@" + d.Digest.String()
 	}
 	_, err := fmt.Fprintln(a.stdout, line)
 	return err

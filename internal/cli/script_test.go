@@ -240,7 +240,7 @@ func waitForStall(ts *testscript.TestScript, _ bool, _ []string) {
 
 // The words of the help must not name what does not work.
 func TestHelpNamesWhatIsSupported(t *testing.T) {
-	for _, verb := range []string{"doctor", "docker-daemon"} {
+	for _, verb := range []string{"docker-daemon"} {
 		if slices.Contains(strings.Fields(pushHelp+helpTail), verb) {
 			t.Errorf("the help names %s", verb)
 		}

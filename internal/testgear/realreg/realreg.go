@@ -8,11 +8,13 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -48,6 +50,12 @@ type Options struct {
 	Token *TokenAuth
 	// Redis, when set, is the host:port of the cache of blob descriptors.
 	Redis string
+	// Addr, when set, is where it listens, instead of a free port of loopback.
+	Addr string
+	// Through, when set, is a command that runs the one that follows it:
+	// ip netns exec NAME. Dial is then how to get there.
+	Through []string
+	Dial    func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // TokenAuth says whose tokens a registry believes.
@@ -68,6 +76,7 @@ type Registry struct {
 	CAFile string
 
 	bin, dir string
+	through  []string
 	client   *http.Client
 
 	mu   sync.Mutex
@@ -100,7 +109,8 @@ func Start(t TB, o Options) *Registry {
 // it answers. The context bounds the start only; call Stop.
 func Run(ctx context.Context, bin, dir string, o Options) (*Registry, error) {
 	r := &Registry{bin: bin, dir: dir, Root: filepath.Join(dir, "storage"), client: &http.Client{Timeout: time.Second}}
-	tr := &http.Transport{DisableKeepAlives: true}
+	r.through = o.Through
+	tr := &http.Transport{DisableKeepAlives: true, DialContext: o.Dial}
 	r.client.Transport = tr
 	if err := os.MkdirAll(r.Root, 0o755); err != nil {
 		return nil, err
@@ -126,7 +136,10 @@ func Run(ctx context.Context, bin, dir string, o Options) (*Registry, error) {
 	// The port is free when it is chosen; somebody may still take it first.
 	var err error
 	for range 5 {
-		if r.Addr, err = process.FreePort(); err != nil {
+		if r.Addr, err = o.Addr, nil; o.Addr == "" {
+			r.Addr, err = process.FreePort()
+		}
+		if err != nil {
 			return nil, err
 		}
 		if err = os.WriteFile(r.path("config.yml"), []byte(r.config(o)), 0o600); err != nil {
@@ -194,7 +207,8 @@ func (r *Registry) start(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(r.bin, "serve", r.path("config.yml"))
+	args := append(slices.Clone(r.through), r.bin, "serve", r.path("config.yml"))
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = access, log
 	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
 	p, err := process.Start(ctx, cmd, r.answers)

@@ -48,6 +48,11 @@ var packages = map[string]string{
 	"nginx":           "nginx",
 	"redis-server":    "redis-server",
 	"skopeo":          "skopeo",
+	"ip":              "iproute2",
+	"iptables-legacy": "iptables",
+	"iptables-nft":    "iptables",
+	"nft":             "nftables",
+	"setpriv":         "util-linux",
 }
 
 // Find is Tool without a test.

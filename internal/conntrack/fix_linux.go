@@ -1,0 +1,535 @@
+package conntrack
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// record is what was done, so that it can be taken back.
+type record struct {
+	Version int           `json:"version"`
+	Drop    *dropRecord   `json:"drop,omitempty"`
+	Liberal *valueRecord  `json:"liberal,omitempty"`
+	Files   []*fileRecord `json:"files,omitempty"`
+	Unit    bool          `json:"unit,omitempty"` // enabled
+}
+
+type dropRecord struct {
+	Ports []int  `json:"ports"`
+	Netns string `json:"netns"`
+	Boot  string `json:"boot"`
+	// Table is how nft lists it; empty where the making was cut off.
+	Table string `json:"table"`
+}
+
+type valueRecord struct {
+	Path     string `json:"path"`
+	Previous int64  `json:"previous"`
+	Netns    string `json:"netns"`
+	Boot     string `json:"boot"`
+}
+
+type fileRecord struct {
+	Path   string `json:"path"`
+	SHA256 string `json:"sha256"`
+}
+
+const recordVersion = 1
+
+func (r *record) empty() bool {
+	return r.Drop == nil && r.Liberal == nil && len(r.Files) == 0 && !r.Unit
+}
+
+// fixer changes a machine; tests have one with another root.
+type fixer struct {
+	m       *machine
+	run     func(ctx context.Context, in []byte, path string, args ...string) ([]byte, error)
+	find    func(name string) (string, error)
+	systemd bool
+	host    bool // the machine's own network namespace
+}
+
+func thisFixer() *fixer {
+	m := thisMachine()
+	var r Report
+	return &fixer{m: m, run: run, find: lookPath, systemd: m.exists("run/systemd/system"), host: m.namespace(&r).Verdict == Sound}
+}
+
+func (m *machine) exists(path string) bool {
+	_, err := os.Stat(filepath.Join(m.root, path))
+	return err == nil
+}
+
+// PlanFix says what a remedy takes on this machine. Without anything left to
+// do the plan has no steps.
+func PlanFix(ctx context.Context, remedy Remedy, r *Report, persist bool) (*Plan, error) {
+	return thisFixer().plan(ctx, remedy, r, persist)
+}
+
+// PlanUndo says what takes back all that was done.
+func PlanUndo(ctx context.Context) (*Plan, error) { return thisFixer().undo(ctx) }
+
+func (f *fixer) plan(ctx context.Context, remedy Remedy, r *Report, persist bool) (*Plan, error) {
+	rec, err := f.load()
+	if err != nil {
+		return nil, err
+	}
+	if persist && !f.host {
+		return nil, ErrNamespace
+	}
+	p := &Plan{Steps: []Step{}, Notes: []string{}, forbidden: !f.m.root0}
+	switch remedy {
+	case Drop:
+		err = f.planDrop(ctx, p, rec, r.Ports(), persist)
+	case Liberal:
+		err = f.planLiberal(p, rec, persist)
+	default:
+		err = fmt.Errorf("%q is no remedy", remedy)
+	}
+	return p, err
+}
+
+func (f *fixer) planDrop(ctx context.Context, p *Plan, rec *record, ports []int, persist bool) error {
+	if len(ports) == 0 {
+		return ErrNoPorts
+	}
+	nft, err := f.find("nft")
+	if err != nil {
+		return fmt.Errorf("%w: install nftables, or take --fix=liberal", err)
+	}
+	live, err := f.table(ctx, nft)
+	switch {
+	case err != nil && !f.m.root0:
+		p.Notes = append(p.Notes, "whether it is in place already can be read by root only")
+	case err != nil:
+		return err
+	}
+	if rec.Drop != nil {
+		ports = union(rec.Drop.Ports, ports)
+	}
+	switch {
+	case live == "":
+	case rec.Drop == nil:
+		return ErrForeign
+	case live != rec.Drop.Table:
+		return fmt.Errorf("table inet %s: %w", tableName, ErrEdited)
+	}
+	script := dropScript(ports)
+	if live == "" || !slices.Equal(ports, rec.Drop.Ports) {
+		p.Steps = append(p.Steps, Step{
+			What:    fmt.Sprintf("drop INVALID packets for port %s of this host, in a table of its own", joinPorts(ports)),
+			Command: "nft -f - <<'EOF'\n" + script + "EOF",
+			do: func(ctx context.Context) error {
+				rec.Drop = &dropRecord{Ports: ports, Netns: f.netns(), Boot: f.boot()}
+				if err := f.save(rec); err != nil {
+					return err
+				}
+				if _, err := f.run(ctx, []byte(script), nft, "-f", "-"); err != nil {
+					rec.Drop = nil
+					return errors.Join(err, f.save(rec))
+				}
+				live, err := f.table(ctx, nft)
+				if err != nil {
+					return err
+				}
+				rec.Drop.Table = live
+				return f.save(rec)
+			},
+		})
+	}
+	if persist {
+		if !f.systemd {
+			return fmt.Errorf("%w: it is not run by systemd; have the script above run at boot", ErrNoPersist)
+		}
+		f.file(p, rec, dropFile, script)
+		f.file(p, rec, unitFile, unit(nft))
+		f.enable(p, rec)
+	}
+	return nil
+}
+
+func joinPorts(ports []int) string {
+	return strings.Trim(strings.ReplaceAll(fmt.Sprint(ports), " ", ", "), "[]")
+}
+
+// table lists our table, empty where there is none.
+func (f *fixer) table(ctx context.Context, nft string) (string, error) {
+	all, err := f.run(ctx, nil, nft, "list", "tables")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(all)) {
+		if strings.TrimSpace(line) == "table inet "+tableName {
+			b, err := f.run(ctx, nil, nft, "-s", "list", "table", "inet", tableName)
+			return string(b), err
+		}
+	}
+	return "", nil
+}
+
+// file plans to write one, unless it is there.
+func (f *fixer) file(p *Plan, rec *record, path, content string) {
+	at := filepath.Join(f.m.root, path)
+	old, err := os.ReadFile(at)
+	known := slices.IndexFunc(rec.Files, func(r *fileRecord) bool { return r.Path == path })
+	switch {
+	case err == nil && string(old) == content && known >= 0:
+		return
+	case err == nil && (known < 0 || rec.Files[known].SHA256 != hash(old)):
+		p.Refused = append(p.Refused, fmt.Sprintf("/%s is there, and is not as rpush doctor wrote it: it is left alone", path))
+		return
+	}
+	p.Steps = append(p.Steps, Step{
+		What:    "write /" + path,
+		Command: fmt.Sprintf("cat > /%s <<'EOF'\n%sEOF", path, content),
+		do: func(context.Context) error {
+			if known < 0 {
+				rec.Files = append(rec.Files, &fileRecord{Path: path})
+				known = len(rec.Files) - 1
+			}
+			rec.Files[known].SHA256 = hash([]byte(content))
+			if err := f.save(rec); err != nil {
+				return err
+			}
+			return replace(at, []byte(content), 0o644)
+		},
+	})
+}
+
+func (f *fixer) enable(p *Plan, rec *record) {
+	if rec.Unit && len(p.Steps) == 0 {
+		return
+	}
+	p.Steps = append(p.Steps, Step{
+		What: "have systemd do it at every start", Command: "systemctl daemon-reload && systemctl enable " + unitName,
+		do: func(ctx context.Context) error {
+			rec.Unit = true
+			if err := f.save(rec); err != nil {
+				return err
+			}
+			if _, err := f.run(ctx, nil, "systemctl", "daemon-reload"); err != nil {
+				return err
+			}
+			_, err := f.run(ctx, nil, "systemctl", "enable", unitName)
+			return err
+		},
+	})
+}
+
+func (f *fixer) planLiberal(p *Plan, rec *record, persist bool) error {
+	now, path, err := f.m.sysctl("tcp_be_liberal")
+	if err != nil {
+		return errors.New(readable(err))
+	}
+	switch {
+	case now == 1 && rec.Liberal == nil:
+		p.Notes = append(p.Notes, "it is 1 already, and not by rpush doctor: --undo will leave it so")
+	case now != 1:
+		p.Steps = append(p.Steps, Step{
+			What: fmt.Sprintf("set %s, now %d, to 1", path[strings.LastIndexByte(path, '/')+1:], now), Command: setCommand(path, 1),
+			do: func(context.Context) error {
+				rec.Liberal = &valueRecord{Path: path, Previous: now, Netns: f.netns(), Boot: f.boot()}
+				if err := f.save(rec); err != nil {
+					return err
+				}
+				if err := f.write(path, 1); err != nil {
+					rec.Liberal = nil
+					return errors.Join(err, f.save(rec))
+				}
+				return nil
+			},
+		})
+	}
+	if persist {
+		if !f.m.exists("etc/sysctl.d") {
+			return fmt.Errorf("%w: there is no /etc/sysctl.d", ErrNoPersist)
+		}
+		p.Notes = append(p.Notes, f.overruled()...)
+		f.file(p, rec, sysctlFile, sysctlConf)
+		f.file(p, rec, modulesFile, modulesConf)
+	}
+	return nil
+}
+
+// overruled finds settings that are read after ours at boot.
+func (f *fixer) overruled() []string {
+	var files []string
+	for _, pattern := range []string{"etc/sysctl.d/*.conf", "run/sysctl.d/*.conf", "usr/lib/sysctl.d/*.conf", "etc/sysctl.conf", "etc/ufw/sysctl.conf"} {
+		found, _ := filepath.Glob(filepath.Join(f.m.root, pattern))
+		files = append(files, found...)
+	}
+	var notes []string
+	for _, file := range files {
+		name, _ := filepath.Rel(f.m.root, file)
+		if name == sysctlFile || strings.Contains(name, "sysctl.d/") && filepath.Base(name) < filepath.Base(sysctlFile) {
+			continue
+		}
+		b, err := readFile(f.m.root, name)
+		if err != nil {
+			continue
+		}
+		for line := range bytes.Lines(b) {
+			text := strings.TrimSpace(string(line))
+			if !strings.HasPrefix(text, "#") && strings.Contains(text, "tcp_be_liberal") && !strings.HasSuffix(strings.TrimSpace(text), "1") {
+				notes = append(notes, fmt.Sprintf("/%s says %q, and is read after ours: change it there", name, text))
+			}
+		}
+	}
+	return notes
+}
+
+func setCommand(path string, v int64) string {
+	return fmt.Sprintf("sysctl -w %s=%d", strings.ReplaceAll(strings.TrimPrefix(path, "proc/sys/"), "/", "."), v)
+}
+
+func (f *fixer) write(path string, v int64) error {
+	return os.WriteFile(filepath.Join(f.m.root, path), fmt.Appendf(nil, "%d\n", v), 0)
+}
+
+func (f *fixer) undo(ctx context.Context) (*Plan, error) {
+	rec, err := f.load()
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{Steps: []Step{}, Notes: []string{}, forbidden: !f.m.root0, save: func() error { return f.save(rec) }}
+	if rec.empty() {
+		p.Notes = append(p.Notes, "nothing was done by rpush doctor on this machine, or all of it was taken back")
+		return p, nil
+	}
+	if rec.Unit {
+		p.Steps = append(p.Steps, Step{
+			What: "have systemd forget it", Command: "systemctl disable " + unitName,
+			do: func(ctx context.Context) error {
+				if f.m.exists(unitFile) {
+					if _, err := f.run(ctx, nil, "systemctl", "disable", unitName); err != nil {
+						return err
+					}
+				}
+				rec.Unit = false
+				return f.save(rec)
+			},
+		})
+	}
+	for _, file := range slices.Clone(rec.Files) {
+		f.undoFile(p, rec, file)
+	}
+	if rec.Unit {
+		p.Steps = append(p.Steps, Step{What: "have systemd look again", Command: "systemctl daemon-reload", do: func(ctx context.Context) error {
+			_, err := f.run(ctx, nil, "systemctl", "daemon-reload")
+			return err
+		}})
+	}
+	if rec.Drop != nil {
+		if err := f.undoDrop(ctx, p, rec); err != nil {
+			return nil, err
+		}
+	}
+	if rec.Liberal != nil {
+		f.undoLiberal(p, rec)
+	}
+	return p, nil
+}
+
+func (f *fixer) undoFile(p *Plan, rec *record, file *fileRecord) {
+	at := filepath.Join(f.m.root, file.Path)
+	b, err := os.ReadFile(at)
+	forget := func() error {
+		rec.Files = slices.DeleteFunc(rec.Files, func(r *fileRecord) bool { return r == file })
+		return f.save(rec)
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		p.Steps = append(p.Steps, Step{What: "forget /" + file.Path + ", which is gone", do: func(context.Context) error { return forget() }})
+	case err != nil || hash(b) != file.SHA256:
+		p.Refused = append(p.Refused, fmt.Sprintf("/%s: %v: it is left alone", file.Path, ErrEdited))
+	default:
+		p.Steps = append(p.Steps, Step{What: "delete /" + file.Path, Command: "rm /" + file.Path, do: func(context.Context) error {
+			if err := os.Remove(at); err != nil {
+				return err
+			}
+			_ = os.Remove(filepath.Dir(at)) // ours, if it is empty
+			return forget()
+		}})
+	}
+}
+
+func (f *fixer) undoDrop(ctx context.Context, p *Plan, rec *record) error {
+	if rec.Drop.Netns != f.netns() && rec.Drop.Boot == f.boot() {
+		p.Refused = append(p.Refused, fmt.Sprintf("table inet %s: %v (%s)", tableName, ErrOtherPlace, rec.Drop.Netns))
+		return nil
+	}
+	nft, err := f.find("nft")
+	if err != nil {
+		return err
+	}
+	live, err := f.table(ctx, nft)
+	if err != nil {
+		return err
+	}
+	forget := func() error {
+		rec.Drop = nil
+		return f.save(rec)
+	}
+	switch live {
+	case "":
+		p.Steps = append(p.Steps, Step{What: "forget the table, which is gone", do: func(context.Context) error { return forget() }})
+	case rec.Drop.Table:
+		command := []string{"delete", "table", "inet", tableName}
+		p.Steps = append(p.Steps, Step{
+			What: "delete the table inet " + tableName, Command: "nft " + strings.Join(command, " "),
+			do: func(ctx context.Context) error {
+				if _, err := f.run(ctx, nil, nft, command...); err != nil {
+					return err
+				}
+				return forget()
+			},
+		})
+	default:
+		p.Refused = append(p.Refused, fmt.Sprintf("table inet %s: %v: it is left alone; nft delete table inet %[1]s would remove it", tableName, ErrEdited))
+	}
+	return nil
+}
+
+func (f *fixer) undoLiberal(p *Plan, rec *record) {
+	v := rec.Liberal
+	name := v.Path[strings.LastIndexByte(v.Path, '/')+1:]
+	forget := func(context.Context) error {
+		rec.Liberal = nil
+		return f.save(rec)
+	}
+	rebooted := v.Boot != f.boot()
+	if v.Netns != f.netns() && !rebooted {
+		p.Refused = append(p.Refused, fmt.Sprintf("%s: %v (%s)", name, ErrOtherPlace, v.Netns))
+		return
+	}
+	kept := slices.ContainsFunc(rec.Files, func(r *fileRecord) bool { return r.Path == sysctlFile })
+	now, err := readNumber(f.m.root, v.Path)
+	switch {
+	case err != nil:
+		p.Refused = append(p.Refused, name+": "+readable(err))
+	case now == v.Previous:
+		p.Steps = append(p.Steps, Step{What: fmt.Sprintf("forget %s, which is %d again", name, now), do: forget})
+	case rebooted && !kept:
+		p.Steps = append(p.Steps, Step{What: "forget " + name + ", which somebody else has set since the machine was started", do: forget})
+	case now != 1:
+		p.Refused = append(p.Refused, fmt.Sprintf("%s is %d: %v", name, now, ErrEdited))
+	default:
+		p.Steps = append(p.Steps, Step{
+			What: fmt.Sprintf("set %s back to %d", name, v.Previous), Command: setCommand(v.Path, v.Previous),
+			do: func(ctx context.Context) error {
+				if err := f.write(v.Path, v.Previous); err != nil {
+					return err
+				}
+				return forget(ctx)
+			},
+		})
+	}
+}
+
+func (f *fixer) netns() string {
+	ns, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		return "unknown"
+	}
+	return ns
+}
+
+func (f *fixer) boot() string {
+	b, err := readFile(f.m.root, "proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(b))
+}
+
+func (f *fixer) load() (*record, error) {
+	b, err := readFile(f.m.root, recordFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &record{Version: recordVersion}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s", ErrRecord, readable(err))
+	}
+	return parseRecord(b)
+}
+
+// parseRecord refuses paths that a record of ours never has: what it names is
+// written and deleted by root.
+func parseRecord(b []byte) (*record, error) {
+	var r record
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, fmt.Errorf("%w: /%s: %w", ErrRecord, recordFile, err)
+	}
+	if r.Version != recordVersion {
+		return nil, fmt.Errorf("%w: /%s is of version %d", ErrRecord, recordFile, r.Version)
+	}
+	for _, f := range r.Files {
+		if f == nil || !slices.Contains([]string{dropFile, unitFile, sysctlFile, modulesFile}, f.Path) {
+			return nil, fmt.Errorf("%w: /%s names a file that is not ours", ErrRecord, recordFile)
+		}
+	}
+	if r.Liberal != nil && r.Liberal.Path != sysctls+"nf_conntrack_tcp_be_liberal" && r.Liberal.Path != oldSysctls+"tcp_be_liberal" {
+		return nil, fmt.Errorf("%w: /%s names a setting that is not ours", ErrRecord, recordFile)
+	}
+	return &r, nil
+}
+
+// save writes the record, or deletes it when nothing is left in it.
+func (f *fixer) save(r *record) error {
+	at := filepath.Join(f.m.root, recordFile)
+	if r.empty() {
+		err := os.Remove(at)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		_ = os.Remove(filepath.Dir(at)) // ours, if it is empty
+		return err
+	}
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(at), 0o700); err != nil {
+		return err
+	}
+	return replace(at, append(b, '\n'), 0o600)
+}
+
+// replace writes a file whole or not at all.
+func replace(path string, b []byte, mode fs.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // as the rest of /etc
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".rpush-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name()) //nolint:errcheck // gone after the rename
+	_, err = tmp.Write(b)
+	if err = errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}
+
+func hash(b []byte) string {
+	s := sha256.Sum256(b)
+	return hex.EncodeToString(s[:])
+}
+
+// Forbidden reports that privileges are missing.
+func Forbidden(err error) bool {
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EPERM)
+}

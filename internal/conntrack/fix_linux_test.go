@@ -1,0 +1,300 @@
+package conntrack
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// bench is a fixer of a made-up machine: its files are real, its programs are
+// not. The lab has the real nft.
+type bench struct {
+	fixer
+	table string   // as nft lists it
+	calls []string // of programs
+	fail  string   // the call that fails
+}
+
+func newBench(t *testing.T, files map[string]string) *bench {
+	t.Helper()
+	all := map[string]string{
+		"proc/sys/kernel/random/boot_id":                     "boot-1\n",
+		"proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal": "0\n",
+		"etc/sysctl.d/10-other.conf":                         "net.ipv4.ip_forward = 1\n",
+	}
+	for name, text := range files {
+		all[name] = text
+	}
+	root := t.TempDir()
+	for name, text := range all {
+		write(t, filepath.Join(root, name), []byte(text))
+	}
+	b := &bench{fixer: fixer{m: &machine{root: root, root0: true}, systemd: true, host: true}}
+	b.find = func(name string) (string, error) { return "/usr/sbin/" + name, nil }
+	b.run = func(_ context.Context, in []byte, path string, args ...string) ([]byte, error) {
+		call := filepath.Base(path) + " " + strings.Join(args, " ")
+		b.calls = append(b.calls, call)
+		switch {
+		case b.fail != "" && strings.HasPrefix(call, b.fail):
+			return nil, errors.New("it failed")
+		case call == "nft list tables" && b.table != "":
+			return []byte("table ip nat\ntable inet rpush\n"), nil
+		case strings.HasPrefix(call, "nft -s list table"):
+			return []byte(b.table), nil
+		case call == "nft -f -":
+			b.table = string(in)
+		case strings.HasPrefix(call, "nft delete"):
+			b.table = ""
+		}
+		return nil, nil
+	}
+	return b
+}
+
+// tree is every file below a root, with what is in it.
+func (b *bench) tree(t *testing.T) string {
+	t.Helper()
+	var all []string
+	err := filepath.WalkDir(b.m.root, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			text, _ := os.ReadFile(path)
+			name, _ := filepath.Rel(b.m.root, path)
+			all = append(all, name+": "+string(text))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(all, "\n")
+}
+
+func (b *bench) fix(t *testing.T, remedy Remedy, persist bool, ports ...int) *Plan {
+	t.Helper()
+	r := &Report{}
+	for _, p := range ports {
+		r.Mappings = append(r.Mappings, Mapping{Port: p})
+	}
+	p, err := b.plan(t.Context(), remedy, r, persist)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func apply(t *testing.T, p *Plan) {
+	t.Helper()
+	if err := p.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *bench) takeBack(t *testing.T) *Plan {
+	t.Helper()
+	p, err := b.undo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	apply(t, p)
+	return p
+}
+
+func TestFixAndUndo(t *testing.T) {
+	for _, remedy := range []Remedy{Drop, Liberal} {
+		for _, persist := range []bool{false, true} {
+			b := newBench(t, nil)
+			before := b.tree(t)
+			p := b.fix(t, remedy, persist, 5000)
+			if got := b.tree(t); got != before || len(p.Steps) == 0 {
+				t.Errorf("%s: planning changed something:\n%s", remedy, got)
+			}
+			apply(t, p)
+			after := b.tree(t)
+			if again := b.fix(t, remedy, persist, 5000); len(again.Steps) != 0 {
+				t.Errorf("%s, %t: a second time there are steps: %+v", remedy, persist, again.Steps)
+			}
+			if persist != strings.Contains(after, "--persist") {
+				t.Errorf("%s, %t: got\n%s", remedy, persist, after)
+			}
+			if enabled := slices.Contains(b.calls, "systemctl enable rpush-conntrack.service"); enabled != (persist && remedy == Drop) {
+				t.Errorf("%s, %t: systemctl: %v", remedy, persist, b.calls)
+			}
+			if p := b.takeBack(t); len(p.Refused) != 0 {
+				t.Errorf("%s: refused %q", remedy, p.Refused)
+			}
+			if got := b.tree(t); got != before || b.table != "" {
+				t.Errorf("%s, %t: after undo\n%s\n%s\nwant\n%s", remedy, persist, got, b.table, before)
+			}
+			if p := b.takeBack(t); len(p.Steps) != 0 {
+				t.Errorf("a second undo has steps: %+v", p.Steps)
+			}
+		}
+	}
+}
+
+// Persisting what is in place, another port, and both remedies at once.
+func TestFixGrows(t *testing.T) {
+	b := newBench(t, nil)
+	before := b.tree(t)
+	apply(t, b.fix(t, Drop, false, 5000))
+	apply(t, b.fix(t, Drop, false, 5001))
+	if !strings.Contains(b.table, "tcp dport { 5000, 5001 } ct state invalid") {
+		t.Errorf("got %s", b.table)
+	}
+	if p := b.fix(t, Drop, true, 5001); len(p.Steps) != 3 {
+		t.Errorf("to persist: got %+v", p.Steps)
+	} else {
+		apply(t, p)
+	}
+	apply(t, b.fix(t, Liberal, true))
+	b.takeBack(t)
+	if got := b.tree(t); got != before {
+		t.Errorf("got\n%s\nwant\n%s", got, before)
+	}
+}
+
+func TestUndoRefuses(t *testing.T) {
+	at := func(b *bench, path string) string { return filepath.Join(b.m.root, path) }
+	for _, c := range []struct {
+		name   string
+		remedy Remedy
+		edit   func(*bench)
+		left   string // what must still be there
+	}{
+		{"a file that was edited", Liberal, func(b *bench) { write(t, at(b, sysctlFile), []byte("mine")) }, "mine"},
+		{"a setting that was changed", Liberal, func(b *bench) {
+			write(t, at(b, "proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"), []byte("2"))
+		}, "be_liberal: 2"},
+		{"a table that was edited", Drop, func(b *bench) { b.table += "# more" }, ""},
+	} {
+		b := newBench(t, nil)
+		apply(t, b.fix(t, c.remedy, true, 5000))
+		c.edit(b)
+		p := b.takeBack(t)
+		if len(p.Refused) != 1 || !strings.Contains(b.tree(t), c.left) || c.remedy == Drop && b.table == "" {
+			t.Errorf("%s: got %q\n%s", c.name, p.Refused, b.tree(t))
+		}
+		// It is remembered until it can be taken back.
+		if !b.m.exists(recordFile) {
+			t.Errorf("%s: the record is gone", c.name)
+		}
+	}
+}
+
+// What was set back, deleted or lost in a reboot by somebody else is forgotten.
+func TestUndoOfWhatIsGone(t *testing.T) {
+	b := newBench(t, nil)
+	before := b.tree(t)
+	apply(t, b.fix(t, Drop, true, 5000))
+	b.table = ""
+	for _, f := range []string{dropFile, unitFile} {
+		if err := os.Remove(filepath.Join(b.m.root, f)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.takeBack(t)
+	if got := b.tree(t); got != before {
+		t.Errorf("got\n%s", got)
+	}
+
+	b = newBench(t, nil)
+	apply(t, b.fix(t, Liberal, false))
+	write(t, filepath.Join(b.m.root, "proc/sys/kernel/random/boot_id"), []byte("boot-2"))
+	b.takeBack(t) // 1 is somebody else's now
+	if v, _ := readNumber(b.m.root, "proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"); v != 1 {
+		t.Errorf("a setting of after the reboot was changed to %d", v)
+	}
+}
+
+func TestFixFails(t *testing.T) {
+	b := newBench(t, nil)
+	b.fail = "nft -f"
+	before := b.tree(t)
+	if err := b.fix(t, Drop, true, 5000).Apply(t.Context()); err == nil {
+		t.Error("a failure was not reported")
+	}
+	if got := b.tree(t); got != before {
+		t.Errorf("something is left:\n%s", got)
+	}
+	// Half done is taken back.
+	b.fail = "systemctl enable"
+	if err := b.fix(t, Drop, true, 5000).Apply(t.Context()); err == nil {
+		t.Error("a failure was not reported")
+	}
+	b.fail = ""
+	b.takeBack(t)
+	if got := b.tree(t); got != before || b.table != "" {
+		t.Errorf("something is left:\n%s\n%s", got, b.table)
+	}
+}
+
+func TestFixRefuses(t *testing.T) {
+	one := &Report{Mappings: []Mapping{{Port: 5000}}}
+	for _, c := range []struct {
+		name    string
+		change  func(*bench)
+		remedy  Remedy
+		report  *Report
+		persist bool
+		want    error
+	}{
+		{"no port", nil, Drop, &Report{}, false, ErrNoPorts},
+		{"a table that is not ours", func(b *bench) { b.table = "theirs" }, Drop, one, false, ErrForeign},
+		{"no systemd", func(b *bench) { b.systemd = false }, Drop, one, true, ErrNoPersist},
+		{"a namespace", func(b *bench) { b.host = false }, Liberal, one, true, ErrNamespace},
+		{"a torn record", func(b *bench) { write(t, filepath.Join(b.m.root, recordFile), []byte("{")) }, Liberal, one, false, ErrRecord},
+		{"a record of the future", func(b *bench) { write(t, filepath.Join(b.m.root, recordFile), []byte(`{"version":2}`)) }, Liberal, one, false, ErrRecord},
+		{"a record that names others' files", func(b *bench) {
+			write(t, filepath.Join(b.m.root, recordFile), []byte(`{"version":1,"files":[{"path":"etc/passwd"}]}`))
+		}, Liberal, one, false, ErrRecord},
+		{"a record that names others' settings", func(b *bench) {
+			write(t, filepath.Join(b.m.root, recordFile), []byte(`{"version":1,"liberal":{"path":"proc/sysrq-trigger"}}`))
+		}, Liberal, one, false, ErrRecord},
+	} {
+		b := newBench(t, nil)
+		if c.change != nil {
+			c.change(b)
+		}
+		if _, err := b.plan(t.Context(), c.remedy, c.report, c.persist); !errors.Is(err, c.want) {
+			t.Errorf("%s: got %v, want %v", c.name, err, c.want)
+		}
+	}
+	// A file that somebody else wrote stays.
+	b := newBench(t, map[string]string{sysctlFile: "theirs"})
+	if p := b.fix(t, Liberal, true); len(p.Refused) != 1 {
+		t.Errorf("got %+v", p)
+	}
+	b = newBench(t, map[string]string{"etc/ufw/sysctl.conf": "net/netfilter/nf_conntrack_tcp_be_liberal=0\n"})
+	if p := b.fix(t, Liberal, true); !strings.Contains(strings.Join(p.Notes, "\n"), "/etc/ufw/sysctl.conf") {
+		t.Errorf("a setting that overrules is not said: %q", p.Notes)
+	}
+}
+
+func TestApplyNeedsRoot(t *testing.T) {
+	b := newBench(t, nil)
+	b.m.root0 = false
+	before := b.tree(t)
+	if err := b.fix(t, Liberal, false).Apply(t.Context()); !Forbidden(err) || b.tree(t) != before {
+		t.Errorf("got %v", err)
+	}
+}
+
+func FuzzRecord(f *testing.F) {
+	f.Add([]byte(`{"version":1,"drop":{"ports":[5000]},"files":[{"path":"etc/rpush/conntrack-drop.nft"}]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := parseRecord(b)
+		if err != nil {
+			return
+		}
+		for _, file := range r.Files {
+			if !slices.Contains([]string{dropFile, unitFile, sysctlFile, modulesFile}, file.Path) {
+				t.Errorf("it may write %q", file.Path)
+			}
+		}
+	})
+}

@@ -1,0 +1,170 @@
+package conntrack
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/xt"
+	"golang.org/x/sys/unix"
+)
+
+// The rules of iptables-nft are nft rules with parts of xtables in them.
+
+// match is a condition of iptables.
+func (in *nftReading) match(e *expr.Match, p packet) cond {
+	switch info := e.Info.(type) {
+	case *xt.ConntrackMtinfo1:
+		return xtState(info.MatchFlags, info.InvertFlags, uint16(info.StateMask), p)
+	case *xt.ConntrackMtinfo2:
+		return xtState(info.MatchFlags, info.InvertFlags, info.StateMask, p)
+	case *xt.ConntrackMtinfo3:
+		return xtState(info.MatchFlags, info.InvertFlags, info.StateMask, p)
+	case *xt.Tcp:
+		in.ports = append(in.ports, rangePorts(info.DstPorts)...)
+		return xtTCP(info, p)
+	case *xt.AddrType:
+		return xtAddrType(info.Dest, info.Source, info.InvertDest, false, p)
+	case *xt.AddrTypeV1:
+		const invertDest, limited = 0x2, 0x4 | 0x8
+		return xtAddrType(info.Dest, info.Source, info.Flags&invertDest != 0, info.Flags&limited != 0, p)
+	case *xt.Comment:
+		return cond{is: yes}
+	case *xt.Unknown:
+		if e.Name == "multiport" {
+			c, ports := xtMultiport(*info, p)
+			in.ports = append(in.ports, ports...)
+			return c
+		}
+	}
+	return cond{maybe, "-m " + e.Name, false}
+}
+
+func xtState(flags, invert, mask uint16, p packet) cond {
+	const state, bits = 1, 0x1 | 0x2 | 0x4 | 0x8
+	if flags&state == 0 {
+		if p.invalid { // without an entry nothing else can match
+			return cond{no, "-m conntrack", false}
+		}
+		return cond{maybe, "-m conntrack", false}
+	}
+	is := known(uint32(mask)&stateBits(p) != 0)
+	if invert&state != 0 {
+		is = is.not()
+	}
+	if flags&^state != 0 && !p.invalid {
+		is = min(is, maybe)
+	}
+	not := map[bool]string{true: "!= "}[invert&state != 0]
+	return cond{is, "ct state " + not + stateWords(uint32(mask)&bits), true}
+}
+
+func rangePorts(r [2]uint16) []uint16 {
+	if r[0] == 0 && r[1] == math.MaxUint16 {
+		return nil
+	}
+	return []uint16{r[0]}
+}
+
+func xtTCP(t *xt.Tcp, p packet) cond {
+	is, text := yes, []string{}
+	if t.DstPorts != [2]uint16{0, math.MaxUint16} {
+		in := known(t.DstPorts[0] <= p.port && p.port <= t.DstPorts[1])
+		word := "tcp dport "
+		if t.InvFlags&xt.TcpInvDestPorts != 0 {
+			in, word = in.not(), "tcp dport != "
+		}
+		is = min(is, in)
+		text = append(text, word+portRange(t.DstPorts[0], t.DstPorts[1]))
+	}
+	if t.SrcPorts != [2]uint16{0, math.MaxUint16} {
+		is = min(is, maybe)
+		text = append(text, "tcp sport "+portRange(t.SrcPorts[0], t.SrcPorts[1]))
+	}
+	if t.FlagsMask != 0 || t.Option != 0 {
+		is = min(is, maybe)
+		text = append(text, "tcp flags ...")
+	}
+	return cond{is, strings.Join(text, " "), false}
+}
+
+func portRange(a, b uint16) string {
+	if a == b {
+		return strconv.Itoa(int(a))
+	}
+	return fmt.Sprintf("%d-%d", a, b)
+}
+
+func xtAddrType(dest, source uint16, invert, limited bool, p packet) cond {
+	const local = 1 << unix.RTN_LOCAL
+	is := maybe
+	if source == 0 && !limited && dest == local {
+		if is = p.local; invert {
+			is = is.not()
+		}
+	}
+	return cond{is, map[bool]string{true: "daddr type local", false: "-m addrtype"}[dest == local], false}
+}
+
+// xtMultiport reads struct xt_multiport_v1.
+func xtMultiport(b []byte, p packet) (cond, []uint16) {
+	const ports, destination, either = 15, 1, 2
+	c := cond{maybe, "-m multiport", false}
+	if len(b) < 2+2*ports+ports+1 || int(b[1]) > ports || b[0] != destination && b[0] != either {
+		return c, nil
+	}
+	var named []uint16
+	var texts []string
+	is := no
+	for i := 0; i < int(b[1]); i++ {
+		from := binary.NativeEndian.Uint16(b[2+2*i:])
+		to := from
+		if b[2+2*ports+i] != 0 && i+1 < int(b[1]) {
+			i++
+			to = binary.NativeEndian.Uint16(b[2+2*i:])
+		}
+		named = append(named, from)
+		texts = append(texts, portRange(from, to))
+		if from <= p.port && p.port <= to {
+			is = yes
+		}
+	}
+	if b[0] == either && is == no {
+		is = maybe // it may be the source port
+	}
+	word := "tcp dport "
+	if b[2+2*ports+ports] != 0 {
+		is, word = is.not(), "tcp dport != "
+	}
+	return cond{is, word + "{ " + strings.Join(texts, ", ") + " }", false}, named
+}
+
+// target is what a rule of iptables does.
+func target(e *expr.Target, s *step) {
+	s.action, s.to = xtTarget(e.Name), ""
+	if s.action == translate {
+		switch info := e.Info.(type) {
+		case *xt.NatRange:
+			s.to = natRange(info)
+		case *xt.NatRange2:
+			s.to = natRange(&info.NatRange)
+		case *xt.NatIPv4MultiRangeCompat:
+			if len(*info) > 0 {
+				r := (*info)[0]
+				s.to = natRange(&xt.NatRange{MinIP: r.MinIP, MinPort: r.MinPort})
+			}
+		}
+	}
+}
+
+func natRange(r *xt.NatRange) string {
+	a, ok := netip.AddrFromSlice(r.MinIP)
+	if !ok || a.IsUnspecified() {
+		return "this host" + portSuffix(binary.BigEndian.AppendUint16(nil, r.MinPort))
+	}
+	return withPort(a.Unmap(), r.MinPort)
+}

@@ -1,0 +1,3 @@
+// Package stray sends TCP segments that do not fit the connection they claim to
+// belong to, as bad lines and middleboxes do. Linux only.
+package stray

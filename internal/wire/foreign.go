@@ -25,6 +25,13 @@ func Track(rt http.RoundTripper) *Tracker {
 // RoundTrip implements http.RoundTripper.
 func (t *Tracker) RoundTrip(req *http.Request) (*http.Response, error) { return t.rt.RoundTrip(req) }
 
+// CloseIdleConnections closes what no request is using, where it can be told so.
+func (t *Tracker) CloseIdleConnections() {
+	if c, ok := t.rt.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
+
 // Tracking is implemented by a RoundTripper that leads to a Tracker.
 type Tracking interface{ Tracker() *Tracker }
 

@@ -332,14 +332,36 @@ func (r *spoolReader) Read(p []byte) (int, error) {
 		r.at += int64(n)
 		return n, err
 	}
-	n, err = s.src.Read(p)
+	for {
+		gap := s.before(r.at)
+		if gap > 0 {
+			_, err = s.more(make([]byte, min(gap, 32<<10)))
+		} else {
+			n, err = s.more(p)
+		}
+		if gap <= 0 || err != nil {
+			r.at += int64(n)
+			return n, err
+		}
+	}
+}
+
+// before is how much of the body has still to be read before offset at.
+func (s *spool) before(at int64) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return at - s.taken
+}
+
+// more reads on in src.
+func (s *spool) more(p []byte) (int, error) {
+	n, err := s.src.Read(p)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.keep(p[:n])
 	if err != nil {
 		s.end = err
 	}
-	r.at += int64(n)
 	return n, err
 }
 

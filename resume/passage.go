@@ -108,7 +108,13 @@ func (g *passage) carry(ctx context.Context) (*http.Response, error) {
 	if g.doubt {
 		u.doubt = time.Now()
 	}
-	err := u.deliver(ctx)
+	var err error
+	if g.tried {
+		err = g.measure(ctx, u)
+	}
+	if err == nil {
+		err = u.deliver(ctx)
+	}
 	if err != nil {
 		err = u.failure(err)
 	}

@@ -59,8 +59,8 @@ const DefaultSpoolLimit = 10 << 30
 // out; a session that is lost after its first request; a client that does not
 // send its request again after a 401 (oras-go with a file half sent).
 //
-// Of the Options, PlainHTTP and UserAgent mean nothing here: requests have
-// their own; Transport must be nil. An error there fails every request.
+// Of the Options, PlainHTTP, UserAgent, Store and Reference mean nothing here:
+// requests have their own, and sessions are the client's; Transport must be nil. An error there fails every request.
 // Options.OnEvent and Options.Logger tell of uploads only. A PATCH has no
 // digest yet, nor have its events: they are told apart by Event.Upload.
 //
@@ -100,6 +100,7 @@ func NewTransport(base http.RoundTripper, o Options) http.RoundTripper {
 		return t
 	}
 	t.o = c.o
+	t.o.Store = nil // keyed by digests, which a PATCH does not know
 	if t.o.Dialects == nil {
 		t.o.Dialects = MemoryDialects()
 	}

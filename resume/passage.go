@@ -228,6 +228,12 @@ func (u *upload) pass(ctx context.Context) error {
 	if err == nil {
 		refusal = protocol.Unexpected(a, time.Now())
 		again := protocol.Classify(refusal).Class == protocol.Break
+		if _, can := g.body.(*remade); again && can && a.Status == http.StatusInternalServerError {
+			// The registry's own word, to a client that can send its body again
+			// and may have rules of its own for that: go-containerregistry has.
+			again = false
+			g.broke(refusal)
+		}
 		if !again && !(a.Status == http.StatusRequestEntityTooLarge && g.length > 0 && u.c.pace.tooLarge(g.length)) {
 			var sent int64
 			if b := current.Load(); b != nil {

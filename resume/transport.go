@@ -54,6 +54,11 @@ const DefaultSpoolLimit = 10 << 30
 // when it sends the request again the upload continues where it stood, even if
 // the body was used up (go-containerregistry does that).
 //
+// An answer of 408, 429 or 5xx is waited out and settled as a break is, except
+// 500 to a request with GetBody, whose client can try again by its own rules. A
+// client that counts what is read of the bodies it makes anew counts twice what
+// is read twice.
+//
 // What cannot be recovered ends with the answer or the error that broke it, in
 // an *Error: a body that is larger than the spool where less is held than went
 // out; a session that is lost after its first request; a client that does not

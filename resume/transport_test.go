@@ -458,6 +458,17 @@ func TestTransportHandsOnRefusals(t *testing.T) {
 			}
 		})
 	}
+	// So is a 500, where the client can send its body again; where it cannot, the
+	// transport does.
+	for _, s := range styles {
+		f := on(scripted.Patch, 1, scripted.Action{Before: 500})
+		onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+			err := p.upload(p.t.Context(), s, content(1000))
+			if failed := err != nil; failed != (s.name == "PATCH, GetBody") {
+				t.Errorf("%s: got %v", s.name, err)
+			}
+		})
+	}
 	// One that ends a broken upload is as well.
 	f := all(brokenBody(500), on(scripted.Patch, 2, scripted.Action{Before: 403, Body: body}))
 	onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {

@@ -117,8 +117,6 @@ func Same(t *testing.T, img ocilayout.Image, reference string) {
 }
 
 func shown(err error) string {
-	if s := err.Error(); len(s) > 300 {
-		return strings.ToValidUTF8(s[:300], "") + "..."
-	}
-	return err.Error()
+	s := err.Error()
+	return "..." + strings.ToValidUTF8(s[max(len(s)-120, 0):], "")
 }

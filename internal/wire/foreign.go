@@ -101,7 +101,7 @@ func (w *watch) follow(nc net.Conn) {
 		return
 	}
 	w.conn = w.tracker.conn(nc)
-	w.user, w.foreign, w.shared, w.idle = nil, true, false, false
+	w.user, w.foreign, w.shared, w.idle, w.harsh = nil, true, false, false, false
 	if w.body != nil {
 		w.counted = w.body.Sent()
 		if w.beat == nil && w.onSent != nil {
@@ -145,11 +145,45 @@ func (w *watch) share() {
 	w.shared = true
 }
 
+// abrupt has whoever closes the connection, while a body is under way on it,
+// send a reset: net/http closes politely as soon as a request is cancelled, and
+// the kernel would go on delivering what has been given up.
+func (w *watch) abrupt() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.foreign && !w.shared && !w.stopped && w.body != nil {
+		w.harsh = w.linger(0)
+	}
+}
+
+// polite takes that back, once the body is out and answered.
+func (w *watch) polite() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.appease()
+}
+
+func (w *watch) appease() {
+	if w.harsh {
+		w.linger(-1)
+		w.harsh = false
+	}
+}
+
+func (w *watch) linger(sec int) bool {
+	if w.conn == nil {
+		return false
+	}
+	l, ok := w.conn.Conn.(interface{ SetLinger(sec int) error })
+	return ok && l.SetLinger(sec) == nil
+}
+
 // release: the connection is another request's from now on.
 func (w *watch) release() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.idle = true
+	w.appease()
 }
 
 // killConn ends the connection, unless that would hurt others: somebody else's

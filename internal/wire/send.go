@@ -119,6 +119,8 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 	resp.Body.Close()
 	if w.unsent(req.ContentLength) {
 		w.kill()
+	} else {
+		w.polite()
 	}
 	resp.Body = io.NopCloser(&reread{bytes.NewReader(body), err})
 	return &Answer{Status: resp.StatusCode, Header: resp.Header, Body: body, Request: resp.Request, Response: resp, Conn: w.info()}, nil
@@ -217,6 +219,7 @@ type watch struct {
 	foreign bool // conn was dialled by somebody else
 	shared  bool // and carries other requests
 	idle    bool // and has been given back
+	harsh   bool // and is set to end with a reset
 }
 
 func (w *watch) start() {
@@ -343,6 +346,7 @@ func (w *watch) trace() *httptrace.ClientTrace {
 				w.share()
 			}
 		},
+		WroteHeaders: w.abrupt,
 		PutIdleConn: func(err error) {
 			if err == nil {
 				w.release()

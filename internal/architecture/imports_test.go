@@ -55,6 +55,7 @@ var light = map[string][]string{
 		"github.com/cenkalti/backoff/v4",
 		"github.com/docker/cli", // go-containerregistry reads docker's config with it
 		"github.com/docker/docker-credential-helpers",
+		"github.com/gofrs/flock", // the locks of a FileStore
 		"github.com/google/go-containerregistry",
 		"github.com/opencontainers/go-digest",
 		"github.com/sirupsen/logrus",

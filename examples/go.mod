@@ -9,6 +9,7 @@ require (
 	github.com/opencontainers/go-digest v1.0.0
 	github.com/opencontainers/image-spec v1.1.1
 	github.com/rpush-go/rpush v0.0.0
+	go.etcd.io/bbolt v1.5.0
 	oras.land/oras-go/v2 v2.7.0
 )
 

@@ -14,6 +14,7 @@ import (
 )
 
 func TestPushThroughResets(t *testing.T) {
+	t.Setenv("XDG_STATE_HOME", t.TempDir())
 	reg := realreg.Start(t, realreg.Options{})
 	img, err := ocilayout.Write(filepath.Join(t.TempDir(), "image"), 1, 20<<20, 3<<20)
 	if err != nil {

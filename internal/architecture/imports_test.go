@@ -45,7 +45,7 @@ var arrows = map[string][]string{
 	"internal/matrix":       {},
 	"internal/simulator":    {},
 	"internal/demo":         {"internal/testgear/ocilayout", "internal/testgear/proxy", "internal/testgear/realreg"},
-	"internal/bench":        {"internal/testgear/ocilayout", "internal/testgear/proxy", "internal/testgear/realreg"},
+	"internal/bench":        {"internal/testgear/ocilayout", "internal/testgear/proxy", "internal/testgear/realreg", "resume"},
 }
 
 // light are the modules that a program which imports resume or pusher gets, and

@@ -18,7 +18,7 @@ import (
 )
 
 // DefaultSpoolLimit is the default of Options.SpoolLimit, in bytes.
-const DefaultSpoolLimit = 10 << 30
+const DefaultSpoolLimit int64 = 10 << 30
 
 // NewTransport makes the blob uploads of any registry client that lets its
 // http.RoundTripper be chosen resumable. base carries all requests; nil is

@@ -115,7 +115,7 @@ func skip(ctx context.Context, r io.ReadCloser, offset int64) error {
 			return err
 		}
 	}
-	defer context.AfterFunc(ctx, func() { r.Close() })()
+	defer context.AfterFunc(ctx, func() { r.Close() })() //nolint:errcheck // being given up
 	_, err := io.CopyN(io.Discard, r, offset)
 	switch {
 	case ctx.Err() != nil:
@@ -214,7 +214,7 @@ func (s *spool) length(ctx context.Context) (int64, error) {
 	at := s.taken
 	s.mu.Unlock()
 	r := &spoolReader{s: s, at: at, done: make(chan struct{})}
-	defer context.AfterFunc(ctx, func() { r.Close() })()
+	defer context.AfterFunc(ctx, func() { r.Close() })() //nolint:errcheck // never fails
 	n, err := io.Copy(io.Discard, r)
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
@@ -284,7 +284,7 @@ func (s *spool) write(p []byte) bool {
 }
 
 // read gives what is kept from offset; ok is false where src has to be read.
-func (s *spool) read(p []byte, at int64) (n int, err error, ok bool) { //nolint:revive // ok belongs last
+func (s *spool) read(p []byte, at int64) (n int, err error, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {

@@ -127,6 +127,8 @@ type Client struct {
 	saidUnkept atomic.Bool
 	// heard, unless nil, is told every answer.
 	heard func(*wire.Answer)
+	// slowSource: bodies are another client's, who may take their time.
+	slowSource bool
 
 	events sync.Mutex
 }
@@ -362,7 +364,7 @@ func (c *Client) quick() wire.Limits {
 }
 
 func (c *Client) slow() wire.Limits {
-	return wire.Limits{Stall: c.o.StallTimeout, Answer: c.o.AnswerTimeout}
+	return wire.Limits{Stall: c.o.StallTimeout, Answer: c.o.AnswerTimeout, SlowSource: c.slowSource}
 }
 
 func (c *Client) url(path string) *url.URL {

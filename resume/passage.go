@@ -234,7 +234,8 @@ func (u *upload) pass(ctx context.Context) error {
 			again = false
 			g.broke(refusal)
 		}
-		if !again && !(a.Status == http.StatusRequestEntityTooLarge && g.length > 0 && u.c.pace.tooLarge(g.length)) {
+		again = again || a.Status == http.StatusRequestEntityTooLarge && g.length > 0 && u.c.pace.tooLarge(g.length)
+		if !again {
 			var sent int64
 			if b := current.Load(); b != nil {
 				sent = (*b).Sent()

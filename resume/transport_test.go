@@ -370,6 +370,56 @@ func (r *reauthorizing) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 }
 
+// The auth layer may lie below as well: it sends a request again by itself,
+// without its body.
+func TestTransportOverAuthorization(t *testing.T) {
+	for _, s := range styles {
+		k := scripted.Put
+		if s.patch {
+			k = scripted.Patch
+		}
+		for name, f := range map[string]func(scripted.Request) scripted.Action{
+			"at once":    on(k, 1, scripted.Action{Before: 401}),
+			"continuing": all(on(k, 1, scripted.Action{BreakBody: true, BodyLimit: 100_000}), on(scripted.Patch, map[bool]int{true: 2, false: 1}[s.patch], scripted.Action{Before: 401})),
+		} {
+			onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+				p.rt = resume.NewTransport(&reauthorizing{inner: p.base, rewind: func(*http.Request) {}}, resume.Options{SpoolDir: p.dir, Logger: debugLogger(&p.log)})
+				p.asked.Add(1)
+				if err := p.upload(context.Background(), s, content(300_000)); err != nil {
+					t.Fatalf("%s, %s: %v\n%s", s.name, name, err, p.log.String())
+				}
+				p.has(content(300_000))
+			})
+		}
+	}
+}
+
+// A client that takes its time to make a body has no stalled connection.
+func TestTransportSlowSource(t *testing.T) {
+	data := content(1000)
+	for _, n := range []int64{1000, -1} {
+		s := style{"slow", true, func(p *passing, req *http.Request, _ []byte) {
+			r, w := io.Pipe()
+			go func() {
+				for i := range data {
+					if i%250 == 0 {
+						time.Sleep(10 * time.Minute)
+					}
+					w.Write(data[i : i+1])
+				}
+				w.Close()
+			}()
+			req.Body, req.ContentLength = r, n
+		}}
+		onTransport(t, scripted.Options{}, &resume.Options{}, func(p *passing) {
+			p.delivers(s, data)
+			if got := p.count(scripted.Patch, scripted.Status); got != 1 {
+				t.Errorf("%d PATCHes and status requests, want 1", got)
+			}
+		})
+	}
+}
+
 // The commit in doubt survives a 401 too.
 func TestTransportAuthorizationOfADoubt(t *testing.T) {
 	f := all(on(scripted.Put, 1, scripted.Action{AfterReset: true}), on(scripted.HeadBlob, 1, scripted.Action{Before: 401}))

@@ -45,7 +45,7 @@ func run(ctx context.Context, database, dir, reference string, o pusher.Options,
 	if err != nil {
 		return err
 	}
-	defer store.Close()
+	defer store.Close() //nolint:errcheck // every transaction has been synced
 	ref, err := name.ParseReference(reference)
 	if err != nil {
 		return err

@@ -36,7 +36,7 @@ func open(path string) (*store, error) {
 		return err
 	})
 	if err != nil {
-		db.Close()
+		db.Close() //nolint:errcheck // the first error counts
 		return nil, err
 	}
 	return &store{db: db, held: map[resume.Key]bool{}}, nil

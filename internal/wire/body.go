@@ -42,6 +42,8 @@ type Body interface {
 	// Sent is how many bytes were taken from the source for the connection. While
 	// sendfile is at work it may lack what one call moves.
 	Sent() int64
+	// waiting reports whether it waits for its source.
+	waiting() bool
 	// take reports whether the body has not been used before, and marks it used.
 	take() bool
 	// Err is *ShortError if the source, not the connection, is at fault.
@@ -145,6 +147,8 @@ func (b *fileBody) SyscallConn() (syscall.RawConn, error) {
 	return b.f.SyscallConn()
 }
 
+func (b *fileBody) waiting() bool { return false }
+
 func (b *fileBody) isClosed() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -195,6 +199,7 @@ type streamBody struct {
 	endless bool // the length is not known
 	sent    atomic.Int64
 	closed  atomic.Bool
+	asking  atomic.Bool // in r.Read
 
 	reading sync.Mutex // Read; left
 	left    int64
@@ -212,7 +217,9 @@ func (b *streamBody) Read(p []byte) (int, error) {
 	if b.left == 0 {
 		return 0, io.EOF
 	}
+	b.asking.Store(true)
 	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
+	b.asking.Store(false)
 	b.left -= int64(n)
 	b.sent.Add(int64(n))
 	if errors.Is(err, io.EOF) && b.left > 0 && !b.endless {
@@ -235,6 +242,8 @@ func (b *streamBody) Close() error {
 	}
 	return b.r.Close()
 }
+
+func (b *streamBody) waiting() bool { return b.asking.Load() }
 
 func (b *streamBody) Sent() int64 { return b.sent.Load() }
 

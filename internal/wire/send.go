@@ -41,6 +41,8 @@ type Limits struct {
 	Stall time.Duration
 	// Answer is from the last byte sent to the first of the answer.
 	Answer time.Duration
+	// SlowSource says that waiting for the source of a body is no stall.
+	SlowSource bool
 }
 
 // Answer is a complete answer: its body has been read.
@@ -254,7 +256,7 @@ func (w *watch) closeBody() {
 	b := w.body
 	w.mu.Unlock()
 	if b != nil {
-		b.Close() //nolint:errcheck // read, or given up
+		b.Close()
 	}
 }
 
@@ -300,7 +302,7 @@ func (w *watch) look() {
 		return
 	}
 	now := time.Now()
-	if n := w.progress(); n != w.seen {
+	if n := w.progress(); n != w.seen || w.lim.SlowSource && w.phase == sending && w.body != nil && w.body.waiting() {
 		w.seen, w.since = n, now
 	}
 	limit := w.limit()

@@ -115,7 +115,7 @@ func skip(ctx context.Context, r io.ReadCloser, offset int64) error {
 			return err
 		}
 	}
-	defer context.AfterFunc(ctx, func() { r.Close() })() //nolint:errcheck // being given up
+	defer context.AfterFunc(ctx, func() { r.Close() })()
 	_, err := io.CopyN(io.Discard, r, offset)
 	switch {
 	case ctx.Err() != nil:

@@ -47,8 +47,10 @@ func (t *transporter) newPassed(req *http.Request) passed {
 // is closed first: containerd's is a pipe whose writer looks for the next only
 // then.
 type remade struct {
-	req  *http.Request
-	n    int64
+	req *http.Request
+	n   int64
+
+	mu   sync.Mutex // net/http may make one more while it is being given up
 	last io.Closer
 }
 
@@ -58,21 +60,32 @@ func (r *remade) kept() int64 { return 0 }
 
 func (r *remade) length(context.Context) (int64, error) { return r.n, nil }
 
-func (r *remade) close() { r.last.Close() }
+func (r *remade) close() { r.now(nil) }
+
+// now closes the body before b.
+func (r *remade) now(b io.Closer) {
+	r.mu.Lock()
+	last := r.last
+	r.last = b
+	r.mu.Unlock()
+	if last != nil {
+		last.Close()
+	}
+}
 
 // again makes the body for one more attempt of net/http's own.
 func (r *remade) again() (wire.Body, error) {
-	r.last.Close()
+	r.now(nil)
 	b, err := r.req.GetBody()
 	if err != nil {
 		return nil, err
 	}
-	r.last = b
+	r.now(b)
 	return wire.NewBody(b, r.n), nil
 }
 
 func (r *remade) open(ctx context.Context, offset int64) (io.ReadCloser, error) {
-	r.last.Close()
+	r.now(nil)
 	type made struct {
 		b   io.ReadCloser
 		err error
@@ -96,9 +109,9 @@ func (r *remade) open(ctx context.Context, offset int64) (io.ReadCloser, error) 
 	if m.err != nil {
 		return nil, m.err
 	}
-	r.last = m.b
+	r.now(m.b)
 	if err := skip(ctx, m.b, offset); err != nil {
-		m.b.Close()
+		r.now(nil)
 		return nil, err
 	}
 	return m.b, nil

@@ -116,7 +116,8 @@ func Same(t *testing.T, img ocilayout.Image, reference string) {
 	}
 }
 
+// shown is the cause: what comes before may quote an upload location.
 func shown(err error) string {
 	s := err.Error()
-	return "..." + strings.ToValidUTF8(s[max(len(s)-120, 0):], "")
+	return s[strings.LastIndex(s, `": `)+1:]
 }

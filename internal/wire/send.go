@@ -115,8 +115,10 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 	w.enter(reading)
 	// A body cut short does not unsay the status and the headers.
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if n, _ := io.ReadFull(resp.Body, make([]byte, 1)); n > 0 {
-		err = errLongAnswer
+	if len(body) == maxAnswer {
+		if n, _ := io.ReadFull(resp.Body, make([]byte, 1)); n > 0 {
+			err = errLongAnswer
+		}
 	}
 	resp.Body.Close()
 	if w.unsent(req.ContentLength) {
@@ -332,7 +334,7 @@ func (w *watch) enter(p phase) {
 func interval(limit time.Duration) time.Duration { return limit/4 + 1 }
 
 func (w *watch) trace() *httptrace.ClientTrace {
-	return &httptrace.ClientTrace{
+	t := &httptrace.ClientTrace{
 		GotConn: func(i httptrace.GotConnInfo) {
 			w.attach(i.Conn)
 			w.enter(sending)
@@ -343,18 +345,21 @@ func (w *watch) trace() *httptrace.ClientTrace {
 				w.enter(waiting)
 			}
 		},
-		WroteHeaderField: func(key string, _ []string) {
+	}
+	if w.tracker != nil {
+		t.WroteHeaderField = func(key string, _ []string) {
 			if strings.HasPrefix(key, ":") {
 				w.share()
 			}
-		},
-		WroteHeaders: w.abrupt,
-		PutIdleConn: func(err error) {
+		}
+		t.WroteHeaders = w.abrupt
+		t.PutIdleConn = func(err error) {
 			if err == nil {
 				w.release()
 			}
-		},
+		}
 	}
+	return t
 }
 
 // attach takes note of the connection in use: the last one, where an

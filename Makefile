@@ -35,6 +35,7 @@ test: tools debian lint cross
 	go test -count=1 -timeout 20m ./internal/e2e
 	go test -count=1 -timeout 20m -parallel 6 ./internal/matrix
 	cd examples && go vet ./... && go test ./...
+	scripts/ggcr-remote-tests
 
 # rpush beside crane: figures, no assertions.
 bench: $(BIN)/registry $(BIN)/crane $(RPUSH)

@@ -14,5 +14,16 @@
 // the token server it names; never over plain HTTP unless Options.Scheme
 // allows it.
 //
-// Nothing is logged and nothing printed unless a Logger is given.
+// Nothing is logged and nothing printed unless a Logger is given. Progress
+// comes as resume.Event values through Options.OnEvent. Errors are those of
+// package resume, whose kinds say what to do next: after
+// resume.ErrInterrupted the same call, in this process or another, sends what
+// is missing.
+//
+// Sizes are in bytes. A Pusher is safe for concurrent use.
+//
+// Programs that push with go-containerregistry, oras-go or containerd and want
+// to go on doing so need resume.NewTransport instead.
+//
+// The promise of compatibility is that of package resume.
 package pusher

@@ -36,7 +36,8 @@ const (
 	FirstAnswerFor = 30 * time.Second
 )
 
-// Options of a Client. The zero value works, without credentials.
+// Options of a Client or, as NewTransport says, of a transport. The zero value
+// works, without credentials.
 type Options struct {
 	// PlainHTTP speaks http instead of https.
 	PlainHTTP bool
@@ -84,6 +85,18 @@ type Options struct {
 	// Reference is written into records for people to read.
 	Reference string
 
+	// SpoolDir is where a transport of NewTransport keeps what it has read of
+	// bodies that cannot be had again, in files that are gone with the request.
+	// Empty is a directory for temporary files on disk: /var/tmp where there is
+	// one and TMPDIR is not set.
+	SpoolDir string
+
+	// SpoolLimit is how many bytes all spools of a transport may hold together;
+	// half of the disk's free space bounds them too. A body that does not fit
+	// passes through, and can be continued only where nothing of it was lost. 0
+	// is DefaultSpoolLimit; negative is no spool.
+	SpoolLimit int64
+
 	// Logger gets one line for every break and everything else worth knowing,
 	// and every request at debug level; never a location or a credential. nil
 	// is silent.
@@ -112,6 +125,10 @@ type Client struct {
 	pace       *pacer
 	saidMended atomic.Bool
 	saidUnkept atomic.Bool
+	// heard, unless nil, is told every answer.
+	heard func(*wire.Answer)
+	// slowSource: bodies are another client's, who may take their time.
+	slowSource bool
 
 	events sync.Mutex
 }
@@ -347,7 +364,7 @@ func (c *Client) quick() wire.Limits {
 }
 
 func (c *Client) slow() wire.Limits {
-	return wire.Limits{Stall: c.o.StallTimeout, Answer: c.o.AnswerTimeout}
+	return wire.Limits{Stall: c.o.StallTimeout, Answer: c.o.AnswerTimeout, SlowSource: c.slowSource}
 }
 
 func (c *Client) url(path string) *url.URL {
@@ -398,6 +415,9 @@ func (c *Client) send(ctx context.Context, r *http.Request, lim wire.Limits, onS
 	}
 	log.WithField("status", a.Status).Debug("answered")
 	c.answered.Store(true)
+	if c.heard != nil {
+		c.heard(a)
+	}
 	return a, nil
 }
 

@@ -43,13 +43,18 @@ const (
 )
 
 // Event is one step in the life of a blob, or of a request that concerns no
-// blob (Digest is then empty). Fields that mean nothing for the Kind are zero.
+// blob. Fields that mean nothing for the Kind are zero.
 type Event struct {
 	Time time.Time
 	Kind EventKind
 	// Repository is the full name, registry included.
 	Repository string
-	Digest     digest.Digest
+	// Digest is empty for an event that concerns no blob, and for a PATCH on a
+	// transport of NewTransport, which does not know it yet.
+	Digest digest.Digest
+	// Upload numbers the requests that a transport of NewTransport carries, from
+	// 1; 0 for a Client's uploads, which their digest tells apart.
+	Upload int64
 	// Size of the blob and Offset in it, in bytes.
 	Size, Offset int64
 	// Wait is the pause before the next try.

@@ -111,6 +111,8 @@ type upload struct {
 	res  Result
 	loop *retry.Loop
 	op   string
+	// tries that failed.
+	tries int
 
 	sess     *session
 	lease    Lease // nil where nothing is kept
@@ -124,6 +126,10 @@ type upload struct {
 	hopeless int       // sessions that refused their first PATCH
 	headway  bool
 	told     atomic.Int64 // when Sent was last emitted, in Unix nanoseconds
+
+	// guest is the request of another client that this upload carries out on a
+	// transport; nil for a Client's own.
+	guest *passage
 }
 
 // Upload delivers one blob. It returns once the registry has it under its
@@ -132,26 +138,34 @@ func (c *Client) Upload(ctx context.Context, blob Blob) (Result, error) {
 	began := time.Now()
 	u := &upload{c: c, blob: blob, op: "check"}
 	err := blob.check()
-	tries := 0
 	if err == nil {
-		s := subject{digest: blob.Digest, size: blob.Size, broken: u.broke}
-		err = c.retry(ctx, s, func(ctx context.Context, l *retry.Loop) error {
-			u.loop = l
-			err := u.run(ctx)
-			tries = l.Tries()
-			return err
-		})
+		err = u.deliver(ctx)
 	}
 	u.release(err)
 	u.res.Duration = time.Since(began)
 	if err != nil {
-		var held int64
-		if u.sess != nil {
-			held = u.sess.most
-		}
-		return u.res, c.failure(u.op, blob.Digest, held, blob.Size, tries+1, err)
+		return u.res, u.failure(err)
 	}
 	return u.res, nil
+}
+
+// deliver runs the upload in the one loop.
+func (u *upload) deliver(ctx context.Context) error {
+	s := subject{digest: u.blob.Digest, size: max(u.blob.Size, 0), broken: u.broke}
+	return u.c.retry(ctx, s, func(ctx context.Context, l *retry.Loop) error {
+		u.loop = l
+		err := u.run(ctx)
+		u.tries = l.Tries()
+		return err
+	})
+}
+
+func (u *upload) failure(err error) error {
+	var held int64
+	if u.sess != nil {
+		held = u.sess.most
+	}
+	return u.c.failure(u.op, u.blob.Digest, held, max(u.blob.Size, 0), u.tries+1, err)
 }
 
 // broke counts a break and says which offset is safe.
@@ -177,6 +191,8 @@ func (u *upload) run(ctx context.Context) error {
 		switch {
 		case !u.reserved:
 			err = u.reserve(ctx)
+		case u.guest.waits(u.c.pace):
+			u.op, err = "send", u.pass(ctx)
 		case !u.doubt.IsZero():
 			u.op, err = "commit", u.resolve(ctx)
 		case u.sess == nil:
@@ -185,6 +201,8 @@ func (u *upload) run(ctx context.Context) error {
 			u.op, err = "status", u.settle(ctx)
 		case u.sess.offset < u.blob.Size:
 			u.op, err = "send", u.send(ctx)
+		case u.guest.appends():
+			u.done = true // the commit is another request
 		default:
 			u.op, err = "commit", u.commit(ctx)
 		}
@@ -197,7 +215,7 @@ func (u *upload) run(ctx context.Context) error {
 
 // open gets a session, unless the blob is there already.
 func (u *upload) open(ctx context.Context) error {
-	if !u.blob.Missing {
+	if !u.blob.Missing && u.blob.Digest != "" {
 		exists, err := u.c.exists(ctx, u.blob.Digest, u.blob.Size)
 		if err != nil {
 			return err
@@ -268,25 +286,7 @@ func (u *upload) send(ctx context.Context) error {
 	a, err := u.c.send(ctx, req, u.c.slow(), func(n int64) {
 		u.sentTo(min(start+gone.Add(n), end))
 	})
-	sent := body.Sent()
-	u.res.Sent += sent
-	s.start, s.cut = start, nil
-	if err == nil {
-		// An early answer may overtake bytes that are still going out.
-		s.sent = max(s.sent, end)
-	} else {
-		s.sent = max(s.sent, start+sent)
-		s.failed = true
-		u.unsettle(true)
-		if errors.Is(err, wire.ErrSpent) {
-			return err
-		}
-		if bad := body.Err(); bad != nil && ctx.Err() == nil {
-			return bad
-		}
-		if conn, _, ok := exchange(err); ok {
-			s.cut = &cut{whole: sent == n, handed: sent, survived: conn.Sent}
-		}
+	if err := u.sent(ctx, body, start, n, err); err != nil {
 		return err
 	}
 	switch {
@@ -309,6 +309,36 @@ func (u *upload) send(ctx context.Context) error {
 	s.failed = true
 	u.unsettle(true)
 	return protocol.Unexpected(a, time.Now())
+}
+
+// sent takes note of a body of n bytes from start that went out, and of how it
+// broke if it did.
+func (u *upload) sent(ctx context.Context, body wire.Body, start, n int64, err error) error {
+	s, end, sent := u.sess, start+n, body.Sent()
+	u.res.Sent += sent
+	s.start, s.cut = start, nil
+	if err == nil || u.guest != nil {
+		// An early answer may overtake bytes that are still going out, and what
+		// goes out on connections of others is not known exactly.
+		s.sent = max(s.sent, end)
+	}
+	if err == nil {
+		return nil
+	}
+	s.sent = max(s.sent, start+sent)
+	s.failed = true
+	u.unsettle(true)
+	u.guest.broke(err)
+	if errors.Is(err, wire.ErrSpent) {
+		return err
+	}
+	if bad := body.Err(); bad != nil && ctx.Err() == nil {
+		return bad
+	}
+	if conn, _, ok := exchange(err); ok {
+		s.cut = &cut{whole: sent == n, handed: sent, survived: conn.Sent}
+	}
+	return err
 }
 
 // acknowledge takes the answer to a PATCH that went well, up to end.
@@ -433,6 +463,9 @@ func (u *upload) accept(said int64) error {
 		// chunks count.
 		return u.drop(errors.New("not continuing inside a chunk after a refused digest"))
 	}
+	if offset < u.guest.first() {
+		return u.drop(fmt.Errorf("it stands at %d, before what can be sent again", offset))
+	}
 	if s.cut != nil && offset < s.start+s.cut.handed {
 		if offset > s.start {
 			u.c.pace.keptPart()
@@ -534,6 +567,7 @@ func (u *upload) commit(ctx context.Context) error {
 	a, err := u.c.send(ctx, req, u.c.slow(), nil)
 	if err != nil {
 		u.doubt = time.Now()
+		u.guest.broke(err)
 		return err
 	}
 	switch {
@@ -576,6 +610,9 @@ func (u *upload) commit(ctx context.Context) error {
 // reject finds out whose fault a refused digest is. Registries say it with
 // DIGEST_INVALID, or with a code that can mean a lost session as well.
 func (u *upload) reject(ctx context.Context, refusal *protocol.StatusError) error {
+	if u.guest.first() > 0 {
+		return refusal // nobody has the bytes before
+	}
 	if err := u.blob.verify(ctx); err != nil {
 		return err
 	}
@@ -629,6 +666,9 @@ func (u *upload) patience() time.Duration {
 
 // drop gives up the session. The next round opens a new one.
 func (u *upload) drop(why error) error {
+	if err := u.guest.cannot(why); err != nil {
+		return err
+	}
 	u.sess = nil
 	u.forget()
 	u.res.Restarts++

@@ -1,5 +1,6 @@
 // Command push is a small pusher of one's own: it delivers an OCI image layout
-// with package pusher, and shows each blob's progress.
+// with package pusher, and shows each blob's progress as a bar, or in a log as
+// lines.
 //
 //	go run ./push DIR REFERENCE
 package main
@@ -58,17 +59,8 @@ func run(ctx context.Context, dir, reference string, out io.Writer) error {
 		return err
 	}
 
-	p, err := pusher.New(pusher.Options{
-		UserAgent: "rpush-example",
-		OnEvent: func(e resume.Event) {
-			switch e.Kind {
-			case resume.Broken:
-				fmt.Fprintf(out, "%.19s broken, %d of %d bytes are safe: %v\n", e.Digest, e.Offset, e.Size, e.Err)
-			case resume.Existed, resume.Resumed, resume.Committed:
-				fmt.Fprintf(out, "%.19s %s at %d of %d bytes\n", e.Digest, e.Kind, e.Offset, e.Size)
-			}
-		},
-	})
+	d := &display{out: out, tty: isTerminal(out)}
+	p, err := pusher.New(pusher.Options{UserAgent: "rpush-example", OnEvent: d.on})
 	if err != nil {
 		return err
 	}
@@ -78,4 +70,13 @@ func run(ctx context.Context, dir, reference string, out io.Writer) error {
 	}
 	fmt.Fprintf(out, "%s@%s\n", report.Reference, report.Digest)
 	return nil
+}
+
+func isTerminal(out io.Writer) bool {
+	f, ok := out.(*os.File)
+	if !ok {
+		return false
+	}
+	st, err := f.Stat()
+	return err == nil && st.Mode()&os.ModeCharDevice != 0
 }

@@ -48,7 +48,7 @@ var arrows = map[string][]string{
 	"internal/matrix":       {},
 	"internal/simulator":    {},
 	"internal/demo":         {"internal/testgear/ocilayout", "internal/testgear/proxy", "internal/testgear/realreg"},
-	"internal/bench":        {"internal/testgear/ocilayout", "internal/testgear/proxy", "internal/testgear/realreg"},
+	"internal/bench":        {"internal/testgear/ocilayout", "internal/testgear/proxy", "internal/testgear/realreg", "resume"},
 }
 
 // light are the modules that a program which imports resume or pusher gets, and
@@ -58,7 +58,7 @@ var light = map[string][]string{
 		"github.com/cenkalti/backoff/v4",
 		"github.com/docker/cli", // go-containerregistry reads docker's config with it
 		"github.com/docker/docker-credential-helpers",
-		"github.com/gofrs/flock", // between processes that push the same blob
+		"github.com/gofrs/flock", // the locks of a FileStore
 		"github.com/google/go-containerregistry",
 		"github.com/opencontainers/go-digest",
 		"github.com/sirupsen/logrus",

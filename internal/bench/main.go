@@ -1,5 +1,6 @@
-// Command bench sets rpush beside crane: on a clean link, in turns, and on a
-// slow link through resets. It prints figures and asserts none: machines differ
+// Command bench sets rpush beside crane, and go-containerregistry over the
+// transport of package resume beside itself without: on a clean link, in turns,
+// and on a slow link through resets. It prints figures and asserts none: machines differ
 // and are noisy, ratios within one run less so.
 package main
 
@@ -45,20 +46,29 @@ type bench struct {
 func main() {
 	bin := flag.String("rpush", "rpush", "the rpush to measure")
 	rounds := flag.Int("rounds", 9, "pushes by each client on the clean link")
+	transport := flag.Bool("transport", true, "measure the transport too")
+	one := flag.String("one", "", "push one image as a client of this kind, plain or resuming, instead of measuring")
 	at := flag.String("dir", "", "where images and registry go; default is memory where there is some")
 	flag.Parse()
+	if *one != "" {
+		if err := write(flag.Arg(0), flag.Arg(1), *one == "resuming"); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if *at == "" {
 		if st, err := os.Stat("/dev/shm"); err == nil && st.IsDir() {
 			*at = "/dev/shm" // a disk would be measured instead
 		}
 	}
-	if err := run(*bin, *at, *rounds); err != nil {
+	if err := run(*bin, *at, *rounds, *transport); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(bin, at string, rounds int) error {
+func run(bin, at string, rounds int, transport bool) error {
 	dir, err := os.MkdirTemp(at, "rpush-bench-")
 	if err != nil {
 		return err
@@ -79,12 +89,17 @@ func run(bin, at string, rounds int) error {
 		return err
 	}
 	defer reg.Stop()
+	if transport {
+		if err := b.transport(reg); err != nil {
+			return err
+		}
+	}
 	for i, sizes := range [][]int64{{256 * mib}, {64 * mib, 64 * mib, 64 * mib, 64 * mib}} {
 		img, err := ocilayout.Write(filepath.Join(dir, fmt.Sprint("image", i)), uint64(i), sizes...)
 		if err != nil {
 			return err
 		}
-		if err := b.clean(img, reg); err != nil {
+		if err := b.clean(img, reg, b.rpush, b.crane); err != nil {
 			return err
 		}
 		os.RemoveAll(img.Dir)
@@ -110,10 +125,10 @@ func (b *bench) push(c client, img ocilayout.Image, addr string) sample {
 
 // clean pushes in turns, each time in the other order, after a round that is
 // not counted.
-func (b *bench) clean(img ocilayout.Image, reg *realreg.Registry) error {
+func (b *bench) clean(img ocilayout.Image, reg *realreg.Registry, one, other client) error {
 	all := map[string][]sample{}
 	for i := -1; i < b.rounds; i++ {
-		order := []client{b.rpush, b.crane}
+		order := []client{one, other}
 		if i%2 == 0 {
 			slices.Reverse(order)
 		}
@@ -130,7 +145,7 @@ func (b *bench) clean(img ocilayout.Image, reg *realreg.Registry) error {
 	fmt.Printf("clean link, %d x %d MiB, median (least) of %d\n\n", len(img.Layers), img.Layers[0].Size/mib, b.rounds)
 	fmt.Printf("  %-8s %18s %20s\n", "", "wall", "CPU")
 	var wall, cpu [2]time.Duration
-	for i, c := range []client{b.rpush, b.crane} {
+	for i, c := range []client{one, other} {
 		var least [2]time.Duration
 		wall[i], least[0] = median(all[c.name], func(s sample) time.Duration { return s.wall })
 		cpu[i], least[1] = median(all[c.name], func(s sample) time.Duration { return s.cpu })

@@ -58,6 +58,9 @@ func ContentRange(offset, end int64) string {
 	return strconv.FormatInt(offset, 10) + "-" + strconv.FormatInt(end-1, 10)
 }
 
+// Range is the header that says that the first n bytes are held.
+func Range(n int64) string { return "0-" + strconv.FormatInt(max(n-1, 0), 10) }
+
 // ChunkMinLength reads OCI-Chunk-Min-Length in bytes, 0 where there is none. It
 // is bounded: a registry cannot make a chunk larger than 1 GiB.
 func ChunkMinLength(h http.Header) int64 {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -41,6 +42,8 @@ type Body interface {
 	// Sent is how many bytes were taken from the source for the connection. While
 	// sendfile is at work it may lack what one call moves.
 	Sent() int64
+	// waiting reports whether it waits for its source.
+	waiting() bool
 	// take reports whether the body has not been used before, and marks it used.
 	take() bool
 	// Err is *ShortError if the source, not the connection, is at fault.
@@ -52,17 +55,42 @@ type used struct{ flag atomic.Bool }
 
 func (u *used) take() bool { return !u.flag.Swap(true) }
 
-// NewBody makes a body of the next length bytes of r, which it closes. An
-// *os.File keeps sendfile.
+// NewBody makes a body of the next length bytes of r, which it closes; all of
+// them where length is negative. An *os.File keeps sendfile.
 func NewBody(r io.ReadCloser, length int64) Body {
-	if f, ok := r.(*os.File); ok {
-		if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
-			if start, err := f.Seek(0, io.SeekCurrent); err == nil {
-				return &fileBody{f: f, start: start, end: start + length}
-			}
+	if f, ok := r.(*os.File); ok && length >= 0 {
+		if start, ok := Position(f); ok {
+			return &fileBody{f: f, start: start, end: start + length}
 		}
 	}
-	return &streamBody{r: r, left: length, length: length}
+	return newStream(r, length)
+}
+
+// Borrow makes a body of the next length bytes of f, which stays open: Close
+// only says that the body is done with.
+func Borrow(f *os.File, length int64) Body {
+	if start, ok := Position(f); ok && length >= 0 {
+		return &fileBody{f: f, start: start, end: start + length, borrowed: true}
+	}
+	return newStream(io.NopCloser(f), length)
+}
+
+// Position is where the next Read of f begins; ok is false where f is no
+// regular file.
+func Position(f *os.File) (at int64, ok bool) {
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return 0, false
+	}
+	at, err := f.Seek(0, io.SeekCurrent)
+	return at, err == nil
+}
+
+func newStream(r io.ReadCloser, length int64) *streamBody {
+	b := &streamBody{r: r, left: length, length: length}
+	if length < 0 {
+		b.left, b.endless = math.MaxInt64, true
+	}
+	return b
 }
 
 // fileBody reads a part of a file. The file's own position is the only count
@@ -75,6 +103,7 @@ type fileBody struct {
 	used
 	f          *os.File
 	start, end int64
+	borrowed   bool
 
 	mu     sync.Mutex
 	closed bool
@@ -83,6 +112,9 @@ type fileBody struct {
 }
 
 func (b *fileBody) Read(p []byte) (int, error) {
+	if b.borrowed && b.isClosed() {
+		return 0, ErrSpent
+	}
 	pos, err := b.f.Seek(0, io.SeekCurrent)
 	if err != nil {
 		return 0, b.fail(err)
@@ -108,7 +140,20 @@ func (b *fileBody) fail(err error) error {
 }
 
 // SyscallConn is what net's sendfile looks for.
-func (b *fileBody) SyscallConn() (syscall.RawConn, error) { return b.f.SyscallConn() }
+func (b *fileBody) SyscallConn() (syscall.RawConn, error) {
+	if b.borrowed && b.isClosed() {
+		return nil, ErrSpent
+	}
+	return b.f.SyscallConn()
+}
+
+func (b *fileBody) waiting() bool { return false }
+
+func (b *fileBody) isClosed() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.closed
+}
 
 func (b *fileBody) Close() error {
 	b.mu.Lock()
@@ -122,6 +167,9 @@ func (b *fileBody) Close() error {
 	}
 	if st, err := b.f.Stat(); err == nil && b.err == nil && st.Size() < b.end && b.pos < b.end {
 		b.err = errEnded
+	}
+	if b.borrowed {
+		return nil
 	}
 	return b.f.Close()
 }
@@ -146,10 +194,12 @@ func (b *fileBody) Err() error {
 // streamBody clips any other reader and counts.
 type streamBody struct {
 	used
-	r      io.ReadCloser
-	length int64
-	sent   atomic.Int64
-	closed atomic.Bool
+	r       io.ReadCloser
+	length  int64
+	endless bool // the length is not known
+	sent    atomic.Int64
+	closed  atomic.Bool
+	asking  atomic.Bool // in r.Read
 
 	reading sync.Mutex // Read; left
 	left    int64
@@ -167,13 +217,15 @@ func (b *streamBody) Read(p []byte) (int, error) {
 	if b.left == 0 {
 		return 0, io.EOF
 	}
+	b.asking.Store(true)
 	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
+	b.asking.Store(false)
 	b.left -= int64(n)
 	b.sent.Add(int64(n))
-	if errors.Is(err, io.EOF) && b.left > 0 {
+	if errors.Is(err, io.EOF) && b.left > 0 && !b.endless {
 		err = errEnded
 	}
-	if errors.Is(err, io.EOF) && n > 0 {
+	if errors.Is(err, io.EOF) && n > 0 && !b.endless {
 		err = nil
 	}
 	if err != nil && !errors.Is(err, io.EOF) && !b.closed.Load() {
@@ -190,6 +242,8 @@ func (b *streamBody) Close() error {
 	}
 	return b.r.Close()
 }
+
+func (b *streamBody) waiting() bool { return b.asking.Load() }
 
 func (b *streamBody) Sent() int64 { return b.sent.Load() }
 

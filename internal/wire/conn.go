@@ -36,6 +36,7 @@ type Conn struct {
 	born           time.Time
 	sent, received atomic.Int64
 	killed         atomic.Bool
+	used           atomic.Int64 // when a Tracker last saw it, in Unix nanoseconds
 	user           atomic.Pointer[user]
 	ended          atomic.Pointer[error] // what the first Read that failed said
 }

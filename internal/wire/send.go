@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +41,8 @@ type Limits struct {
 	Stall time.Duration
 	// Answer is from the last byte sent to the first of the answer.
 	Answer time.Duration
+	// SlowSource says that waiting for the source of a body is no stall.
+	SlowSource bool
 }
 
 // Answer is a complete answer: its body has been read.
@@ -49,7 +53,10 @@ type Answer struct {
 	Body []byte
 	// Request is the one that was answered, after any change of scheme below.
 	Request *http.Request
-	Conn    Info
+	// Response is the answer as net/http gave it. Its Body can be read again, up
+	// to 4 MiB, and fails where reading it failed.
+	Response *http.Response
+	Conn     Info
 }
 
 // Error is an exchange that got no answer.
@@ -70,17 +77,25 @@ func (e *Error) Unwrap() error { return e.Err }
 func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limits, onSent func(int64)) (*Answer, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	w := &watch{lim: lim, cancel: cancel, onSent: onSent}
+	w := &watch{lim: lim, cancel: cancel, onSent: onSent, tracker: trackerOf(rt)}
 	w.body, _ = req.Body.(Body)
 	w.start()
 	defer w.stop()
 	// Whoever cancels wants the bytes to stop now.
 	defer context.AfterFunc(ctx, w.kill)()
 
-	resp, err := roundTripOrLeave(rt, req.WithContext(httptrace.WithClientTrace(ctx, w.trace())))
-	if w.body != nil {
-		defer w.body.Close()
+	req = req.WithContext(httptrace.WithClientTrace(ctx, w.trace()))
+	if get := req.GetBody; get != nil {
+		req.GetBody = func() (io.ReadCloser, error) {
+			r, err := get()
+			if b, ok := r.(Body); ok {
+				w.instead(b)
+			}
+			return r, err
+		}
 	}
+	resp, err := roundTripOrLeave(rt, req)
+	defer w.closeBody()
 	if errors.Is(err, ErrSpent) {
 		// The connection had its answer, and may be in other hands.
 		return nil, &Error{Err: err}
@@ -99,12 +114,36 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 	}
 	w.enter(reading)
 	// A body cut short does not unsay the status and the headers.
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	resp.Body.Close()
-	if w.body != nil && w.body.Sent() < req.ContentLength {
-		w.kill()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if len(body) == maxAnswer {
+		if n, _ := io.ReadFull(resp.Body, make([]byte, 1)); n > 0 {
+			err = errLongAnswer
+		}
 	}
-	return &Answer{Status: resp.StatusCode, Header: resp.Header, Body: body, Request: resp.Request, Conn: w.info()}, nil
+	resp.Body.Close()
+	if w.unsent(req.ContentLength) {
+		w.kill()
+	} else {
+		w.polite()
+	}
+	resp.Body = io.NopCloser(&reread{bytes.NewReader(body), err})
+	return &Answer{Status: resp.StatusCode, Header: resp.Header, Body: body, Request: resp.Request, Response: resp, Conn: w.info()}, nil
+}
+
+var errLongAnswer = errors.New("the answer is longer than 4 MiB")
+
+// reread gives what was read of an answer once more, and how that ended.
+type reread struct {
+	r   *bytes.Reader
+	err error // nil is io.EOF
+}
+
+func (r *reread) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	if err != nil && r.err != nil {
+		err = r.err
+	}
+	return n, err
 }
 
 // leaveAfter is how long a cancelled request may take to return.
@@ -161,15 +200,18 @@ const (
 
 // watch ends an exchange that has stopped moving.
 type watch struct {
-	lim    Limits
-	cancel context.CancelCauseFunc
-	body   Body
-	onSent func(int64)
+	lim     Limits
+	cancel  context.CancelCauseFunc
+	onSent  func(int64)
+	tracker *Tracker
 
 	moves atomic.Int64 // anything that moved
 	over  atomic.Bool  // onSent must not be called any more
 
 	mu      sync.Mutex
+	body    Body
+	beat    *time.Timer // counts what goes out on a connection that does not
+	counted int64       // of body, on such a connection
 	timer   *time.Timer
 	stopped bool
 	killed  bool
@@ -178,6 +220,10 @@ type watch struct {
 	seen    int64
 	conn    *Conn
 	user    *user
+	foreign bool // conn was dialled by somebody else
+	shared  bool // and carries other requests
+	idle    bool // and has been given back
+	harsh   bool // and is set to end with a reset
 }
 
 func (w *watch) start() {
@@ -193,7 +239,34 @@ func (w *watch) stop() {
 	w.stopped = true
 	w.over.Store(true)
 	w.timer.Stop()
+	if w.beat != nil {
+		w.beat.Stop()
+	}
 	w.detach()
+}
+
+// instead takes the body that net/http asked for in place of the first.
+func (w *watch) instead(b Body) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.count()
+	w.body, w.counted = b, 0
+}
+
+func (w *watch) closeBody() {
+	w.mu.Lock()
+	b := w.body
+	w.mu.Unlock()
+	if b != nil {
+		b.Close()
+	}
+}
+
+// unsent reports whether less than length bytes of the body went out.
+func (w *watch) unsent(length int64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.body != nil && w.body.Sent() < length
 }
 
 // limit is the patience of the present phase.
@@ -231,7 +304,7 @@ func (w *watch) look() {
 		return
 	}
 	now := time.Now()
-	if n := w.progress(); n != w.seen {
+	if n := w.progress(); n != w.seen || w.lim.SlowSource && w.phase == sending && w.body != nil && w.body.waiting() {
 		w.seen, w.since = n, now
 	}
 	limit := w.limit()
@@ -261,7 +334,7 @@ func (w *watch) enter(p phase) {
 func interval(limit time.Duration) time.Duration { return limit/4 + 1 }
 
 func (w *watch) trace() *httptrace.ClientTrace {
-	return &httptrace.ClientTrace{
+	t := &httptrace.ClientTrace{
 		GotConn: func(i httptrace.GotConnInfo) {
 			w.attach(i.Conn)
 			w.enter(sending)
@@ -273,19 +346,34 @@ func (w *watch) trace() *httptrace.ClientTrace {
 			}
 		},
 	}
+	if w.tracker != nil {
+		t.WroteHeaderField = func(key string, _ []string) {
+			if strings.HasPrefix(key, ":") {
+				w.share()
+			}
+		}
+		t.WroteHeaders = w.abrupt
+		t.PutIdleConn = func(err error) {
+			if err == nil {
+				w.release()
+			}
+		}
+	}
+	return t
 }
 
 // attach takes note of the connection in use: the last one, where an
 // authorising transport makes requests of its own first.
 func (w *watch) attach(nc net.Conn) {
-	if t, ok := nc.(interface{ NetConn() net.Conn }); ok {
-		nc = t.NetConn() // below TLS
-	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.detach()
-	c, ok := nc.(*Conn)
-	if !ok || w.stopped {
+	if w.stopped {
+		return
+	}
+	c, ok := below(nc).(*Conn)
+	if !ok {
+		w.follow(nc)
 		return
 	}
 	w.conn = c
@@ -293,6 +381,7 @@ func (w *watch) attach(nc net.Conn) {
 		c.Kill()
 		return
 	}
+	w.foreign = false
 	w.user = &user{body: w.body != nil, moved: func(n int64) {
 		w.moves.Add(n)
 		if w.onSent != nil && !w.over.Load() {
@@ -305,6 +394,7 @@ func (w *watch) attach(nc net.Conn) {
 // detach leaves the connection to its next user, who may have it already.
 func (w *watch) detach() {
 	if w.conn != nil {
+		w.count()
 		w.conn.user.CompareAndSwap(w.user, nil)
 	}
 }
@@ -317,7 +407,7 @@ func (w *watch) kill() {
 	}
 	w.killed = true
 	if w.conn != nil {
-		w.conn.Kill()
+		w.killConn()
 	}
 	if b, ok := w.body.(*streamBody); ok {
 		go b.Close() //nolint:errcheck // net/http waits for a Read that may never return
@@ -344,5 +434,6 @@ func (w *watch) info() Info {
 	if w.conn == nil {
 		return Info{}
 	}
+	w.count()
 	return w.conn.Info()
 }

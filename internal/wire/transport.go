@@ -79,6 +79,12 @@ func Fresh(ctx context.Context) context.Context { return context.WithValue(ctx, 
 
 type freshKey struct{}
 
+// IsFresh reports whether a context asks for a connection of its own.
+func IsFresh(ctx context.Context) bool {
+	fresh, _ := ctx.Value(freshKey{}).(bool)
+	return fresh
+}
+
 // RoundTrip implements http.RoundTripper. A request whose body has been used
 // gets ErrSpent before anything is sent.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -95,7 +101,7 @@ func roundTrip(base pair, ua string, req *http.Request) (*http.Response, error) 
 	if ua != "" {
 		req.Header.Set("User-Agent", ua)
 	}
-	if fresh, _ := req.Context().Value(freshKey{}).(bool); fresh {
+	if IsFresh(req.Context()) {
 		return base.fresh.RoundTrip(req)
 	}
 	return base.kept.RoundTrip(req)

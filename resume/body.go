@@ -1,0 +1,453 @@
+package resume
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"sync"
+
+	"github.com/rpush-go/rpush/internal/wire"
+)
+
+// passed is the body of another client's request, which can be had again.
+// Offsets count from its beginning. Not for concurrent use.
+type passed interface {
+	// first is what the client itself would have sent. It is called once.
+	first() wire.Body
+	// open reads the body again, from offset. It ends what was opened before.
+	open(ctx context.Context, offset int64) (io.ReadCloser, error)
+	// kept is the least offset that open can go back to.
+	kept() int64
+	// length reads as much as is needed to say how long the body is.
+	length(ctx context.Context) (int64, error)
+	// close gives everything back, the client's own body included.
+	close()
+}
+
+// newPassed says how the body of req can be had again.
+func (t *transporter) newPassed(req *http.Request) passed {
+	n := req.ContentLength
+	if n == 0 {
+		n = -1 // net/http takes a body of length 0 for one of unknown length
+	}
+	if req.GetBody != nil && n >= 0 {
+		return &remade{req: req, n: n, last: req.Body}
+	}
+	if f, ok := req.Body.(*os.File); ok && n >= 0 {
+		if at, ok := wire.Position(f); ok {
+			return &lent{f: f, at: at, n: n}
+		}
+	}
+	return newSpool(req.Body, n, t.quota)
+}
+
+// remade is a body that its client makes anew, once per attempt. The one before
+// is closed first: containerd's is a pipe whose writer looks for the next only
+// then.
+type remade struct {
+	req *http.Request
+	n   int64
+
+	mu   sync.Mutex // net/http may make one more while it is being given up
+	last io.Closer
+}
+
+func (r *remade) first() wire.Body { return wire.NewBody(r.req.Body, r.n) }
+
+func (r *remade) kept() int64 { return 0 }
+
+func (r *remade) length(context.Context) (int64, error) { return r.n, nil }
+
+func (r *remade) close() { r.now(nil) }
+
+// now closes the body before b.
+func (r *remade) now(b io.Closer) {
+	r.mu.Lock()
+	last := r.last
+	r.last = b
+	r.mu.Unlock()
+	if last != nil {
+		last.Close()
+	}
+}
+
+// again makes the body for one more attempt of net/http's own.
+func (r *remade) again() (wire.Body, error) {
+	r.now(nil)
+	b, err := r.req.GetBody()
+	if err != nil {
+		return nil, err
+	}
+	r.now(b)
+	return wire.NewBody(b, r.n), nil
+}
+
+func (r *remade) open(ctx context.Context, offset int64) (io.ReadCloser, error) {
+	r.now(nil)
+	type made struct {
+		b   io.ReadCloser
+		err error
+	}
+	done := make(chan made, 1)
+	go func() { // a pipe waits for its writer to look
+		b, err := r.req.GetBody()
+		done <- made{b, err}
+	}()
+	var m made
+	select {
+	case m = <-done:
+	case <-ctx.Done():
+		go func() {
+			if m := <-done; m.err == nil {
+				m.b.Close()
+			}
+		}()
+		return nil, context.Cause(ctx)
+	}
+	if m.err != nil {
+		return nil, m.err
+	}
+	r.now(m.b)
+	if err := skip(ctx, m.b, offset); err != nil {
+		r.now(nil)
+		return nil, err
+	}
+	return m.b, nil
+}
+
+// skip goes to offset, by reading where there is no other way.
+func skip(ctx context.Context, r io.ReadCloser, offset int64) error {
+	if offset == 0 {
+		return nil
+	}
+	if f, ok := r.(*os.File); ok {
+		if at, ok := wire.Position(f); ok {
+			_, err := f.Seek(at+offset, io.SeekStart)
+			return err
+		}
+	}
+	defer context.AfterFunc(ctx, func() { r.Close() })()
+	_, err := io.CopyN(io.Discard, r, offset)
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, io.EOF):
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// lent is a body that is a file, which has no other copy: oras-go's. It is
+// closed only when the upload is over.
+type lent struct {
+	f     *os.File
+	at, n int64
+}
+
+func (l *lent) first() wire.Body { return wire.Borrow(l.f, l.n) }
+
+func (l *lent) kept() int64 { return 0 }
+
+func (l *lent) length(context.Context) (int64, error) { return l.n, nil }
+
+func (l *lent) close() { l.f.Close() }
+
+// open gives each attempt a file of its own, for sendfile; where there is none
+// under that name any more, a reader that shares no position.
+func (l *lent) open(_ context.Context, offset int64) (io.ReadCloser, error) {
+	if f, err := os.Open(l.f.Name()); err == nil {
+		if same(f, l.f) {
+			if _, err := f.Seek(l.at+offset, io.SeekStart); err == nil {
+				return f, nil
+			}
+		}
+		f.Close()
+	}
+	return io.NopCloser(io.NewSectionReader(l.f, l.at+offset, l.n-offset)), nil
+}
+
+func same(a, b *os.File) bool {
+	x, err := a.Stat()
+	if err != nil {
+		return false
+	}
+	y, err := b.Stat()
+	return err == nil && os.SameFile(x, y)
+}
+
+// spool keeps what was read of a body that cannot be had again, within a quota.
+type spool struct {
+	src   io.ReadCloser
+	n     int64 // -1 where it is not known
+	quota *quota
+
+	reading chan struct{} // held by whoever reads src
+
+	mu    sync.Mutex
+	mem   []byte
+	file  *os.File
+	held  int64 // bytes in mem or file, which are the first of the body
+	taken int64 // bytes read of src
+	lost  bool  // what was read is not kept
+	shut  bool
+	end   error // how src ended
+}
+
+// inMemory is how much is kept before there is a file.
+const inMemory = 256 << 10
+
+func newSpool(src io.ReadCloser, n int64, q *quota) *spool {
+	return &spool{src: src, n: n, quota: q, lost: n > q.limit, reading: make(chan struct{}, 1)}
+}
+
+func (s *spool) first() wire.Body {
+	return wire.NewBody(&spoolReader{s: s, done: make(chan struct{})}, s.n)
+}
+
+func (s *spool) open(_ context.Context, offset int64) (io.ReadCloser, error) {
+	return &spoolReader{s: s, at: offset, done: make(chan struct{})}, nil
+}
+
+func (s *spool) kept() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lost {
+		return s.taken
+	}
+	return 0
+}
+
+func (s *spool) length(ctx context.Context) (int64, error) {
+	if s.n >= 0 {
+		return s.n, nil
+	}
+	s.mu.Lock()
+	at := s.taken
+	s.mu.Unlock()
+	r := &spoolReader{s: s, at: at, done: make(chan struct{})}
+	defer context.AfterFunc(ctx, func() { r.Close() })() //nolint:errcheck // never fails
+	n, err := io.Copy(io.Discard, r)
+	if ctx.Err() != nil {
+		return 0, context.Cause(ctx)
+	}
+	if err != nil {
+		return 0, err
+	}
+	s.n = at + n
+	return s.n, nil
+}
+
+func (s *spool) close() {
+	s.src.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shut = true
+	s.drop()
+}
+
+// drop forgets what was kept.
+func (s *spool) drop() {
+	s.lost, s.mem = true, nil
+	if s.file != nil {
+		discard(s.file)
+		s.file = nil
+	}
+	s.quota.giveBack(s.held)
+	s.held = 0
+}
+
+// keep adds what was read of src.
+func (s *spool) keep(p []byte) {
+	s.taken += int64(len(p))
+	if s.lost || len(p) == 0 {
+		return
+	}
+	if s.shut || !s.quota.take(int64(len(p))) || !s.write(p) {
+		s.drop()
+		return
+	}
+	s.held += int64(len(p))
+}
+
+func (s *spool) write(p []byte) bool {
+	if s.file == nil && len(s.mem)+len(p) <= inMemory {
+		s.mem = append(s.mem, p...)
+		return true
+	}
+	if s.file == nil {
+		f, err := s.quota.create()
+		if err != nil {
+			s.quota.giveBack(int64(len(p)))
+			return false
+		}
+		s.file = f
+		if _, err := f.Write(s.mem); err != nil {
+			s.quota.giveBack(int64(len(p)))
+			return false
+		}
+		s.mem = nil
+	}
+	if _, err := s.file.Write(p); err != nil { // a full disk
+		s.quota.giveBack(int64(len(p)))
+		return false
+	}
+	return true
+}
+
+// read gives what is kept from offset; ok is false where src has to be read.
+func (s *spool) read(p []byte, at int64) (n int, err error, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case at < s.taken && s.lost:
+		return 0, errNotKept, true
+	case at < s.held && s.file == nil:
+		return copy(p, s.mem[at:]), nil, true
+	case at < s.held:
+		n, err := s.file.ReadAt(p[:min(int64(len(p)), s.held-at)], at)
+		if n > 0 {
+			err = nil
+		}
+		return n, err, true
+	case s.end != nil:
+		return 0, s.end, true
+	}
+	return 0, nil, false
+}
+
+var errNotKept = errors.New("the body of the request was too large to be kept, and cannot be read again")
+
+// spoolReader reads a spooled body from one offset. Close ends it, and nothing
+// else.
+type spoolReader struct {
+	s    *spool
+	at   int64
+	once sync.Once
+	done chan struct{}
+}
+
+func (r *spoolReader) Read(p []byte) (int, error) {
+	s := r.s
+	n, err, ok := s.read(p, r.at)
+	if ok || len(p) == 0 {
+		r.at += int64(n)
+		return n, err
+	}
+	select { // a reader that was given up may still be in src
+	case s.reading <- struct{}{}:
+	case <-r.done:
+		return 0, wire.ErrSpent
+	}
+	defer func() { <-s.reading }()
+	if n, err, ok = s.read(p, r.at); ok { // it has brought something
+		r.at += int64(n)
+		return n, err
+	}
+	for {
+		gap := s.before(r.at)
+		if gap > 0 {
+			_, err = s.more(make([]byte, min(gap, 32<<10)))
+		} else {
+			n, err = s.more(p)
+		}
+		if gap <= 0 || err != nil {
+			r.at += int64(n)
+			return n, err
+		}
+	}
+}
+
+// before is how much of the body has still to be read before offset at.
+func (s *spool) before(at int64) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return at - s.taken
+}
+
+// more reads on in src.
+func (s *spool) more(p []byte) (int, error) {
+	n, err := s.src.Read(p)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keep(p[:n])
+	if err != nil {
+		s.end = err
+	}
+	return n, err
+}
+
+func (r *spoolReader) Close() error {
+	r.once.Do(func() { close(r.done) })
+	return nil
+}
+
+// quota is what the spools of a transport may hold together.
+type quota struct {
+	dir   string
+	limit int64
+
+	mu   sync.Mutex
+	used int64
+	free int64 // half of what the disk had when the first file was made
+}
+
+func (q *quota) take(n int64) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	limit := q.limit
+	if q.free > 0 {
+		limit = min(limit, q.free)
+	}
+	if q.used+n > limit {
+		return false
+	}
+	q.used += n
+	return true
+}
+
+func (q *quota) giveBack(n int64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.used -= n; q.used == 0 {
+		q.free = 0
+	}
+}
+
+func (q *quota) create() (*os.File, error) {
+	dir := q.dir
+	if dir == "" {
+		dir = diskDir()
+	}
+	f, err := os.CreateTemp(dir, "rpush-spool-*") // 0600
+	if err != nil {
+		return nil, err
+	}
+	// Where the system allows it the file has no name any more, and goes with
+	// the process.
+	os.Remove(f.Name()) //nolint:errcheck // or discard does
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.free == 0 {
+		if free, ok := freeSpace(f); ok {
+			q.free = max(free/2, 1)
+		}
+	}
+	return f, nil
+}
+
+func discard(f *os.File) {
+	f.Close()
+	os.Remove(f.Name()) //nolint:errcheck // gone already where it could be
+}
+
+// diskDir is where large temporary files go: /tmp is memory on many systems.
+func diskDir() string {
+	if os.Getenv("TMPDIR") == "" {
+		if st, err := os.Stat("/var/tmp"); err == nil && st.IsDir() {
+			return "/var/tmp"
+		}
+	}
+	return os.TempDir()
+}

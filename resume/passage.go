@@ -1,0 +1,485 @@
+package resume
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"reflect"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/internal/wire"
+)
+
+// passage is a request of another client to an upload location: the body of a
+// PATCH or PUT, or a commit. An upload carries it out that begins in the middle
+// and whose first attempt is the request itself, as it came. The methods that
+// the engine calls work on nil, which is an upload of a Client's own.
+type passage struct {
+	t      *transporter
+	req    *http.Request
+	seen   *seen
+	client *Client
+	number int64
+
+	body   passed // nil without one
+	start  int64  // where in the session the body begins
+	length int64  // of the body, -1 until it is known
+	digest digest.Digest
+	tried  bool // the request itself has been sent, or must not be
+	doubt  bool // an earlier one like it may have been carried out
+
+	as     *wire.Answer // to the request itself, to be handed on as it is
+	broken error        // how the last request that mattered broke
+
+	mu     sync.Mutex
+	own    bool   // requests of the transport's own were made
+	method string // of the last request
+	last   *wire.Answer
+	same   *wire.Answer // the last to a request of the client's method
+}
+
+// newPassage is nil for a request that has to pass through as any other.
+func (t *transporter) newPassage(req *http.Request, s *seen) *passage {
+	g := &passage{t: t, req: req, seen: s, start: s.offset, length: req.ContentLength}
+	if g.put() {
+		if g.digest = digest.Digest(req.URL.Query().Get("digest")); g.digest.Validate() != nil {
+			return nil
+		}
+	}
+	bodiless := req.Body == nil || req.Body == http.NoBody
+	if req.ContentLength == 0 && !bodiless {
+		g.length = -1
+	}
+	if r := req.Header.Get("Content-Range"); r != "" && (g.length < 1 || r != protocol.ContentRange(g.start, g.start+g.length)) {
+		return nil // it is about other bytes than we know of
+	}
+	g.number = t.uploads.Add(1)
+	var err error
+	if g.client, err = t.client(s, g); err != nil {
+		return nil
+	}
+	l := t.rest(s)
+	if l != nil && (l.method != req.Method || l.length != req.ContentLength) {
+		l.end()
+		l = nil
+	}
+	if l != nil {
+		g.tried, g.doubt, g.own = l.moved, l.doubt, l.moved
+	}
+	switch {
+	case bodiless:
+	case l != nil && alike(l.was, req.Body): // sent again without rewinding
+		g.body, g.tried = l.body, true
+	default:
+		if l != nil {
+			l.end()
+		}
+		g.body = t.newPassed(req)
+	}
+	return g
+}
+
+// alike reports whether two bodies are the same thing.
+func alike(a, b io.ReadCloser) bool {
+	return a != nil && b != nil && reflect.ValueOf(a).Comparable() && reflect.ValueOf(b).Comparable() && a == b
+}
+
+func (g *passage) put() bool { return g.req.Method == http.MethodPut }
+
+// carry brings the request to its end, and answers it.
+func (g *passage) carry(ctx context.Context) (*http.Response, error) {
+	u := &upload{c: g.client, guest: g, op: "send", best: g.start, reserved: true}
+	u.blob = Blob{Digest: g.digest, Size: -1, Open: g.open}
+	u.sess = &session{location: g.seen.location, offset: g.start, settled: true, acked: g.start, sent: g.start, most: g.start}
+	g.size(u)
+	if g.tried {
+		u.unsettle(true)
+		u.sess.failed, u.sess.sent = true, max(u.blob.Size, g.start)
+	}
+	if g.doubt {
+		u.doubt = time.Now()
+	}
+	var err error
+	if g.tried {
+		err = g.measure(ctx, u)
+	}
+	if err == nil {
+		err = u.deliver(ctx)
+	}
+	if err != nil {
+		err = u.failure(err)
+	}
+	return g.answer(u, err)
+}
+
+func (g *passage) size(u *upload) {
+	if g.length >= 0 {
+		u.blob.Size = g.start + g.length
+	}
+}
+
+// measure finds out how long the body is, which has to be known to continue.
+func (g *passage) measure(ctx context.Context, u *upload) error {
+	if g.length >= 0 || g.body == nil {
+		return nil
+	}
+	n, err := g.body.length(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return protocol.Kind(protocol.ErrSource, fmt.Errorf("reading the source: %w", err))
+	}
+	g.length = n
+	g.size(u)
+	u.sess.sent = max(u.sess.sent, u.blob.Size)
+	return nil
+}
+
+// waits reports whether the request itself has still to be sent. It is not
+// where the registry is known not to take or keep a body of this size.
+func (g *passage) waits(p *pacer) bool {
+	if g == nil || g.tried {
+		return false
+	}
+	if g.body != nil && g.length > 0 {
+		if n, _ := p.next(g.length); n < g.length {
+			g.tried = true
+			return false
+		}
+	}
+	return true
+}
+
+// appends reports whether all is done once the registry holds the bytes.
+func (g *passage) appends() bool { return g != nil && !g.put() }
+
+// first is the least offset in the session that can be sent again.
+func (g *passage) first() int64 {
+	switch {
+	case g == nil:
+		return 0
+	case g.body == nil:
+		return g.start
+	}
+	return g.start + g.body.kept()
+}
+
+// cannot is the end of an upload whose session is lost and cannot be replaced.
+func (g *passage) cannot(why error) error {
+	if g == nil || g.seen.opened && g.first() == 0 {
+		return nil
+	}
+	if g.broken == nil {
+		return protocol.Kind(protocol.ErrInterrupted, fmt.Errorf("the upload cannot be continued here: %w", protocol.Plain(why)))
+	}
+	// With its cause, by which clients decide whether to try again themselves.
+	return protocol.Kind(protocol.ErrInterrupted, fmt.Errorf("%w (and cannot be continued here: %w)", g.broken, protocol.Plain(why)))
+}
+
+// broke takes note of how the last request that carried something ended.
+func (g *passage) broke(err error) {
+	if g != nil {
+		g.broken = err
+	}
+}
+
+func (g *passage) open(ctx context.Context, offset int64) (io.ReadCloser, error) {
+	if g.body == nil {
+		return http.NoBody, nil
+	}
+	return g.body.open(ctx, offset-g.start)
+}
+
+// pass sends the client's own request, as it came.
+func (u *upload) pass(ctx context.Context) error {
+	g := u.guest
+	g.tried = true
+	req := g.req.WithContext(ctx)
+	var current atomic.Pointer[wire.Body]
+	if g.body != nil {
+		body := g.body.first()
+		current.Store(&body)
+		req.Body, req.GetBody = body, nil
+		if r, ok := g.body.(*remade); ok {
+			req.GetBody = func() (io.ReadCloser, error) {
+				b, err := r.again()
+				if err == nil {
+					current.Store(&b)
+				}
+				return b, err
+			}
+		}
+	}
+	var gone atomic.Int64
+	a, err := u.c.send(context.WithValue(ctx, asItIs{}, true), req, u.c.slow(), func(n int64) {
+		u.sentTo(g.start + gone.Add(n))
+	})
+	var refusal *protocol.StatusError
+	if err == nil {
+		refusal = protocol.Unexpected(a, time.Now())
+		again := protocol.Classify(refusal).Class == protocol.Break
+		if _, can := g.body.(*remade); again && can && a.Status == http.StatusInternalServerError {
+			// The registry's own word, to a client that can send its body again
+			// and may have rules of its own for that: go-containerregistry has.
+			again = false
+			g.broke(refusal)
+		}
+		again = again || a.Status == http.StatusRequestEntityTooLarge && g.length > 0 && u.c.pace.tooLarge(g.length)
+		if !again {
+			var sent int64
+			if b := current.Load(); b != nil {
+				sent = (*b).Sent()
+			}
+			u.handOn(a, sent)
+			return nil
+		}
+	}
+	g.broke(err)
+	u.unsettle(true)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if b := current.Load(); b != nil {
+		if bad := (*b).Err(); bad != nil && err != nil {
+			return bad
+		}
+		if err := g.measure(ctx, u); err != nil {
+			return err
+		}
+		if err := u.sent(ctx, *b, g.start, g.length, err); err != nil {
+			if g.put() && (*b).Sent() >= g.length {
+				u.doubt = time.Now()
+			}
+			return err
+		}
+	}
+	switch {
+	case err == nil && a.Status == http.StatusRequestEntityTooLarge:
+		u.headway = true
+		return nil
+	case g.put():
+		u.doubt = time.Now()
+	}
+	u.sess.failed = true
+	if err != nil {
+		return err
+	}
+	return refusal
+}
+
+type asItIs struct{}
+
+// handOn ends an upload whose first attempt was answered.
+func (u *upload) handOn(a *wire.Answer, sent int64) {
+	g, s := u.guest, u.sess
+	g.as, u.done = a, true
+	if a.Status < 200 || a.Status > 299 {
+		return
+	}
+	u.res.Sent += sent
+	if g.length < 0 {
+		g.length = sent
+		g.size(u)
+	}
+	if g.put() {
+		u.finish(Committed)
+		return
+	}
+	s.offset = u.blob.Size
+	u.c.pace.acknowledged()
+	u.settled()
+	u.c.pace.save()
+}
+
+// Tracker implements wire.Tracking.
+func (g *passage) Tracker() *wire.Tracker { return g.t.base }
+
+// RoundTrip implements http.RoundTripper for the engine. Requests of its own
+// get the client's credentials, where they were meant to go and nowhere else.
+func (g *passage) RoundTrip(r *http.Request) (*http.Response, error) {
+	ctx := r.Context()
+	asked, _ := ctx.Value(asItIs{}).(bool)
+	g.mu.Lock()
+	g.method, g.own = r.Method, g.own || !asked
+	g.mu.Unlock()
+	if asked {
+		return g.t.base.RoundTrip(r)
+	}
+	switch {
+	case protocol.SameOrigin(g.req.URL, r.URL):
+		lend(r, g.req.Header)
+		r.Host = g.req.Host
+	case protocol.SameOrigin(g.seen.base, r.URL):
+		lend(r, g.seen.header)
+	default:
+		if ua := g.req.Header.Get("User-Agent"); ua != "" {
+			r.Header.Set("User-Agent", ua)
+		}
+		return g.t.external(g.seen.base).RoundTrip(r)
+	}
+	if wire.IsFresh(ctx) {
+		if g.t.single != nil {
+			return g.t.single().RoundTrip(r)
+		}
+		r.Close = true
+	}
+	return g.t.base.RoundTrip(r)
+}
+
+// lend copies the headers of a client's request, except what is about its body.
+func lend(r *http.Request, from http.Header) {
+	for k, v := range from {
+		if _, set := r.Header[k]; !set && !slices.Contains(aboutBodies, k) {
+			r.Header[k] = v
+		}
+	}
+}
+
+var aboutBodies = []string{
+	"Connection", "Content-Digest", "Content-Encoding", "Content-Length", "Content-Md5", "Content-Range", "Content-Type",
+	"Digest", "Expect", "Idempotency-Key", "Range", "Repr-Digest", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "X-Idempotency-Key",
+}
+
+// hear is told every answer.
+func (g *passage) hear(a *wire.Answer) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.last = a
+	if g.method == g.req.Method {
+		g.same = a
+	}
+}
+
+// answer makes what the client gets, and takes note of what that leaves.
+func (g *passage) answer(u *upload, err error) (*http.Response, error) {
+	var resp *http.Response
+	switch {
+	case err != nil:
+		resp = g.refusal(u, err)
+	case g.as != nil:
+		resp = g.as.Response
+		resp.Request = g.req
+	default:
+		resp = g.success(u)
+	}
+	s := g.seen
+	switch {
+	case resp != nil && resp.StatusCode >= 200 && resp.StatusCode < 300:
+		g.close()
+		g.moveOn(u, resp)
+	case resp != nil && resp.StatusCode == http.StatusUnauthorized:
+		g.t.leave(s, &left{
+			method: g.req.Method, length: g.req.ContentLength, moved: g.moved(), doubt: !u.doubt.IsZero(),
+			body: g.body, was: g.req.Body,
+		})
+	default:
+		g.close()
+		if g.moved() {
+			g.t.leave(s, &left{method: g.req.Method, length: g.req.ContentLength, moved: true, doubt: !u.doubt.IsZero()})
+		}
+	}
+	if resp == nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// moved reports whether the session may be elsewhere than the client believes.
+func (g *passage) moved() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.own || g.broken != nil
+}
+
+func (g *passage) close() {
+	if g.body != nil {
+		g.body.close()
+	}
+}
+
+// moveOn takes note of where the session stands after a request that went well.
+func (g *passage) moveOn(u *upload, resp *http.Response) {
+	s := g.seen
+	if g.put() {
+		g.t.done(s)
+		return
+	}
+	at := u.sess.location
+	if g.as != nil {
+		if l, err := protocol.ParseLocation(s.base, g.req.URL, resp.Header); err == nil {
+			at = l.URL
+		}
+	}
+	g.t.done(s)
+	g.t.put(&seen{location: at, base: s.base, header: s.header, opened: s.opened, offset: u.blob.Size})
+}
+
+// refusal is the answer of the registry that an error is about, nil if it is
+// about none.
+func (g *passage) refusal(u *upload, err error) *http.Response {
+	var se *protocol.StatusError
+	if !errors.As(err, &se) || u.c == nil {
+		return nil
+	}
+	for _, a := range []*wire.Answer{g.same, g.last} {
+		if a != nil && a.Status == se.Status {
+			return g.hand(a)
+		}
+	}
+	return nil
+}
+
+// hand makes an answer to a request of the transport's own one to the client's.
+func (g *passage) hand(a *wire.Answer) *http.Response {
+	resp := *a.Response
+	resp.Header = a.Header.Clone()
+	resp.Request = g.req
+	if l, err := protocol.ParseLocation(g.seen.base, a.Request.URL, a.Header); err == nil {
+		resp.Header.Set("Location", l.URL.String()) // relative to another request
+	}
+	if a.Request.Method == http.MethodHead {
+		resp.Header.Del("Content-Length")
+		resp.ContentLength, resp.Body = 0, http.NoBody
+	}
+	return &resp
+}
+
+// success is the answer to a request that was carried out, but not by itself.
+func (g *passage) success(u *upload) *http.Response {
+	if a := g.same; a != nil && a == g.last && a.Status >= 200 && a.Status < 300 && (!g.put() || a.Status == http.StatusCreated) {
+		return g.hand(a)
+	}
+	resp := &http.Response{
+		StatusCode: http.StatusAccepted, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: http.Header{"Content-Length": {"0"}}, Body: io.NopCloser(bytes.NewReader(nil)), Request: g.req,
+	}
+	if g.last != nil {
+		r := g.last.Response
+		resp.Proto, resp.ProtoMajor, resp.ProtoMinor, resp.TLS = r.Proto, r.ProtoMajor, r.ProtoMinor, r.TLS
+		for _, k := range []string{"Docker-Distribution-Api-Version", "Docker-Upload-Uuid", "Date"} {
+			if v := g.last.Header.Values(k); len(v) > 0 {
+				resp.Header[k] = v
+			}
+		}
+	}
+	if g.put() {
+		resp.StatusCode = http.StatusCreated
+		resp.Header.Set("Location", u.c.url("blobs/"+g.digest.String()).String())
+		resp.Header.Set("Docker-Content-Digest", g.digest.String())
+	} else {
+		resp.Header.Set("Location", u.sess.location.String())
+		resp.Header.Set("Range", protocol.Range(u.blob.Size))
+	}
+	resp.Status = fmt.Sprintf("%d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
+	return resp
+}

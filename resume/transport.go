@@ -1,0 +1,410 @@
+package resume
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/sirupsen/logrus"
+
+	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/internal/wire"
+)
+
+// DefaultSpoolLimit is the default of Options.SpoolLimit, in bytes.
+const DefaultSpoolLimit int64 = 10 << 30
+
+// NewTransport makes the blob uploads of any registry client that lets its
+// http.RoundTripper be chosen resumable. base carries all requests; nil is
+// http.DefaultTransport.
+//
+//	rt := resume.NewTransport(http.DefaultTransport, resume.Options{})
+//	err := remote.Write(ref, img, remote.WithTransport(rt))
+//
+// An upload that goes well passes through untouched. One that breaks is settled
+// and continued by the engine that Client.Upload uses, and answered as if
+// nothing had happened: a PATCH with 202, a PUT with 201. The client does not
+// notice, except by the time.
+//
+// Covered are PATCH and PUT to an upload location, which is the Location of an
+// answer to a POST or PATCH that went through this transport; it is never
+// guessed from a path. Everything else passes through: the POST that opens a
+// session, existence checks, manifests, pulls.
+//
+//   - The body is had again from Request.GetBody; or from the file, where it is
+//     an *os.File; else from a spool, within Options.SpoolLimit. A file or pipe
+//     is closed when the request is over for good, which may be some minutes
+//     after an answer of 401.
+//   - A new session is opened only in place of one whose POST went through this
+//     transport, and whose first byte is the first of the body.
+//   - The commit, a PUT without a body, whose answer is lost is settled by asking
+//     for the blob, and answered with 201, Location and Docker-Content-Digest.
+//   - Where a registry has proved that it keeps whole requests only, or refuses
+//     large ones, bodies go in chunks from then on: see Class.
+//
+// Credentials stay the client's. Requests of this transport's own carry the
+// headers of the request they are made for, to its scheme, host and port only,
+// and those of the POST to the POST's. An answer of 401 goes back to the client;
+// when it sends the request again the upload continues where it stood, even if
+// the body was used up (go-containerregistry does that).
+//
+// An answer of 408, 429 or 5xx is waited out and settled as a break is, except
+// 500 to a request with GetBody, whose client can try again by its own rules. A
+// client that counts what is read of the bodies it makes anew counts twice what
+// is read twice.
+//
+// What cannot be recovered ends with the answer or the error that broke it, in
+// an *Error: a body that is larger than the spool where less is held than went
+// out; a session that is lost after its first request; a client that does not
+// send its request again after a 401 (oras-go with a file half sent).
+//
+// Of the Options, PlainHTTP, UserAgent, Store and Reference mean nothing here:
+// requests have their own, and sessions are the client's; Transport must be nil. An error there fails every request.
+// Options.OnEvent and Options.Logger tell of uploads only. A PATCH has no
+// digest yet, nor have its events: they are told apart by Event.Upload.
+//
+// The result is safe for concurrent use, as base has to be, and has a method
+// CloseIdleConnections. It speaks whatever base speaks, HTTP/2 included.
+// Answers to uploads are read up to 4 MiB before they are handed on.
+func NewTransport(base http.RoundTripper, o Options) http.RoundTripper {
+	if base == nil {
+		base = http.DefaultTransport
+	}
+	if o.SpoolLimit == 0 {
+		o.SpoolLimit = DefaultSpoolLimit
+	}
+	t := &transporter{
+		base:   wire.Track(base),
+		seen:   map[string]*seen{},
+		pacers: map[string]*pacer{},
+		abroad: map[string]http.RoundTripper{},
+		quota:  &quota{dir: o.SpoolDir, limit: max(o.SpoolLimit, 0)},
+	}
+	if h, ok := base.(*http.Transport); ok {
+		// Request.Close would still take a kept connection.
+		t.single = sync.OnceValue(func() http.RoundTripper {
+			c := h.Clone()
+			c.DisableKeepAlives = true
+			return c
+		})
+	}
+	if o.Transport != nil {
+		t.err = errors.New("resume: NewTransport takes the transport as its argument, not in Options")
+		return t
+	}
+	o.Transport = base
+	c, err := New(name.Repository{}, o) // for its defaults and checks
+	if err != nil {
+		t.err = err
+		return t
+	}
+	t.o = c.o
+	t.o.Store = nil // keyed by digests, which a PATCH does not know
+	if t.o.Dialects == nil {
+		t.o.Dialects = MemoryDialects()
+	}
+	if tell := o.OnEvent; tell != nil {
+		var mu sync.Mutex
+		t.o.OnEvent = func(e Event) {
+			mu.Lock()
+			defer mu.Unlock()
+			tell(e)
+		}
+	}
+	return t
+}
+
+// transporter is what NewTransport makes.
+type transporter struct {
+	base   *wire.Tracker
+	single func() http.RoundTripper // with a connection for each request; nil where base has none
+	o      Options
+	err    error
+	quota  *quota
+
+	uploads atomic.Int64
+
+	mu     sync.Mutex
+	seen   map[string]*seen // by location
+	pacers map[string]*pacer
+	abroad map[string]http.RoundTripper // to other hosts than a registry's
+}
+
+// seen is an upload session that went by.
+type seen struct {
+	location *url.URL
+	// base is that of its repository, header that of the request which opened it.
+	base   *url.URL
+	header http.Header
+	// opened: its POST went by, so that another may be made in its place.
+	opened bool
+	offset int64 // what the client knows it to hold
+	used   time.Time
+
+	busy bool
+	left *left
+}
+
+// left is a request that could not be brought to its end.
+type left struct {
+	method string
+	length int64
+	moved  bool // the session is not where the client believes it
+	doubt  bool // a commit may have been carried out
+	body   passed
+	was    io.ReadCloser // the client's body, to know it again
+	timer  *time.Timer
+}
+
+const (
+	maxSeen = 4096
+	// seenFor is how long a session that nobody uses is known. Registries purge
+	// them after days.
+	seenFor = 24 * time.Hour
+	// keepFor is how long the body of a request that got 401 is kept.
+	keepFor = 5 * time.Minute
+)
+
+// RoundTrip implements http.RoundTripper.
+func (t *transporter) RoundTrip(req *http.Request) (*http.Response, error) {
+	if t.err != nil {
+		if req.Body != nil {
+			req.Body.Close()
+		}
+		return nil, t.err
+	}
+	if req.Method == http.MethodPatch || req.Method == http.MethodPut {
+		if s := t.take(req.URL); s != nil {
+			defer t.release(s)
+			if g := t.newPassage(req, s); g != nil {
+				return g.carry(req.Context())
+			}
+		}
+	}
+	resp, err := t.base.RoundTrip(req)
+	if err == nil && resp.StatusCode == http.StatusAccepted {
+		t.learn(req, resp)
+	}
+	return resp, err
+}
+
+// CloseIdleConnections closes what no request is using, where base can.
+func (t *transporter) CloseIdleConnections() {
+	t.base.CloseIdleConnections()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, rt := range t.abroad {
+		closeIdle(rt)
+	}
+}
+
+func closeIdle(rt http.RoundTripper) {
+	if c, ok := rt.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
+
+// learn takes note of a session that a request opened, or that is known only
+// now because its POST did not go this way.
+func (t *transporter) learn(req *http.Request, resp *http.Response) {
+	base, ok := repository(req.URL)
+	s := &seen{base: base, header: req.Header.Clone(), opened: true}
+	switch {
+	case !ok:
+		return
+	case req.Method == http.MethodPost && strings.HasSuffix(strings.TrimSuffix(req.URL.Path, "/"), uploads):
+	case req.Method == http.MethodPatch:
+		held, ranged := protocol.ParseRange(resp.Header)
+		if !ranged || held.Ambiguous {
+			return
+		}
+		s.offset, s.opened = held.Bytes, false
+	default:
+		return
+	}
+	l, err := protocol.ParseLocation(base, req.URL, resp.Header)
+	if err != nil {
+		return
+	}
+	s.location = l.URL
+	t.pacer(base).needs(protocol.ChunkMinLength(resp.Header))
+	t.put(s)
+}
+
+const uploads = "/blobs/uploads"
+
+// repository is the URL of the repository that a request for uploads is about.
+func repository(u *url.URL) (*url.URL, bool) {
+	i := strings.LastIndex(u.Path, uploads)
+	if i < 0 {
+		return nil, false
+	}
+	return &url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path[:i+1]}, true
+}
+
+// locator is what a location and the request to it have in common: clients write
+// the query anew when they add the digest, and ports that go without saying.
+func locator(u *url.URL) string {
+	q := u.Query()
+	q.Del("digest")
+	return u.Scheme + "://" + strings.ToLower(protocol.HostPort(u)) + u.Path + "?" + q.Encode()
+}
+
+func (t *transporter) put(s *seen) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	if len(t.seen) >= maxSeen {
+		var oldest string
+		for k, o := range t.seen {
+			switch {
+			case o.busy:
+			case now.Sub(o.used) > seenFor:
+				t.forget(k)
+			case oldest == "" || o.used.Before(t.seen[oldest].used):
+				oldest = k
+			}
+		}
+		if len(t.seen) >= maxSeen {
+			t.forget(oldest)
+		}
+	}
+	s.used = now
+	t.forget(locator(s.location))
+	t.seen[locator(s.location)] = s
+}
+
+// forget wants t.mu held.
+func (t *transporter) forget(k string) {
+	if s := t.seen[k]; s != nil && s.left != nil {
+		s.left.end()
+	}
+	delete(t.seen, k)
+}
+
+func (t *transporter) done(s *seen) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if k := locator(s.location); t.seen[k] == s {
+		t.forget(k)
+	}
+}
+
+// take gives the session that a URL is the location of, to one request at a
+// time.
+func (t *transporter) take(u *url.URL) *seen {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.seen[locator(u)]
+	if s == nil || s.busy {
+		return nil
+	}
+	if time.Since(s.used) > seenFor {
+		t.forget(locator(u))
+		return nil
+	}
+	s.busy = true
+	return s
+}
+
+func (t *transporter) release(s *seen) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s.busy, s.used = false, time.Now()
+}
+
+// leave keeps a request that was not brought to its end.
+func (t *transporter) leave(s *seen, l *left) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s.left = l
+	if l.body != nil {
+		l.timer = time.AfterFunc(keepFor, func() {
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			if s.left == l && l.body != nil {
+				l.end()
+			}
+		})
+	}
+}
+
+// rest takes what was left of a session's last request.
+func (t *transporter) rest(s *seen) *left {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l := s.left
+	s.left = nil
+	if l != nil && l.timer != nil {
+		l.timer.Stop()
+	}
+	return l
+}
+
+func (l *left) end() {
+	if l.body != nil {
+		l.body.close()
+		l.body, l.was = nil, nil
+	}
+}
+
+// pacer is shared by all that goes to a host.
+func (t *transporter) pacer(base *url.URL) *pacer {
+	host := base.Scheme + "://" + protocol.HostPort(base)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.pacers[host]
+	if p == nil {
+		if len(t.pacers) >= maxSeen {
+			clear(t.pacers)
+		}
+		p = newPacer(host, t.o.Dialects)
+		t.pacers[host] = p
+	}
+	return p
+}
+
+// external carries the transport's own requests to hosts that neither the
+// client nor its POST addressed.
+func (t *transporter) external(base *url.URL) http.RoundTripper {
+	if t.o.External != nil {
+		return t.o.External
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	host := protocol.HostPort(base)
+	rt := t.abroad[host]
+	if rt == nil {
+		if len(t.abroad) >= maxSeen {
+			clear(t.abroad)
+		}
+		rt = wire.New(wire.Options{Stall: t.o.StallTimeout}).External(host)
+		t.abroad[host] = rt
+	}
+	return rt
+}
+
+// client is one for the repository of a session, over g.
+func (t *transporter) client(s *seen, g *passage) (*Client, error) {
+	reg, err := name.NewRegistry(s.base.Host, name.WeakValidation)
+	if err != nil {
+		return nil, err
+	}
+	path := strings.Trim(strings.TrimPrefix(s.base.Path, "/v2/"), "/")
+	c := &Client{o: t.o, repo: reg.Repo(path), base: s.base, rt: g, external: g, pace: t.pacer(s.base), heard: g.hear, slowSource: true}
+	c.log = t.o.Logger.WithFields(logrus.Fields{"repository": c.repo.Name(), "upload": g.number})
+	if tell := t.o.OnEvent; tell != nil {
+		c.o.OnEvent = func(e Event) {
+			e.Upload = g.number
+			tell(e)
+		}
+	}
+	c.answered.Store(true) // the POST was
+	return c, nil
+}

@@ -1,0 +1,293 @@
+package resume_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/rpush-go/rpush/internal/testgear/scripted"
+	"github.com/rpush-go/rpush/resume"
+)
+
+// These tests go over real sockets.
+
+// client does what go-containerregistry and oras-go do, with an http.Client.
+type client struct {
+	t    *testing.T
+	http *http.Client
+	url  string
+}
+
+func (c client) do(method, url string, body func(*http.Request)) *http.Response {
+	c.t.Helper()
+	req, err := http.NewRequestWithContext(c.t.Context(), method, url, nil)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if body != nil {
+		body(req)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { resp.Body.Close() })
+	return resp
+}
+
+func (c client) upload(data []byte, body func(*http.Request)) {
+	c.t.Helper()
+	resp := c.do(http.MethodPost, c.url+"/v2/team/app/blobs/uploads/", nil)
+	at, err := resp.Location()
+	if err != nil {
+		c.t.Fatalf("%s: %v", resp.Status, err)
+	}
+	resp = c.do(http.MethodPatch, at.String(), body)
+	if at, err = resp.Location(); err != nil || resp.StatusCode != http.StatusAccepted {
+		c.t.Fatalf("PATCH: %s: %v", resp.Status, err)
+	}
+	if resp = c.do(http.MethodPut, withDigest(at, data), nil); resp.StatusCode != http.StatusCreated {
+		c.t.Fatalf("PUT: %s", resp.Status)
+	}
+}
+
+func file(t *testing.T, data []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "blob")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func opened(t *testing.T, path string) *os.File {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// sendfileConn sees whether net would find a file below what it is given.
+type sendfileConn struct {
+	*net.TCPConn
+	direct, copied *atomic.Int64
+}
+
+func (c sendfileConn) ReadFrom(r io.Reader) (int64, error) {
+	from := r
+	if l, ok := r.(*io.LimitedReader); ok {
+		from = l.R
+	}
+	to := c.copied
+	if f, ok := from.(syscall.Conn); ok {
+		if _, err := f.SyscallConn(); err == nil {
+			to = c.direct
+		}
+	}
+	n, err := c.TCPConn.ReadFrom(r)
+	to.Add(n)
+	return n, err
+}
+
+// Where the base would have used sendfile it does, on the first attempt and on
+// those that continue it.
+func TestTransportKeepsSendfile(t *testing.T) {
+	data := content(16 << 20)
+	path := file(t, data)
+	for name, body := range map[string]func(*http.Request){
+		"file":    func(r *http.Request) { r.Body, r.ContentLength = opened(t, path), int64(len(data)) },
+		"GetBody": func(r *http.Request) { getFile(t, r, path, int64(len(data))) },
+	} {
+		for _, broken := range []bool{false, true} {
+			o := scripted.Options{}
+			if broken {
+				o.Intercept = brokenBody(5 << 20)
+			}
+			reg := scripted.New(o)
+			srv := httptest.NewServer(reg)
+			var direct, copied atomic.Int64
+			base := &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				c, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+				if err != nil {
+					return nil, err
+				}
+				return sendfileConn{c.(*net.TCPConn), &direct, &copied}, nil
+			}}
+			c := client{t, &http.Client{Transport: resume.NewTransport(base, resume.Options{})}, srv.URL}
+			c.upload(data, body)
+			if !bytes.Equal(reg.Blob("team/app", digest.FromBytes(data).String()), data) {
+				t.Errorf("%s: the blob is not there", name)
+			}
+			// What fits beside the headers is read.
+			if copied.Load() > 64<<10 || direct.Load() < int64(len(data))-64<<10 {
+				t.Errorf("%s, broken %v: %d bytes by sendfile, %d by copying", name, broken, direct.Load(), copied.Load())
+			}
+			base.CloseIdleConnections()
+			reg.Close()
+			srv.Close()
+		}
+	}
+}
+
+func getFile(t *testing.T, r *http.Request, path string, n int64) {
+	r.GetBody = func() (io.ReadCloser, error) { return os.Open(path) }
+	r.Body, r.ContentLength = opened(t, path), n
+}
+
+// Over HTTP/2 as well, where a connection is not one upload's to kill.
+func TestTransportHTTP2(t *testing.T) {
+	for name, a := range map[string]scripted.Action{
+		"healthy": {}, "broken": {BreakBody: true, BodyLimit: 1 << 20}, "answer lost": {AfterReset: true}, "503": {Before: 503},
+	} {
+		t.Run(name, func(t *testing.T) {
+			reg := scripted.New(scripted.Options{Intercept: on(scripted.Patch, 1, a)})
+			var major atomic.Int64
+			srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				major.Store(int64(r.ProtoMajor))
+				reg.ServeHTTP(w, r)
+			}))
+			srv.EnableHTTP2 = true
+			srv.StartTLS()
+			defer srv.Close()
+			defer reg.Close()
+			base := srv.Client().Transport.(*http.Transport)
+			c := client{t, &http.Client{Transport: resume.NewTransport(base, resume.Options{})}, srv.URL}
+			data := content(4 << 20)
+			c.upload(data, func(r *http.Request) {
+				r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
+				r.Body, _ = r.GetBody()
+				r.ContentLength = int64(len(data))
+			})
+			if !bytes.Equal(reg.Blob("team/app", digest.FromBytes(data).String()), data) || major.Load() != 2 {
+				t.Errorf("the blob is not there, or it came by HTTP/%d", major.Load())
+			}
+			base.CloseIdleConnections()
+		})
+	}
+}
+
+// Redirects are the client's to follow. Trailers arrive in both directions.
+func TestTransportRedirectsAndTrailers(t *testing.T) {
+	reg := scripted.New(scripted.Options{Intercept: brokenBody(100_000)})
+	defer reg.Close()
+	var trailer atomic.Value
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.HasPrefix(r.URL.Path, "/moved/"):
+			http.Redirect(w, r, strings.TrimPrefix(r.URL.Path, "/moved"), http.StatusTemporaryRedirect)
+		case r.URL.Path == "/v2/trailing/blobs/uploads/":
+			w.Header().Set("Location", "/v2/trailing/blobs/uploads/1")
+			w.WriteHeader(http.StatusAccepted)
+		case strings.HasPrefix(r.URL.Path, "/v2/trailing/"):
+			io.Copy(io.Discard, r.Body)
+			trailer.Store(r.Trailer.Get("X-Sum"))
+			w.Header().Set("Trailer", "X-Took")
+			w.WriteHeader(http.StatusAccepted)
+			io.WriteString(w, "taken")
+			w.Header().Set("X-Took", "1s")
+		default:
+			reg.ServeHTTP(w, r)
+		}
+	}))
+	defer srv.Close()
+	base := &http.Transport{}
+	defer base.CloseIdleConnections()
+	c := client{t, &http.Client{Transport: resume.NewTransport(base, resume.Options{})}, srv.URL + "/moved"}
+	data := content(300_000)
+	c.upload(data, func(r *http.Request) {
+		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
+		r.Body, _ = r.GetBody()
+		r.ContentLength = int64(len(data))
+	})
+	if !bytes.Equal(reg.Blob("team/app", digest.FromBytes(data).String()), data) {
+		t.Error("the blob is not there")
+	}
+
+	resp := c.do(http.MethodPost, srv.URL+"/v2/trailing/blobs/uploads/", nil)
+	at, err := resp.Location()
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp = c.do(http.MethodPatch, at.String(), func(r *http.Request) {
+		r.Body = io.NopCloser(bytes.NewReader(data))
+		r.ContentLength = -1
+		r.Trailer = http.Header{"X-Sum": {"42"}}
+	})
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || string(body) != "taken" || resp.Trailer.Get("X-Took") != "1s" || trailer.Load() != "42" {
+		t.Errorf("got %q, %v, trailers %v and %q", body, err, resp.Trailer, trailer.Load())
+	}
+}
+
+// A body given up is reset, on a connection that the base made: what the kernel
+// still holds is not delivered.
+func TestTransportKillsConnections(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	begun, over, ended := make(chan bool), make(chan bool), make(chan error, 1)
+	go func() {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		c.Read(make([]byte, 4096))
+		io.WriteString(c, "HTTP/1.1 202 Accepted\r\nLocation: /v2/a/blobs/uploads/1\r\nContent-Length: 0\r\n\r\n")
+		c.Read(make([]byte, 4096)) // the beginning of the body
+		close(begun)
+		<-over
+		_, err = io.Copy(io.Discard, c)
+		ended <- err
+	}()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	base := &http.Transport{}
+	defer base.CloseIdleConnections()
+	rt := resume.NewTransport(base, resume.Options{})
+	req, err := http.NewRequest(http.MethodPost, "http://"+ln.Addr().String()+"/v2/a/blobs/uploads/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := rt.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	at, err := resp.Location()
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := content(64 << 20) // more than any buffer holds
+	req, err = http.NewRequestWithContext(ctx, http.MethodPatch, at.String(), bytes.NewReader(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		<-begun
+		cancel()
+	}()
+	if _, err := rt.RoundTrip(req); !errors.Is(err, context.Canceled) || !errors.Is(err, resume.ErrInterrupted) {
+		t.Errorf("got %v", err)
+	}
+	close(over)
+	if err := <-ended; !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the server saw %v, want a reset", err)
+	}
+}

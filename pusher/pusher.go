@@ -11,8 +11,6 @@ import (
 	"net/http"
 	"net/url"
 	"runtime/debug"
-	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -158,11 +156,7 @@ func (p *Pusher) Push(ctx context.Context, ref name.Reference, img remote.Taggab
 		g.fill(report)
 	}
 	report.Seconds = seconds(time.Since(began))
-	var named *resume.Error
-	if err != nil && !errors.As(err, &named) {
-		err = fmt.Errorf("push %s: %w", ref.Name(), err)
-	}
-	return report, err
+	return report, named(ref, err)
 }
 
 // Probe breaks a small upload to repo on purpose and says what the registry kept
@@ -196,31 +190,15 @@ func (p *Pusher) connect(ctx context.Context, repo name.Repository) (c *resume.C
 }
 
 func (p *Pusher) push(ctx context.Context, ref name.Reference, g *graph) error {
-	if d, ok := ref.(name.Digest); ok && d.DigestStr() != g.root().digest.String() {
-		return protocol.Kind(protocol.ErrSource, fmt.Errorf("the manifest to push is %s, not the one the reference names", g.root().digest))
+	if err := matches(ref, g); err != nil {
+		return err
 	}
-	repo := ref.Context()
-	for _, b := range g.blobs {
-		// A mount works within one registry only, and takes a bare name.
-		from, ok := strings.CutPrefix(b.MountFrom, repo.RegistryStr()+"/")
-		if !ok || from == repo.RepositoryStr() {
-			from = ""
-		}
-		b.MountFrom = from
-	}
-	c, done, err := p.connect(ctx, repo)
+	d, err := p.Open(ctx, ref)
 	if err != nil {
 		return err
 	}
-	defer done()
-	d := &delivery{c: c, ref: ref, g: g}
-	if err := d.check(ctx, p.o.Checks); err != nil {
-		return err
-	}
-	if err := d.upload(ctx, p.o.Parallel); err != nil {
-		return err
-	}
-	return d.publish(ctx, p.o.Parallel)
+	defer d.Close()
+	return d.finish(ctx, g)
 }
 
 func (p *Pusher) client(repo name.Repository, scheme string, rt, external http.RoundTripper) (*resume.Client, error) {
@@ -238,48 +216,6 @@ func (p *Pusher) client(repo name.Repository, scheme string, rt, external http.R
 	})
 }
 
-// delivery is one image on its way to one repository.
-type delivery struct {
-	c   *resume.Client
-	ref name.Reference
-	g   *graph
-}
-
-// check asks for everything at once.
-func (d *delivery) check(ctx context.Context, parallel int) error {
-	return each(ctx, parallel, d.g.blobs, func(ctx context.Context, b *blob) error {
-		began := time.Now()
-		exists, err := d.c.Exists(ctx, b.Digest, b.Size)
-		b.Missing = !exists
-		b.report.Seconds = seconds(time.Since(began))
-		if exists {
-			b.report.State = BlobExisted
-		}
-		return err
-	})
-}
-
-func (d *delivery) upload(ctx context.Context, parallel int) error {
-	missing := slices.DeleteFunc(slices.Clone(d.g.blobs), func(b *blob) bool { return !b.Missing })
-	slices.SortStableFunc(missing, order)
-	return each(ctx, parallel, missing, func(ctx context.Context, b *blob) error {
-		r, err := d.c.Upload(ctx, b.Blob)
-		b.report.Sent, b.report.Breaks, b.report.Resumes, b.report.Restarts = r.Sent, r.Breaks, r.Resumes, r.Restarts
-		b.report.Seconds = seconds(r.Duration)
-		switch {
-		case err != nil:
-			return err
-		case r.Existed:
-			b.report.State = BlobExisted
-		case r.Mounted:
-			b.report.State = BlobMounted
-		default:
-			b.report.State = BlobUploaded
-		}
-		return nil
-	})
-}
-
 // order is that of uploading: the small blobs while the link is young, since
 // each would be a few round trips on an idle link at the end; then the largest
 // first, so that no long one is left alone at the end.
@@ -293,11 +229,11 @@ func order(a, b *blob) int {
 
 // publish writes the manifests, those that are named before those that name
 // them.
-func (d *delivery) publish(ctx context.Context, parallel int) error {
-	for _, level := range d.g.levels {
-		err := each(ctx, parallel, level, func(ctx context.Context, m *manifest) error {
+func (d *Delivery) publish(ctx context.Context, g *graph) error {
+	for _, level := range g.levels {
+		err := each(ctx, d.p.o.Parallel, level, func(ctx context.Context, m *manifest) error {
 			id := m.digest.String()
-			if m == d.g.root() {
+			if m == g.root() {
 				id = d.ref.Identifier()
 			}
 			return d.put(ctx, id, m)
@@ -342,7 +278,7 @@ var errPanicked = errors.New("panicked")
 // put writes one manifest (distribution-spec v1.1, end-7), unless the registry
 // has it under this name: writing it again would fail where tags are
 // immutable.
-func (d *delivery) put(ctx context.Context, id string, m *manifest) error {
+func (d *Delivery) put(ctx context.Context, id string, m *manifest) error {
 	const op = "publish manifest"
 	there, err := d.has(ctx, id, m)
 	if err != nil {
@@ -385,7 +321,7 @@ var manifestTypes = []types.MediaType{
 
 // has asks whether the registry has exactly this manifest under id. Only the
 // digest in the answer is believed.
-func (d *delivery) has(ctx context.Context, id string, m *manifest) (bool, error) {
+func (d *Delivery) has(ctx context.Context, id string, m *manifest) (bool, error) {
 	req := &http.Request{Method: http.MethodHead, URL: &url.URL{Path: "manifests/" + id}, Header: http.Header{}}
 	req.Header.Add("Accept", m.report.MediaType)
 	for _, t := range manifestTypes {
@@ -406,12 +342,7 @@ func (g *graph) fill(r *Report) {
 	root := g.root()
 	r.Digest, r.MediaType = root.digest, root.report.MediaType
 	for _, b := range g.blobs {
-		r.Blobs = append(r.Blobs, b.report)
-		r.Size += b.Size
-		r.Sent += b.report.Sent
-		r.Breaks += b.report.Breaks
-		r.Resumes += b.report.Resumes
-		r.Restarts += b.report.Restarts
+		r.addBlob(b.report)
 	}
 	for _, level := range g.levels {
 		for _, m := range level {

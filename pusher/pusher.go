@@ -56,11 +56,14 @@ type Options struct {
 	// TLSClientConfig is used for the registry, its token server and its
 	// storage; nil is Go's default. It is cloned.
 	TLSClientConfig *tls.Config
+	// Proxy says which proxy carries a request, as of http.Transport; nil is
+	// what HTTPS_PROXY, HTTP_PROXY and NO_PROXY say.
+	Proxy func(*http.Request) (*url.URL, error)
 	// Scheme is https or plain HTTP. It decides alone: a reference made with
 	// name.Insecure, or a private address, does not allow plain HTTP.
 	Scheme Scheme
-	// Transport, where given, makes all connections, and TLSClientConfig must
-	// be nil. Killing a connection for real, sendfile, and the refusal to
+	// Transport, where given, makes all connections, and TLSClientConfig and
+	// Proxy must be nil. Killing a connection for real, sendfile, and the refusal to
 	// follow a public registry to a private address need the default.
 	Transport http.RoundTripper
 	// UserAgent of every request; empty is "rpush".
@@ -108,6 +111,8 @@ func New(o Options) (*Pusher, error) {
 		return nil, fmt.Errorf("pusher: Checks is %d, not 1 to %d", o.Checks, maxParallel)
 	case o.Transport != nil && o.TLSClientConfig != nil:
 		return nil, errors.New("pusher: TLSClientConfig has no effect on a Transport of your own; set it there")
+	case o.Transport != nil && o.Proxy != nil:
+		return nil, errors.New("pusher: Proxy has no effect on a Transport of your own; set it there")
 	case o.Scheme < SchemeAuto || o.Scheme > SchemeEither:
 		return nil, fmt.Errorf("pusher: unknown Scheme %d", o.Scheme)
 	case o.StallTimeout < 0 || o.AnswerTimeout < 0:
@@ -127,7 +132,7 @@ func New(o Options) (*Pusher, error) {
 	}
 	p := &Pusher{o: o, base: o.Transport}
 	if p.base == nil {
-		p.base = wire.New(wire.Options{TLS: o.TLSClientConfig, UserAgent: o.UserAgent, Stall: o.StallTimeout})
+		p.base = wire.New(wire.Options{TLS: o.TLSClientConfig, Proxy: o.Proxy, UserAgent: o.UserAgent, Stall: o.StallTimeout})
 	}
 	return p, nil
 }

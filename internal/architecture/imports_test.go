@@ -19,10 +19,18 @@ var arrows = map[string][]string{
 	"cmd/rpush": {"internal/cli"},
 	"internal/cli": {
 		"internal/credentials", "internal/protocol", "internal/source", "pusher", "resume",
+		"internal/compress", "internal/engine", "internal/known", "internal/spool", "internal/stream",
 	},
 	"internal/credentials": {},
 	"internal/source":      {"resume"}, // for the kinds of failure
 	"internal/saved":       {"resume"},
+	"internal/compress":    {},
+	"internal/spool":       {},
+	"internal/known":       {},
+	"internal/engine":      {"resume"},
+	"internal/stream": {
+		"internal/compress", "internal/known", "internal/saved", "internal/spool", "pusher", "resume",
+	},
 	"pusher":               {"internal/protocol", "internal/wire", "resume"},
 	"resume":               {"internal/protocol", "internal/retry", "internal/wire"},
 	"internal/retry":       {"internal/protocol"},

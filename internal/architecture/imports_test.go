@@ -31,11 +31,11 @@ var arrows = map[string][]string{
 	"internal/stream": {
 		"internal/compress", "internal/known", "internal/saved", "internal/spool", "pusher", "resume",
 	},
-	"pusher":               {"internal/protocol", "internal/wire", "resume"},
-	"resume":               {"internal/protocol", "internal/retry", "internal/wire"},
-	"internal/retry":       {"internal/protocol"},
-	"internal/protocol":    {"internal/wire"},
-	"internal/wire":        {},
+	"pusher":            {"internal/protocol", "internal/wire", "resume"},
+	"resume":            {"internal/protocol", "internal/retry", "internal/wire"},
+	"internal/retry":    {"internal/protocol"},
+	"internal/protocol": {"internal/wire"},
+	"internal/wire":     {},
 
 	// Test gear knows nothing of what it tests.
 	"internal/testgear/binary":    {},

@@ -25,6 +25,7 @@ type options struct {
 	retryFor, stallTimeout, answerTimeout, limit time.Duration
 
 	cacheDir string
+	engine   engineOptions
 
 	output         string
 	quiet, verbose bool
@@ -49,7 +50,7 @@ func newGroup(title string) flagGroup {
 func (o *options) pushFlags() []flagGroup {
 	e := o.effortFlags()
 	e.IntVar(&o.parallel, "parallel", pusher.DefaultParallel, "upload `N` blobs at once, 1 to 64")
-	return []flagGroup{o.connectionFlags(), e, o.outputFlags()}
+	return []flagGroup{o.connectionFlags(), e, o.engine.flags(), o.outputFlags()}
 }
 
 // probeFlags are those of a probe.
@@ -149,6 +150,8 @@ func (o *options) contradictions() []contradiction {
 		{o.caFile != "" && o.insecure, "ca-file", "insecure"},
 		{o.caFile != "" && noVerify, "ca-file", "tls-verify"},
 		{o.quiet && o.verbose, "quiet", "verbose"},
+		{o.engine.compression == "zstd" && o.engine.format == "v2s2", "compression", "format"},
+		{o.engine.host != "" && o.engine.context != "", "docker-host", "docker-context"},
 	}
 }
 
@@ -164,6 +167,9 @@ func (o *options) check() error {
 	}
 	if o.output != "text" && o.output != "json" {
 		return fmt.Errorf("%s is %q, neither text nor json", o.spelled["output"], o.output)
+	}
+	if err := o.engine.check(o.spelled); err != nil {
+		return err
 	}
 	for _, d := range []struct {
 		flag       string
@@ -185,6 +191,14 @@ func (o *options) check() error {
 	return nil
 }
 
+// cache is where what is no secret is kept; empty without a home.
+func (o *options) cache() string {
+	if user, err := os.UserCacheDir(); o.cacheDir == "" && err == nil {
+		return filepath.Join(user, "rpush")
+	}
+	return o.cacheDir
+}
+
 // pusher returns the options of the library; the caller adds the rest. It
 // reads the CA file.
 func (o *options) pusher() (pusher.Options, error) {
@@ -198,11 +212,7 @@ func (o *options) pusher() (pusher.Options, error) {
 	if o.retryFor == 0 {
 		p.RetryFor = -1 // 0 is the library's default
 	}
-	dir := o.cacheDir
-	if user, err := os.UserCacheDir(); dir == "" && err == nil {
-		dir = filepath.Join(user, "rpush")
-	}
-	if dir != "" { // without a home it is learnt anew each time
+	if dir := o.cache(); dir != "" { // without a home it is learnt anew each time
 		p.Dialects = resume.FileDialects(filepath.Join(dir, "registries.json"))
 	}
 	switch {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/rpush-go/rpush/internal/credentials"
 	"github.com/rpush-go/rpush/internal/source"
+	"github.com/rpush-go/rpush/internal/stream"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -81,6 +82,7 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 		report: report,
 		cause:  context.Cause(ctx),
 		from:   func() string { return keys.From(c.ref.Context()) },
+		engine: o.engine.elsewhere(),
 	})
 	a.out.lines(f.lines)
 	a.written(a.result(o, c.ref, report, f))
@@ -126,8 +128,8 @@ func inTime[T any](ctx context.Context, f func() (*T, error)) (*T, error) {
 }
 
 func (a *app) deliver(ctx context.Context, o *options, c call, keys *credentials.Keychain) (*pusher.Report, error) {
-	if c.source == "" {
-		return nil, fmt.Errorf("%w: %s", resume.ErrSource, noEngine)
+	if image, ok := c.engineImage(); ok {
+		return a.deliverEngine(ctx, o, c, image, keys)
 	}
 	po, err := o.pusher()
 	if err != nil {
@@ -169,7 +171,8 @@ func (a *app) signIn(po *pusher.Options, o *options, repo name.Repository, keys 
 // document is what --output json prints: the report and, after a failure, why.
 type document struct {
 	*pusher.Report
-	Error *failure `json:"error,omitempty"`
+	Engine *stream.Stats `json:"engine,omitempty"` // what reading from it took
+	Error  *failure      `json:"error,omitempty"`
 }
 
 // result prints what stdout is for.
@@ -184,7 +187,7 @@ func (a *app) result(o *options, ref name.Reference, r *pusher.Report, f *failur
 		}
 		enc := json.NewEncoder(a.stdout)
 		enc.SetIndent("", "  ")
-		return enc.Encode(document{&all, f})
+		return enc.Encode(document{&all, o.engine.stats.Load(), f})
 	}
 	if f != nil {
 		return nil

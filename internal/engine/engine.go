@@ -414,9 +414,6 @@ func (e *Engine) Remote() bool {
 // this user.
 func Forbidden(err error) bool { return errors.Is(err, fs.ErrPermission) }
 
-// SocketMissing reports whether err is that there is no socket of an engine.
-func SocketMissing(err error) bool { return errors.Is(err, fs.ErrNotExist) }
-
 // bad returns a resume.ErrSource.
 func bad(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", resume.ErrSource, fmt.Errorf(format, args...))

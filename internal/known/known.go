@@ -1,6 +1,6 @@
 // Package known remembers what layers and images came to be, so that nothing is
 // read or compressed twice: the digest of a layer by its diffID, and the
-// manifest of an image by its ID. It is no secret and may be shared between
+// config of an image by its ID. It is no secret and may be shared between
 // machines; all of it may be deleted at any time.
 //
 // Nothing in it is proof: a registry is asked for every digest, and what it has
@@ -25,7 +25,7 @@ const (
 	version = 1
 	// expiry is how long something that nobody asks for is kept.
 	expiry = 30 * 24 * time.Hour
-	// maxFiles bounds the layers, and the images.
+	// maxFiles bounds the layers, and the configs.
 	maxFiles = 4096
 	// maxFile bounds what is read of one file.
 	maxFile = 16 << 20
@@ -45,25 +45,9 @@ type Layer struct {
 	Repositories []string `json:"repositories,omitempty"`
 }
 
-// Image is what an image was pushed as.
-type Image struct {
-	// Key names what its manifest depends on.
-	Key string `json:"key"`
-	// Manifest is what was, or is to be, published, and Config what it names.
-	Manifest []byte `json:"manifest"`
-	Config   []byte `json:"config"`
-	// Repositories have it, the last one first, registry included.
-	Repositories []string `json:"repositories,omitempty"`
-}
-
 type layerFile struct {
 	Version int     `json:"version"`
 	Layers  []Layer `json:"layers"`
-}
-
-type imageFile struct {
-	Version int     `json:"version"`
-	Images  []Image `json:"images"`
 }
 
 // Cache is a directory. The nil Cache knows nothing and keeps nothing. It is
@@ -75,13 +59,13 @@ type Cache struct{ dir string }
 // much.
 func Open(dir string) *Cache {
 	c := &Cache{dir: dir}
-	for _, kind := range []string{layers, images} {
+	for _, kind := range []string{layers, configs} {
 		prune(filepath.Join(dir, kind), time.Now())
 	}
 	return c
 }
 
-const layers, images = "layers", "images"
+const layers, configs = "layers", "configs"
 
 func prune(dir string, now time.Time) {
 	all, err := os.ReadDir(dir)
@@ -136,41 +120,21 @@ func (c *Cache) AddLayer(diffID digest.Digest, l Layer) error {
 	return c.write(layers, diffID, f)
 }
 
-// Image gives what the image was pushed as with this key. The config has been
-// checked against the ID.
-func (c *Cache) Image(id digest.Digest, key string) (Image, bool) {
-	for _, img := range c.all(id) {
-		if img.Key == key && id.Algorithm().FromBytes(img.Config) == id {
-			return img, true
-		}
+// Config gives the config of the image with this ID, checked against it.
+func (c *Cache) Config(id digest.Digest) ([]byte, bool) {
+	if c == nil {
+		return nil, false
 	}
-	return Image{}, false
+	b, ok := c.load(configs, id)
+	return b, ok && id.Algorithm().FromBytes(b) == id
 }
 
-func (c *Cache) all(id digest.Digest) []Image {
-	var f imageFile
-	if c == nil || !c.read(images, id, &f) || f.Version != version {
-		return nil
-	}
-	return f.Images
-}
-
-// AddImage remembers what the image was pushed as, and where to.
-func (c *Cache) AddImage(id digest.Digest, img Image) error {
+// AddConfig remembers the config of an image.
+func (c *Cache) AddConfig(id digest.Digest, config []byte) error {
 	if c == nil {
 		return nil
 	}
-	f := imageFile{Version: version, Images: c.all(id)}
-	i := slices.IndexFunc(f.Images, func(o Image) bool { return o.Key == img.Key })
-	if i >= 0 {
-		if string(f.Images[i].Manifest) == string(img.Manifest) {
-			img.Repositories = places(img.Repositories, f.Images[i].Repositories)
-		}
-		f.Images = slices.Delete(f.Images, i, i+1)
-	}
-	f.Images = append([]Image{img}, f.Images...)
-	f.Images = f.Images[:min(len(f.Images), maxBlobs)]
-	return c.write(images, id, f)
+	return c.store(configs, id, config)
 }
 
 // places joins two lists, each place once, the newest first.
@@ -189,31 +153,40 @@ func (c *Cache) path(kind string, d digest.Digest) string {
 
 // read is false for what is not there, or damaged.
 func (c *Cache) read(kind string, d digest.Digest, into any) bool {
+	b, ok := c.load(kind, d)
+	return ok && json.Unmarshal(b, into) == nil
+}
+
+func (c *Cache) load(kind string, d digest.Digest) ([]byte, bool) {
 	if d.Validate() != nil {
-		return false
+		return nil, false
 	}
 	path := c.path(kind, d)
 	fi, err := os.Lstat(path)
 	if err != nil || !fi.Mode().IsRegular() || fi.Size() > maxFile {
-		return false
+		return nil, false
 	}
 	b, err := os.ReadFile(path)
-	if err != nil || json.Unmarshal(b, into) != nil {
-		return false
+	if err != nil {
+		return nil, false
 	}
 	if now := time.Now(); now.Sub(fi.ModTime()) > 24*time.Hour {
 		_ = os.Chtimes(path, now, now) // it is of use
 	}
-	return true
+	return b, true
 }
 
-// write replaces a file, so that no reader sees half of one.
 func (c *Cache) write(kind string, d digest.Digest, what any) error {
-	if err := d.Validate(); err != nil {
-		return err
-	}
 	b, err := json.Marshal(what)
 	if err != nil {
+		return err
+	}
+	return c.store(kind, d, b)
+}
+
+// store replaces a file, so that no reader sees half of one.
+func (c *Cache) store(kind string, d digest.Digest, b []byte) error {
+	if err := d.Validate(); err != nil {
 		return err
 	}
 	if len(b) > maxFile {

@@ -49,16 +49,20 @@ func (l *Lessons) Config() []byte {
 var errOther = errors.New("the manifest is of another image")
 
 // Learn reads the manifest of ref, or those of an index, and what layers they
-// are of. Where the diffIDs are known, with the ID of the image that was pulled
-// by this reference, the config is not read. A reference that leads to nothing
-// teaches nothing.
-func (l *Lessons) Learn(ctx context.Context, p *pusher.Pusher, ref name.Reference, id digest.Digest, diffs []digest.Digest) error {
+// are of. A reference that leads to nothing teaches nothing.
+func (l *Lessons) Learn(ctx context.Context, p *pusher.Pusher, ref name.Reference) error {
+	return l.LearnAs(ctx, p, ref, ref.Context(), "", nil)
+}
+
+// LearnAs is Learn for an image that was pulled from the repository of, whose
+// ID and diffIDs are known: its config is not read. ref may be at a mirror.
+func (l *Lessons) LearnAs(ctx context.Context, p *pusher.Pusher, ref name.Reference, of name.Repository, id digest.Digest, diffs []digest.Digest) error {
 	doc, err := p.Manifest(ctx, ref)
 	if err != nil || doc == nil {
 		return err
 	}
 	if types.MediaType(doc.MediaType).IsIndex() {
-		return l.index(ctx, p, ref, doc.Raw, id, diffs)
+		return l.index(ctx, p, ref, of, doc.Raw, id, diffs)
 	}
 	m, err := v1.ParseManifest(bytes.NewReader(doc.Raw))
 	if err != nil {
@@ -96,7 +100,7 @@ func (l *Lessons) Learn(ctx context.Context, p *pusher.Pusher, ref name.Referenc
 		}
 		l.layers[diffs[i]] = append(l.layers[diffs[i]], known.Layer{
 			Digest: digest.Digest(d.Digest.String()), Size: d.Size, MediaType: string(d.MediaType),
-			Repositories: []string{ref.Context().Name()},
+			Repositories: []string{of.Name()},
 		})
 	}
 	return nil
@@ -104,7 +108,7 @@ func (l *Lessons) Learn(ctx context.Context, p *pusher.Pusher, ref name.Referenc
 
 // index learns from each image of an index; only the one of the ID where that
 // is given.
-func (l *Lessons) index(ctx context.Context, p *pusher.Pusher, ref name.Reference, raw []byte, id digest.Digest, diffs []digest.Digest) error {
+func (l *Lessons) index(ctx context.Context, p *pusher.Pusher, ref name.Reference, of name.Repository, raw []byte, id digest.Digest, diffs []digest.Digest) error {
 	m, err := v1.ParseIndexManifest(bytes.NewReader(raw))
 	if err != nil {
 		return bad("the index of %s: %w", ref.Name(), err)
@@ -118,7 +122,7 @@ func (l *Lessons) index(ctx context.Context, p *pusher.Pusher, ref name.Referenc
 		if seen++; seen > maxPlatforms {
 			break
 		}
-		err := l.Learn(ctx, p, ref.Context().Digest(d.Digest.String()), id, diffs)
+		err := l.LearnAs(ctx, p, ref.Context().Digest(d.Digest.String()), of, id, diffs)
 		if err != nil && !errors.Is(err, errOther) {
 			return err
 		}

@@ -496,7 +496,7 @@ func (j *Job) assemble(config []byte, diffs []digest.Digest, foreign map[v1.Hash
 	if err != nil {
 		return nil, err
 	}
-	j.keep(j.Cache.AddImage(j.ID, known.Image{Key: "config", Config: config}))
+	j.keep(j.Cache.AddConfig(j.ID, config))
 	return NewImage(manifest, config, nil)
 }
 

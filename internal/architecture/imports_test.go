@@ -39,6 +39,7 @@ var arrows = map[string][]string{
 
 	// Test gear knows nothing of what it tests.
 	"internal/testgear/binary":    {},
+	"internal/testgear/docker":    {},
 	"internal/testgear/memnet":    {},
 	"internal/testgear/nginx":     {},
 	"internal/testgear/ocilayout": {},
@@ -51,6 +52,7 @@ var arrows = map[string][]string{
 	// Programs and tests around it all.
 	"internal/architecture": {},
 	"internal/e2e":          {},
+	"internal/enginetest":   {},
 	"internal/matrix":       {},
 	"internal/simulator":    {},
 	"internal/demo":         {"internal/testgear/ocilayout", "internal/testgear/proxy", "internal/testgear/realreg"},

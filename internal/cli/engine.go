@@ -85,8 +85,13 @@ func (e *engineOptions) elsewhere() string {
 	return ""
 }
 
-func (e *engineOptions) oci() bool {
-	return e.format == "oci" || e.compression == string(compress.Zstd)
+// manifests is the format asked for, by its name or by a compression that the
+// other does not have.
+func (e *engineOptions) manifests() stream.Format {
+	if e.compression == string(compress.Zstd) {
+		return stream.OCI
+	}
+	return stream.Format(e.format)
 }
 
 // engineImage is the image of the engine to be read, if that is the source.
@@ -177,7 +182,7 @@ func (j *engineJob) image(ctx context.Context) (remote.Taggable, error) {
 		Whole:     j.eng.Containerd(),
 		DiffIDs:   j.img.DiffIDs,
 		Algorithm: compress.Algorithm(o.compression),
-		OCI:       o.oci(),
+		Format:    o.manifests(),
 
 		Repository: j.ref.Context().Name(),
 		Warn:       j.warn,
@@ -227,7 +232,7 @@ func (j *engineJob) spool() *spool.Dir {
 // published is the manifest or index of an image that containerd keeps, if the
 // repository has it, with all that it names.
 func (j *engineJob) published(ctx context.Context) (remote.Taggable, error) {
-	if j.o.engine.format != "" {
+	if j.o.engine.manifests() != "" {
 		return nil, nil
 	}
 	doc, err := j.p.Manifest(ctx, j.ref.Context().Digest(j.img.ID.String()))

@@ -115,7 +115,7 @@ func (l *Lessons) index(ctx context.Context, p *pusher.Pusher, ref name.Referenc
 	}
 	seen := 0
 	for _, d := range m.Manifests {
-		attests := d.Annotations["vnd.docker.reference.digest"] != ""
+		attests := d.Annotations[describes] != ""
 		if !d.MediaType.IsImage() || attests {
 			continue
 		}

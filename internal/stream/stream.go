@@ -44,10 +44,12 @@ type Job struct {
 	// DiffIDs are those of the layers.
 	DiffIDs []digest.Digest
 
-	// Algorithm is how layers are compressed, OCI that the manifest is not
-	// docker's schema 2.
+	// Algorithm is how layers are compressed that are not as they are to be
+	// published.
 	Algorithm compress.Algorithm
-	OCI       bool
+	// Format is that of the manifests. Empty is docker's schema 2, or with Whole
+	// the one they have.
+	Format Format
 
 	// Learnt are blobs that may hold a layer, by diffID, beside those of Cache.
 	Learnt map[digest.Digest][]known.Layer
@@ -486,13 +488,13 @@ func (j *Job) assemble(config []byte, diffs []digest.Digest, foreign map[v1.Hash
 		if !ok {
 			return nil, bad("layer %d of %d has the media type %q", i+1, len(diffs), l.MediaType)
 		}
-		d, err := descriptor(l, a.LayerType(j.OCI))
+		d, err := descriptor(l, a.LayerType(j.Format == OCI))
 		if err != nil {
 			return nil, bad("layer %d of %d: %w", i+1, len(diffs), err)
 		}
 		descs = append(descs, d)
 	}
-	manifest, err := NewManifest(config, descs, j.OCI)
+	manifest, err := NewManifest(config, descs, j.Format == OCI)
 	if err != nil {
 		return nil, err
 	}

@@ -73,6 +73,9 @@ func (t *tree) image(d v1.Descriptor) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	if raw, err = t.j.Format.manifest(raw); err != nil {
+		return nil, err
+	}
 	return NewImage(raw, config, func(d digest.Digest) func() (io.ReadCloser, error) {
 		b, err := t.a.Blob(d)
 		if err != nil {
@@ -113,11 +116,13 @@ func (t *tree) index(d v1.Descriptor, depth int) (remote.Taggable, error) {
 	here := slices.DeleteFunc(slices.Clone(m.Manifests), func(d v1.Descriptor) bool { return !t.complete(d, depth+1) })
 	// What describes an image is of no use without it.
 	here = slices.DeleteFunc(here, func(d v1.Descriptor) bool {
-		of := d.Annotations["vnd.docker.reference.digest"]
+		of := d.Annotations[describes]
 		return of != "" && !slices.ContainsFunc(here, func(o v1.Descriptor) bool { return o.Digest.String() == of })
 	})
-	images := slices.DeleteFunc(slices.Clone(here), func(d v1.Descriptor) bool { return d.Annotations["vnd.docker.reference.digest"] != "" })
-	mt := d.MediaType
+	images := slices.DeleteFunc(slices.Clone(here), func(d v1.Descriptor) bool { return d.Annotations[describes] != "" })
+	if m.MediaType == "" {
+		m.MediaType = d.MediaType
+	}
 	switch {
 	case len(here) == len(m.Manifests):
 	case len(images) == 0:
@@ -128,11 +133,9 @@ func (t *tree) index(d v1.Descriptor, depth int) (remote.Taggable, error) {
 	default:
 		t.j.Warn(fmt.Errorf("not all platforms of %s are here: %d of %d manifests are pushed, as an index of their own", d.Digest, len(here), len(m.Manifests)))
 		m.Manifests = here
-		if raw, err = marshal(m); err != nil {
-			return nil, err
-		}
+		raw = nil
 	}
-	idx := &index{raw: raw, media: mt, manifest: m}
+	idx := &index{raw: raw, manifest: m}
 	for _, d := range m.Manifests {
 		child, err := t.node(d, depth+1)
 		if err != nil {
@@ -140,6 +143,18 @@ func (t *tree) index(d v1.Descriptor, depth int) (remote.Taggable, error) {
 		}
 		idx.children = append(idx.children, child)
 	}
+	if to, _ := t.j.Format.translate(m.MediaType); t.j.Format != "" && to != m.MediaType {
+		if err := t.j.Format.index(m, idx.children); err != nil {
+			return nil, err
+		}
+		idx.raw = nil
+	}
+	if idx.raw == nil {
+		if idx.raw, err = json.MarshalIndent(m, "", "   "); err != nil {
+			return nil, err
+		}
+	}
+	idx.media = m.MediaType
 	return idx, nil
 }
 
@@ -186,5 +201,3 @@ func (i *index) child(h v1.Hash) remote.Taggable {
 	}
 	return nil
 }
-
-func marshal(m *v1.IndexManifest) ([]byte, error) { return json.MarshalIndent(m, "", "   ") }

@@ -56,6 +56,7 @@ var arrows = map[string][]string{
 	"internal/matrix":       {},
 	"internal/simulator":    {},
 	"internal/demo":         {"internal/testgear/ocilayout", "internal/testgear/proxy", "internal/testgear/realreg"},
+	"internal/enginebench":  {"internal/testgear/docker", "internal/testgear/proxy", "internal/testgear/realreg"},
 	"internal/bench":        {"internal/testgear/ocilayout", "internal/testgear/proxy", "internal/testgear/realreg"},
 }
 

@@ -55,7 +55,7 @@ type Engine struct {
 	known   bool // info is
 }
 
-// UnreachableError: no engine answers at the address.
+// UnreachableError says that no engine answers at the address.
 type UnreachableError struct {
 	Address string
 	Err     error
@@ -68,7 +68,7 @@ func (e *UnreachableError) Error() string {
 // Unwrap returns resume.ErrSource and the cause.
 func (e *UnreachableError) Unwrap() []error { return []error{resume.ErrSource, e.Err} }
 
-// TooOldError: the engine speaks no version of the API that this client does.
+// TooOldError says that the engine speaks no version of the API that this client does.
 type TooOldError struct{ Address, API string }
 
 func (e *TooOldError) Error() string {
@@ -78,7 +78,7 @@ func (e *TooOldError) Error() string {
 // Unwrap returns resume.ErrSource.
 func (e *TooOldError) Unwrap() error { return resume.ErrSource }
 
-// NoImageError: the engine has no such image.
+// NoImageError says that the engine has no such image.
 type NoImageError struct{ Address, Name string }
 
 func (e *NoImageError) Error() string {
@@ -113,7 +113,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		err = &TooOldError{address, ping.APIVersion}
 	}
 	if err != nil {
-		c.Close()
+		c.Close() //nolint:errcheck // idle connections
 		return nil, err
 	}
 	// A proxy before the socket may not let anyone ask; then nothing is known.

@@ -117,6 +117,8 @@ func cure(err error, kind, host string) string {
 	var op *net.OpError
 	var answer *transport.Error
 	switch {
+	case engineCure(err) != "": // its address, not the registry's, is at fault
+		return engineCure(err)
 	case errors.As(err, &op) && op.Op == "proxyconnect",
 		errors.As(err, &answer) && answer.StatusCode == http.StatusProxyAuthRequired:
 		return proxyHint
@@ -134,8 +136,6 @@ func cure(err error, kind, host string) string {
 		return nameHint(host)
 	case errors.As(err, &dns):
 		return dnsHint(host)
-	case errors.Is(err, resume.ErrSource) && engineCure(err) != "":
-		return engineCure(err)
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, wsaRefused):
 		return refusedHint(host)
 	case kind == "denied":

@@ -41,7 +41,7 @@ func Compression(magic []byte) string {
 // Decompress gives the plain bytes of r, which may be compressed with gzip or
 // zstd. It does not close r.
 func Decompress(r io.Reader) (io.ReadCloser, error) {
-	br := bufio.NewReaderSize(r, 256<<10)
+	br := bufio.NewReaderSize(r, 64<<10)
 	magic, err := br.Peek(6)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
@@ -55,7 +55,7 @@ func Decompress(r io.Reader) (io.ReadCloser, error) {
 	case Gzip:
 		return gzip.NewReader(br)
 	case Zstd:
-		d, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
+		d, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return nil, err
 		}

@@ -68,7 +68,8 @@ type Job struct {
 	// Doing is told what goes on, for those who wait; it may not be nil.
 	Doing func(phase string)
 
-	stats Stats
+	stats  Stats
+	unkept sync.Once
 
 	mu      sync.Mutex
 	at      map[digest.Digest]known.Layer // by diffID: at the registry, or about to be
@@ -204,7 +205,7 @@ func (j *Job) has(diff digest.Digest, l known.Layer) {
 // keep says once what could not be remembered. The push goes on.
 func (j *Job) keep(err error) {
 	if err != nil {
-		j.Warn(fmt.Errorf("what was learnt about layers is not kept: %w", err))
+		j.unkept.Do(func() { j.Warn(fmt.Errorf("what was learnt about layers is not kept: %w", err)) })
 	}
 }
 
@@ -328,16 +329,13 @@ func (j *Job) blob(ctx context.Context, e saved.Entry, r io.Reader) error {
 // accept sends what was made on its way, from the spool if it is there.
 func (j *Job) accept(diff digest.Digest, name string, l known.Layer, m *made) error {
 	if m.w == nil {
-		j.unfit = append(j.unfit, unfit{name, l})
-		j.mu.Lock()
-		j.at[diff] = l
-		j.mu.Unlock()
+		j.later(diff, name, l)
 		return nil
 	}
 	b, err := m.w.Keep(m.blob)
 	if err != nil {
 		j.Warn(fmt.Errorf("the spool does not keep a layer, it is made again for each try: %w", err))
-		j.unfit = append(j.unfit, unfit{name, l})
+		j.later(diff, name, l)
 		return nil
 	}
 	j.stats.Spooled += b.Size
@@ -347,6 +345,14 @@ func (j *Job) accept(diff digest.Digest, name string, l known.Layer, m *made) er
 	j.mu.Unlock()
 	j.send(diff, l, b)
 	return nil
+}
+
+// later leaves a blob to again.
+func (j *Job) later(diff digest.Digest, name string, l known.Layer) {
+	j.unfit = append(j.unfit, unfit{name, l})
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.at[diff] = l
 }
 
 // send uploads a blob beside everything else.

@@ -193,13 +193,17 @@ func (j *Job) lookFor(ctx context.Context, diff digest.Digest) error {
 	return nil
 }
 
-// has notes that the registry has a layer.
+// has notes that the registry has a layer. What a registry only said of a layer
+// is not remembered: it is asked again the next time, and a lie ends with it.
 func (j *Job) has(diff digest.Digest, l known.Layer) {
-	l.Repositories = append([]string{j.Repository}, slices.DeleteFunc(slices.Clone(l.Repositories), func(r string) bool { return r == j.Repository })...)
 	j.mu.Lock()
 	j.at[diff] = l
 	j.mu.Unlock()
-	j.keep(j.Cache.AddLayer(diff, l))
+	if l.Key != "" {
+		others := slices.DeleteFunc(slices.Clone(l.Repositories), func(r string) bool { return r == j.Repository })
+		l.Repositories = append([]string{j.Repository}, others...)
+		j.keep(j.Cache.AddLayer(diff, l))
+	}
 }
 
 // keep says once what could not be remembered. The push goes on.

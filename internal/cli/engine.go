@@ -179,7 +179,7 @@ func (j *engineJob) image(ctx context.Context) (remote.Taggable, error) {
 		Delivery:  j.d,
 		Save:      func(ctx context.Context) (io.ReadCloser, error) { return j.eng.Export(ctx, j.img.ID.String()) },
 		ID:        j.img.ID,
-		Whole:     j.eng.Containerd(),
+		Whole:     j.img.Whole,
 		DiffIDs:   j.img.DiffIDs,
 		Algorithm: compress.Algorithm(o.compression),
 		Format:    o.manifests(),
@@ -314,7 +314,7 @@ func (j *engineJob) learnFrom(ctx context.Context, p *pusher.Pusher, l *stream.L
 func (j *engineJob) update(ctx context.Context, r *pusher.Report, keys *credentials.Keychain) {
 	ref := j.ref.Context().Digest(r.Digest.String())
 	noted := slices.ContainsFunc(j.img.RepoDigests, func(d name.Digest) bool { return d.Name() == ref.Name() })
-	if j.o.engine.noUpdate || noted || j.eng.Containerd() {
+	if j.o.engine.noUpdate || noted || j.img.Whole {
 		return
 	}
 	j.progress.doing("telling the engine the digest")

@@ -16,6 +16,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/cli/cli/config"
@@ -36,6 +37,9 @@ import (
 const (
 	LeastAPI     = client.MinAPIVersion
 	LeastVersion = "19.03"
+
+	// answerFor is how long the engine may take to answer for the first time.
+	answerFor = 30 * time.Second
 )
 
 // Options say which engine. The zero value is docker's choice.
@@ -103,7 +107,9 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		address = c.DaemonHost()
 	}
 	e := &Engine{c: c, Address: address}
-	ping, err := c.Ping(ctx, client.PingOptions{})
+	bound, cancel := context.WithTimeout(ctx, answerFor)
+	defer cancel()
+	ping, err := c.Ping(bound, client.PingOptions{})
 	switch {
 	case ctx.Err() != nil:
 		err = context.Cause(ctx)
@@ -117,7 +123,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		return nil, err
 	}
 	// A proxy before the socket may not let anyone ask; then nothing is known.
-	if info, err := c.Info(ctx, client.InfoOptions{}); err == nil {
+	if info, err := c.Info(bound, client.InfoOptions{}); err == nil {
 		e.info, e.known = info.Info, true
 	}
 	return e, nil
@@ -196,8 +202,9 @@ type Image struct {
 	DiffIDs []digest.Digest
 	// RepoDigests are the manifests it was pulled or pushed as.
 	RepoDigests []name.Digest
-	// Bytes is its size, unpacked.
-	Bytes int64
+	// Whole says that the engine keeps it in containerd, compressed, with the
+	// manifests it came with.
+	Whole bool
 }
 
 // Image asks for an image by name or ID. The error is *NoImageError,
@@ -212,7 +219,8 @@ func (e *Engine) Image(ctx context.Context, image string) (Image, error) {
 	case err != nil:
 		return Image{}, bad("asking the Docker engine at %s for %s: %w", e.Address, image, err)
 	}
-	img := Image{ID: digest.Digest(in.ID), Bytes: in.Size, RepoDigests: parseDigests(in.RepoDigests)}
+	img := Image{ID: digest.Digest(in.ID), RepoDigests: parseDigests(in.RepoDigests)}
+	img.Whole = e.containerd() || !e.known && in.Descriptor != nil
 	if !strings.Contains(in.ID, ":") { // podman leaves the algorithm out
 		img.ID = digest.NewDigestFromEncoded(digest.SHA256, in.ID)
 	}
@@ -326,9 +334,8 @@ func familiar(repo name.Repository) string {
 	return repo.Name()
 }
 
-// Containerd reports whether images are kept by containerd, compressed, with
-// the manifests they came with.
-func (e *Engine) Containerd() bool {
+// containerd reports whether images are kept by it.
+func (e *Engine) containerd() bool {
 	return slices.ContainsFunc(e.info.DriverStatus, func(kv [2]string) bool {
 		return kv[0] == "driver-type" && kv[1] == "io.containerd.snapshotter.v1"
 	})

@@ -52,12 +52,12 @@ type engineOptions struct {
 
 func (e *engineOptions) flags() flagGroup {
 	g := newGroup("Docker engine")
-	g.StringVar(&e.host, "docker-host", "", "read from the engine at `HOST`, not from that of DOCKER_HOST")
-	g.StringVar(&e.context, "docker-context", "", "read from the engine of the docker context `NAME`")
-	g.StringVar(&e.compression, "compression", string(compress.Gzip), "compress layers with `ALGORITHM`, gzip, zstd or none; zstd implies --format oci")
-	g.StringVar(&e.format, "format", "", "write the manifest as `FORMAT`, oci or v2s2; default is what docker would write")
-	g.StringSliceVar(&e.cacheFrom, "cache-from", nil, "do not compress what the image `REF` is known to hold")
-	g.StringVar(&e.spoolDir, "spool-dir", "", "keep compressed layers in `DIR` until the registry has them")
+	g.StringVar(&e.host, "docker-host", "", "read from the engine at `HOST`")
+	g.StringVar(&e.context, "docker-context", "", "read from that of the docker context `NAME`")
+	g.StringVar(&e.compression, "compression", string(compress.Gzip), "compress layers `HOW`: gzip, zstd, none")
+	g.StringVar(&e.format, "format", "", "write the manifest as `FORMAT`, oci or v2s2")
+	g.StringSliceVar(&e.cacheFrom, "cache-from", nil, "do not compress what `REF` has")
+	g.StringVar(&e.spoolDir, "spool-dir", "", "keep layers in `DIR` until they are sent")
 	g.BoolVar(&e.noUpdate, "no-engine-update", false, "do not tell the engine the digest")
 	return g
 }

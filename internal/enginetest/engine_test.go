@@ -281,14 +281,15 @@ func TestBaseIsNeitherSentNorCompressed(t *testing.T) {
 	}
 	l.arrived(app, l.id(app))
 
-	// One layer changes; the engine's store of the base is as it was.
-	l.build(app, base, 13, docker.Layer{Random: mib})
-	before := r
-	r = l.push(app)
+	// One layer changes. (Under a tag of its own: an image that loses its tag
+	// would stay in the engine, for its digest.)
+	changed := l.ref("team/app:2")
+	l.build(changed, base, 13, docker.Layer{Random: mib})
+	r = l.push(changed)
 	if r.count("uploaded") != 2 || r.Engine.Compressed != 1 { // it, and the config
-		t.Errorf("after a change: %+v, before: %+v", r, before)
+		t.Errorf("after a change: %+v", r)
 	}
-	l.arrived(app, l.id(app))
+	l.arrived(changed, l.id(changed))
 }
 
 // What is at the target's tag, or at --cache-from, is not compressed again.

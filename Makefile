@@ -29,17 +29,20 @@ demo: $(BIN)/registry $(BIN)/crane $(RPUSH)
 # Everything that must hold. What needs a missing tool is skipped with the
 # reason; with RPUSH_TEST_REQUIRE=1, as in CI, that is a failure.
 test: tools debian lint cross
-	go test $(RACE) $$(go list ./... | grep -v -e /internal/e2e -e /internal/matrix -e /internal/simulator -e /internal/conntracklab)
+	go test $(RACE) $$(go list ./... | grep -v -e /internal/e2e -e /internal/enginetest -e /internal/matrix -e /internal/simulator -e /internal/conntracklab)
 	go test -count=1 -timeout 10m ./internal/simulator
 	go test -count=1 -timeout 5m ./internal/conntracklab
 	go test -count=1 -timeout 20m ./internal/e2e
+	go test -count=1 -timeout 10m ./internal/enginetest
 	go test -count=1 -timeout 20m -parallel 6 ./internal/matrix
 	cd examples && go vet ./... && go test ./...
 	scripts/ggcr-remote-tests
 
-# rpush beside crane: figures, no assertions.
+# rpush beside crane and docker push: figures, no assertions.
 bench: $(BIN)/registry $(BIN)/crane $(RPUSH)
 	go run ./internal/bench -rpush $(RPUSH)
+	@if docker version >/dev/null 2>&1; then go run ./internal/enginebench -rpush $(RPUSH); \
+		else echo "no Docker engine answers: nothing to set beside docker push"; fi
 
 lint: $(BIN)/golangci-lint
 	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
@@ -60,6 +63,7 @@ fuzz:
 		go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/protocol || exit 1; done
 	for f in FuzzNFT FuzzXtables FuzzTables FuzzRecord; do \
 		go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/conntrack || exit 1; done
+	go test -run '^$$' -fuzz '^FuzzWalk$$' -fuzztime 60s ./internal/saved
 
 tools: $(BIN)/registry $(BIN)/crane $(BIN)/golangci-lint
 

@@ -11,8 +11,6 @@ import (
 	"net/http"
 	"net/url"
 	"runtime/debug"
-	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -58,11 +56,14 @@ type Options struct {
 	// TLSClientConfig is used for the registry, its token server and its
 	// storage; nil is Go's default. It is cloned.
 	TLSClientConfig *tls.Config
+	// Proxy says which proxy carries a request, as of http.Transport; nil is
+	// what HTTPS_PROXY, HTTP_PROXY and NO_PROXY say.
+	Proxy func(*http.Request) (*url.URL, error)
 	// Scheme is https or plain HTTP. It decides alone: a reference made with
 	// name.Insecure, or a private address, does not allow plain HTTP.
 	Scheme Scheme
-	// Transport, where given, makes all connections, and TLSClientConfig must
-	// be nil. Killing a connection for real, sendfile, and the refusal to
+	// Transport, where given, makes all connections, and TLSClientConfig and
+	// Proxy must be nil. Killing a connection for real, sendfile, and the refusal to
 	// follow a public registry to a private address need the default.
 	Transport http.RoundTripper
 	// UserAgent of every request; empty is "rpush".
@@ -114,6 +115,8 @@ func New(o Options) (*Pusher, error) {
 		return nil, fmt.Errorf("pusher: Checks is %d, not 1 to %d", o.Checks, maxParallel)
 	case o.Transport != nil && o.TLSClientConfig != nil:
 		return nil, errors.New("pusher: TLSClientConfig has no effect on a Transport of your own; set it there")
+	case o.Transport != nil && o.Proxy != nil:
+		return nil, errors.New("pusher: Proxy has no effect on a Transport of your own; set it there")
 	case o.Scheme < SchemeAuto || o.Scheme > SchemeEither:
 		return nil, fmt.Errorf("pusher: unknown Scheme %d", o.Scheme)
 	case o.StallTimeout < 0 || o.AnswerTimeout < 0:
@@ -139,7 +142,7 @@ func New(o Options) (*Pusher, error) {
 	}
 	p := &Pusher{o: o, base: o.Transport}
 	if p.base == nil {
-		p.base = wire.New(wire.Options{TLS: o.TLSClientConfig, UserAgent: o.UserAgent, Stall: o.StallTimeout})
+		p.base = wire.New(wire.Options{TLS: o.TLSClientConfig, Proxy: o.Proxy, UserAgent: o.UserAgent, Stall: o.StallTimeout})
 	}
 	return p, nil
 }
@@ -168,11 +171,7 @@ func (p *Pusher) Push(ctx context.Context, ref name.Reference, img remote.Taggab
 		g.fill(report)
 	}
 	report.Seconds = seconds(time.Since(began))
-	var named *resume.Error
-	if err != nil && !errors.As(err, &named) {
-		err = fmt.Errorf("push %s: %w", ref.Name(), err)
-	}
-	return report, err
+	return report, named(ref, err)
 }
 
 // Probe breaks a small upload to repo on purpose and says what the registry kept
@@ -236,31 +235,15 @@ func (p *Pusher) connect(ctx context.Context, repo name.Repository, reference st
 }
 
 func (p *Pusher) push(ctx context.Context, ref name.Reference, g *graph) error {
-	if d, ok := ref.(name.Digest); ok && d.DigestStr() != g.root().digest.String() {
-		return protocol.Kind(protocol.ErrSource, fmt.Errorf("the manifest to push is %s, not the one the reference names", g.root().digest))
+	if err := matches(ref, g); err != nil {
+		return err
 	}
-	repo := ref.Context()
-	for _, b := range g.blobs {
-		// A mount works within one registry only, and takes a bare name.
-		from, ok := strings.CutPrefix(b.MountFrom, repo.RegistryStr()+"/")
-		if !ok || from == repo.RepositoryStr() {
-			from = ""
-		}
-		b.MountFrom = from
-	}
-	c, done, err := p.connect(ctx, repo, ref.Name())
+	d, err := p.Open(ctx, ref)
 	if err != nil {
 		return err
 	}
-	defer done()
-	d := &delivery{c: c, ref: ref, g: g}
-	if err := d.check(ctx, p.o.Checks); err != nil {
-		return err
-	}
-	if err := d.upload(ctx, p.o.Parallel); err != nil {
-		return err
-	}
-	return d.publish(ctx, p.o.Parallel)
+	defer d.Close()
+	return d.finish(ctx, g)
 }
 
 func (p *Pusher) client(repo name.Repository, scheme string, rt, external http.RoundTripper, reference string) (*resume.Client, error) {
@@ -280,49 +263,6 @@ func (p *Pusher) client(repo name.Repository, scheme string, rt, external http.R
 	})
 }
 
-// delivery is one image on its way to one repository.
-type delivery struct {
-	c   *resume.Client
-	ref name.Reference
-	g   *graph
-}
-
-// check asks for everything at once.
-func (d *delivery) check(ctx context.Context, parallel int) error {
-	return each(ctx, parallel, d.g.blobs, func(ctx context.Context, b *blob) error {
-		began := time.Now()
-		exists, err := d.c.Exists(ctx, b.Digest, b.Size)
-		b.Missing = !exists
-		b.report.Seconds = seconds(time.Since(began))
-		if exists {
-			b.report.State = BlobExisted
-		}
-		return err
-	})
-}
-
-func (d *delivery) upload(ctx context.Context, parallel int) error {
-	missing := slices.DeleteFunc(slices.Clone(d.g.blobs), func(b *blob) bool { return !b.Missing })
-	slices.SortStableFunc(missing, order)
-	return each(ctx, parallel, missing, func(ctx context.Context, b *blob) error {
-		r, err := d.c.Upload(ctx, b.Blob)
-		b.report.Sent, b.report.Breaks, b.report.Resumes, b.report.Restarts = r.Sent, r.Breaks, r.Resumes, r.Restarts
-		b.report.Continued, b.report.Kept = r.Continued, r.Kept
-		b.report.Seconds = seconds(r.Duration)
-		switch {
-		case err != nil:
-			return err
-		case r.Existed:
-			b.report.State = BlobExisted
-		case r.Mounted:
-			b.report.State = BlobMounted
-		default:
-			b.report.State = BlobUploaded
-		}
-		return nil
-	})
-}
-
 // order is that of uploading: the small blobs while the link is young, since
 // each would be a few round trips on an idle link at the end; then the largest
 // first, so that no long one is left alone at the end.
@@ -336,11 +276,11 @@ func order(a, b *blob) int {
 
 // publish writes the manifests, those that are named before those that name
 // them.
-func (d *delivery) publish(ctx context.Context, parallel int) error {
-	for _, level := range d.g.levels {
-		err := each(ctx, parallel, level, func(ctx context.Context, m *manifest) error {
+func (d *Delivery) publish(ctx context.Context, g *graph) error {
+	for _, level := range g.levels {
+		err := each(ctx, d.p.o.Parallel, level, func(ctx context.Context, m *manifest) error {
 			id := m.digest.String()
-			if m == d.g.root() {
+			if m == g.root() {
 				id = d.ref.Identifier()
 			}
 			return d.put(ctx, id, m)
@@ -385,7 +325,7 @@ var errPanicked = errors.New("panicked")
 // put writes one manifest (distribution-spec v1.1, end-7), unless the registry
 // has it under this name: writing it again would fail where tags are
 // immutable.
-func (d *delivery) put(ctx context.Context, id string, m *manifest) error {
+func (d *Delivery) put(ctx context.Context, id string, m *manifest) error {
 	const op = "publish manifest"
 	there, err := d.has(ctx, id, m)
 	if err != nil {
@@ -428,7 +368,7 @@ var manifestTypes = []types.MediaType{
 
 // has asks whether the registry has exactly this manifest under id. Only the
 // digest in the answer is believed.
-func (d *delivery) has(ctx context.Context, id string, m *manifest) (bool, error) {
+func (d *Delivery) has(ctx context.Context, id string, m *manifest) (bool, error) {
 	req := &http.Request{Method: http.MethodHead, URL: &url.URL{Path: "manifests/" + id}, Header: http.Header{}}
 	req.Header.Add("Accept", m.report.MediaType)
 	for _, t := range manifestTypes {
@@ -449,13 +389,7 @@ func (g *graph) fill(r *Report) {
 	root := g.root()
 	r.Digest, r.MediaType = root.digest, root.report.MediaType
 	for _, b := range g.blobs {
-		r.Blobs = append(r.Blobs, b.report)
-		r.Size += b.Size
-		r.Sent += b.report.Sent
-		r.Breaks += b.report.Breaks
-		r.Resumes += b.report.Resumes
-		r.Restarts += b.report.Restarts
-		r.Continued += b.report.Continued
+		r.addBlob(b.report)
 	}
 	for _, level := range g.levels {
 		for _, m := range level {

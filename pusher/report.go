@@ -81,4 +81,15 @@ type ManifestReport struct {
 	Pushed bool `json:"pushed"`
 }
 
+// addBlob takes in a blob and adds it up.
+func (r *Report) addBlob(b BlobReport) {
+	r.Blobs = append(r.Blobs, b)
+	r.Size += b.Size
+	r.Sent += b.Sent
+	r.Breaks += b.Breaks
+	r.Resumes += b.Resumes
+	r.Restarts += b.Restarts
+	r.Continued += b.Continued
+}
+
 func seconds(d time.Duration) float64 { return d.Round(time.Millisecond).Seconds() }

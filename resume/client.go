@@ -1,7 +1,6 @@
 package resume
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -284,10 +283,7 @@ func (c *Client) Do(ctx context.Context, op string, req *http.Request) (*http.Re
 		if se := protocol.Unexpected(a, time.Now()); protocol.Classify(se).Class == protocol.Break || errors.Is(se, protocol.ErrDenied) {
 			return se
 		}
-		out = &http.Response{
-			Status: http.StatusText(a.Status), StatusCode: a.Status, Header: a.Header, Request: a.Request,
-			Body: io.NopCloser(bytes.NewReader(a.Body)), ContentLength: int64(len(a.Body)),
-		}
+		out = answer(a)
 		return nil
 	})
 	if err != nil {

@@ -19,19 +19,29 @@ var arrows = map[string][]string{
 	"cmd/rpush": {"internal/cli"},
 	"internal/cli": {
 		"internal/conntrack", "internal/credentials", "internal/protocol", "internal/source", "pusher", "resume",
+		"internal/compress", "internal/engine", "internal/known", "internal/spool", "internal/stream",
 	},
 	"internal/conntrack":   {"internal/stray"}, // the self-test sends what does the harm
 	"internal/stray":       {},
 	"internal/credentials": {},
 	"internal/source":      {"resume"}, // for the kinds of failure
-	"pusher":               {"internal/protocol", "internal/wire", "resume"},
-	"resume":               {"internal/protocol", "internal/retry", "internal/wire"},
-	"internal/retry":       {"internal/protocol"},
-	"internal/protocol":    {"internal/wire"},
-	"internal/wire":        {},
+	"internal/saved":       {"resume"},
+	"internal/compress":    {},
+	"internal/spool":       {},
+	"internal/known":       {},
+	"internal/engine":      {"resume"},
+	"internal/stream": {
+		"internal/compress", "internal/known", "internal/saved", "internal/spool", "pusher", "resume",
+	},
+	"pusher":            {"internal/protocol", "internal/wire", "resume"},
+	"resume":            {"internal/protocol", "internal/retry", "internal/wire"},
+	"internal/retry":    {"internal/protocol"},
+	"internal/protocol": {"internal/wire"},
+	"internal/wire":     {},
 
 	// Test gear knows nothing of what it tests.
 	"internal/testgear/binary":    {},
+	"internal/testgear/docker":    {},
 	"internal/testgear/memnet":    {},
 	"internal/testgear/nginx":     {},
 	"internal/testgear/ocilayout": {},
@@ -45,9 +55,11 @@ var arrows = map[string][]string{
 	"internal/architecture": {},
 	"internal/conntracklab": {},
 	"internal/e2e":          {},
+	"internal/enginetest":   {},
 	"internal/matrix":       {},
 	"internal/simulator":    {},
 	"internal/demo":         {"internal/testgear/ocilayout", "internal/testgear/proxy", "internal/testgear/realreg"},
+	"internal/enginebench":  {"internal/testgear/docker", "internal/testgear/proxy", "internal/testgear/realreg"},
 	"internal/bench":        {"internal/testgear/ocilayout", "internal/testgear/proxy", "internal/testgear/realreg", "resume"},
 }
 

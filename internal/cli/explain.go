@@ -33,6 +33,7 @@ type scene struct {
 	report *pusher.Report
 	cause  error         // of the context
 	from   func() string // where the credentials came from
+	engine string        // the one read from, if it is on another host
 }
 
 // explain maps an error to what is said about it and to the exit code. It looks
@@ -53,6 +54,9 @@ func explain(err error, s scene) *failure {
 		f.Exit = stopped.exit()
 	} else if text := cure(err, f.Kind, s.host); text != "" {
 		f.lines = append(f.lines, hint(text))
+	}
+	if s.engine != "" && (f.Kind == "endpoint" || isAddress(err)) {
+		f.lines = append(f.lines, hint(elsewhereHint(s.engine)))
 	}
 	if f.Kind == "interrupted" {
 		f.lines = append(f.lines, hint(againHint))
@@ -113,6 +117,8 @@ func cure(err error, kind, host string) string {
 	var op *net.OpError
 	var answer *transport.Error
 	switch {
+	case engineCure(err) != "": // its address, not the registry's, is at fault
+		return engineCure(err)
 	case errors.As(err, &op) && op.Op == "proxyconnect",
 		errors.As(err, &answer) && answer.StatusCode == http.StatusProxyAuthRequired:
 		return proxyHint
@@ -142,4 +148,13 @@ func cure(err error, kind, host string) string {
 		return addressHint(host)
 	}
 	return ""
+}
+
+// isAddress holds for what depends on where rpush runs: names, certificates and
+// ports.
+func isAddress(err error) bool {
+	var dns *net.DNSError
+	var unverified *tls.CertificateVerificationError
+	return errors.As(err, &dns) || errors.As(err, &unverified) ||
+		errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, wsaRefused)
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/rpush-go/rpush/internal/credentials"
+	"github.com/rpush-go/rpush/internal/engine"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -50,6 +51,19 @@ func TestExplain(t *testing.T) {
 			at:   scene{report: &pusher.Report{Blobs: []pusher.BlobReport{{Size: 5, State: pusher.BlobPending}}}},
 			kind: "interrupted", exit: 3,
 			last: []string{"no blob is complete at the registry yet", "hint: the same command again sends the rest"},
+		}, {
+			name: "no such host, and the engine is on another", err: endpoint(&net.DNSError{Err: "no such host", Name: "reg.example", IsNotFound: true}),
+			at:   scene{engine: "tcp://build.example:2376"},
+			kind: "endpoint", exit: 1,
+			last: []string{"hint: " + nameHint("reg.example"), "hint: " + elsewhereHint("tcp://build.example:2376")},
+		}, {
+			name: "the engine has another name", err: &engine.UnreachableError{Address: "tcp://none:2375", Err: dialled(&net.DNSError{Err: "no such host", Name: "none", IsNotFound: true})},
+			kind: "source", exit: 1,
+			last: []string{"nothing was published", "hint: start the engine, set DOCKER_HOST or --docker-host to where it is, or name a SOURCE, see rpush --help"},
+		}, {
+			name: "an engine that may not be used", err: &engine.UnreachableError{Address: "unix:///run/docker.sock", Err: dialled(syscall.EACCES)},
+			kind: "source", exit: 1,
+			last: []string{"nothing was published", "hint: add this user to the group of the socket, or set DOCKER_HOST to an engine that may be used"},
 		}, {
 			name: "sessions lost for ever", err: fmt.Errorf("%w: %w", resume.ErrInterrupted, &resume.LostError{Times: 8, Err: io.EOF}),
 			kind: "interrupted", exit: 3,

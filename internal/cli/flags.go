@@ -27,6 +27,7 @@ type options struct {
 	cacheDir, stateDir string
 	noState            bool
 	alive, all         bool
+	engine             engineOptions
 
 	output         string
 	quiet, verbose bool
@@ -51,7 +52,7 @@ func newGroup(title string) flagGroup {
 func (o *options) pushFlags() []flagGroup {
 	e := o.effortFlags()
 	e.IntVar(&o.parallel, "parallel", pusher.DefaultParallel, "upload `N` blobs at once, 1 to 64")
-	return []flagGroup{o.connectionFlags(), e, o.stateFlags(), o.outputFlags()}
+	return []flagGroup{o.connectionFlags(), e, o.engine.flags(), o.stateFlags(), o.outputFlags()}
 }
 
 // sessionsFlags are those of the verb sessions.
@@ -179,6 +180,8 @@ func (o *options) contradictions() []contradiction {
 		{o.caFile != "" && noVerify, "ca-file", "tls-verify"},
 		{o.quiet && o.verbose, "quiet", "verbose"},
 		{o.noState && o.stateDir != "", "no-state", "state-dir"},
+		{o.engine.compression == "zstd" && o.engine.format == "v2s2", "compression", "format"},
+		{o.engine.host != "" && o.engine.context != "", "docker-host", "docker-context"},
 	}
 }
 
@@ -194,6 +197,9 @@ func (o *options) check() error {
 	}
 	if o.output != "text" && o.output != "json" {
 		return fmt.Errorf("%s is %q, neither text nor json", o.spelled["output"], o.output)
+	}
+	if err := o.engine.check(o.spelled); err != nil {
+		return err
 	}
 	for _, d := range []struct {
 		flag       string
@@ -215,6 +221,14 @@ func (o *options) check() error {
 	return nil
 }
 
+// cache is where what is no secret is kept; empty without a home.
+func (o *options) cache() string {
+	if user, err := os.UserCacheDir(); o.cacheDir == "" && err == nil {
+		return filepath.Join(user, "rpush")
+	}
+	return o.cacheDir
+}
+
 // pusher returns the options of the library; the caller adds the rest. It
 // reads the CA file.
 func (o *options) pusher() (pusher.Options, error) {
@@ -228,11 +242,7 @@ func (o *options) pusher() (pusher.Options, error) {
 	if o.retryFor == 0 {
 		p.RetryFor = -1 // 0 is the library's default
 	}
-	dir := o.cacheDir
-	if user, err := os.UserCacheDir(); dir == "" && err == nil {
-		dir = filepath.Join(user, "rpush")
-	}
-	if dir != "" { // without a home it is learnt anew each time
+	if dir := o.cache(); dir != "" { // without a home it is learnt anew each time
 		p.Dialects = resume.FileDialects(filepath.Join(dir, "registries.json"))
 	}
 	switch {

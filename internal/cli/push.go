@@ -16,6 +16,7 @@ import (
 	"github.com/rpush-go/rpush/internal/conntrack"
 	"github.com/rpush-go/rpush/internal/credentials"
 	"github.com/rpush-go/rpush/internal/source"
+	"github.com/rpush-go/rpush/internal/stream"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -79,7 +80,7 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	}
 	if err == nil {
 		a.out.note(summaryWords(report))
-		return a.written(a.result(o, c.ref, document{report, nil, resets})), nil
+		return a.written(a.result(o, c.ref, document{report, o.engine.stats.Load(), nil, resets})), nil
 	}
 
 	f := explain(err, scene{
@@ -87,9 +88,10 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 		report: report,
 		cause:  context.Cause(ctx),
 		from:   func() string { return keys.From(c.ref.Context()) },
+		engine: o.engine.elsewhere(),
 	})
 	a.out.lines(f.lines)
-	a.written(a.result(o, c.ref, document{report, f, resets}))
+	a.written(a.result(o, c.ref, document{report, o.engine.stats.Load(), f, resets}))
 	return f.Exit, nil
 }
 
@@ -132,8 +134,8 @@ func inTime[T any](ctx context.Context, f func() (*T, error)) (*T, error) {
 }
 
 func (a *app) deliver(ctx context.Context, o *options, c call, keys *credentials.Keychain) (*pusher.Report, error) {
-	if c.source == "" {
-		return nil, fmt.Errorf("%w: %s", resume.ErrSource, noEngine)
+	if image, ok := c.engineImage(); ok {
+		return a.deliverEngine(ctx, o, c, image, keys)
 	}
 	po, err := o.pusher()
 	if err != nil {
@@ -175,7 +177,8 @@ func (a *app) signIn(po *pusher.Options, o *options, repo name.Repository, keys 
 // document is what --output json prints: the report and, after a failure, why.
 type document struct {
 	*pusher.Report
-	Error *failure `json:"error,omitempty"`
+	Engine *stream.Stats `json:"engine,omitempty"` // what reading from it took
+	Error  *failure      `json:"error,omitempty"`
 	// HostResets is how many RSTs this very host sent during a push that broke,
 	// where they have the marks of what rpush doctor looks for.
 	HostResets uint64 `json:"hostResets,omitempty"`

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/rpush-go/rpush/internal/engine"
 	"github.com/rpush-go/rpush/internal/protocol"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
@@ -40,7 +41,6 @@ const (
 	tagAndDigest     = "%q has a tag and a digest; a push needs one of them"
 	hostAlone        = "%q names a host and no repository: HOST:PORT/NAME[:TAG]"
 	badReference     = "%q is no reference; one is [HOST[:PORT]/]NAME[:TAG|@DIGEST], with NAME in lower case"
-	noEngine         = "reading from the Docker engine is not supported yet; name a source: oci:DIR, docker-archive:PATH"
 	noSessionsVerb   = "%q is none of list, forget, prune"
 	nothingToForget  = "what is to be forgotten is missing: rpush sessions forget DIGEST|REFERENCE, or --all"
 	allAndOne        = "--all forgets everything; leave it out or name nothing"
@@ -69,7 +69,9 @@ continued, not sent again.
   rpush version                  print the version
   rpush completion SHELL         print a completion script
 
+Without SOURCE the image comes from the Docker engine, as with docker push.
 SOURCE is one of
+  docker-daemon:IMAGE            another image of the engine
   oci:DIR[:TAG|@DIGEST]          an OCI image layout
   docker-archive:PATH[:REF]      what docker save wrote
   /PATH, ./PATH, ../PATH         either of them, recognised by its content
@@ -445,4 +447,32 @@ func durationWords(d time.Duration) string {
 		return fmt.Sprintf("%.1fs", d.Seconds())
 	}
 	return d.Round(time.Second).String()
+}
+
+// proxySecretWords is about a proxy of the engine whose password it keeps.
+const proxySecretWords = "the engine's proxy asks for a password that the engine does not tell: HTTPS_PROXY is used instead, if it is set"
+
+func elsewhereHint(address string) string {
+	return fmt.Sprintf("the image is read from the engine at %s, but the push runs on this host: names, certificates, ports and proxies here may be others than there", address)
+}
+
+// engineCure says what to do about an engine that does not do as asked; empty
+// where err is about something else.
+func engineCure(err error) string {
+	var (
+		unreachable *engine.UnreachableError
+		old         *engine.TooOldError
+		none        *engine.NoImageError
+	)
+	switch {
+	case errors.As(err, &old):
+		return fmt.Sprintf("docker save IMAGE | rpush - REF does without; Docker %s is the least that is read from", engine.LeastVersion)
+	case errors.As(err, &none):
+		return "docker images lists what is there; an image that is not in the engine needs a SOURCE, see rpush --help"
+	case errors.As(err, &unreachable) && engine.Forbidden(err):
+		return "add this user to the group of the socket, or set DOCKER_HOST to an engine that may be used"
+	case errors.As(err, &unreachable):
+		return "start the engine, set DOCKER_HOST or --docker-host to where it is, or name a SOURCE, see rpush --help"
+	}
+	return ""
 }

@@ -39,7 +39,7 @@ type Source struct {
 
 // notBuilt lists the transports of containers-transports(5) that are known, so
 // that naming one is told apart from a typing error.
-var notBuilt = []string{"containers-storage", "dir", "docker", "docker-daemon", "oci-archive", "ostree", "sif"}
+var notBuilt = []string{"dir", "docker", "docker-daemon", "oci-archive", "ostree", "sif"}
 
 // Open opens what spec names: see Supported. A path without a transport is
 // recognised by its content.
@@ -54,6 +54,8 @@ func Open(ctx context.Context, spec string) (Source, error) {
 		return openPath(ctx, spec)
 	case spec == "-":
 		return Source{}, bad("reading from standard input is not supported yet; supported: %s", Supported)
+	case ok && transport == "containers-storage":
+		return Source{}, bad("containers-storage: is podman's to read; use: podman save --format oci-archive %s | rpush - REF", rest)
 	case ok && slices.Contains(notBuilt, transport):
 		return Source{}, bad("%s: is not supported yet; supported: %s", transport, Supported)
 	case !ok || transport != "oci" && transport != "docker-archive":

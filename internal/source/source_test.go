@@ -114,7 +114,7 @@ func TestNoSource(t *testing.T) {
 		{"docker://alpine", resume.ErrSource, "not supported yet"},
 		{"oci-archive:a.tar", resume.ErrSource, "not supported yet"},
 		{"dir:d", resume.ErrSource, "not supported yet"},
-		{"containers-storage:alpine", resume.ErrSource, "not supported yet"},
+		{"containers-storage:alpine", resume.ErrSource, "podman save --format oci-archive alpine | rpush - REF"},
 		{"oci:absent", resume.ErrSource, "absent"},
 		{"oci:absent:tag", resume.ErrSource, "absent"},
 		{"docker-archive:absent.tar", resume.ErrSource, "absent.tar"},

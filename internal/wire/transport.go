@@ -25,6 +25,9 @@ type Options struct {
 	// gives the connection up, where it can be told so; 0 leaves it to the
 	// kernel.
 	Stall time.Duration
+	// Proxy says which proxy carries a request, as of http.Transport; nil is
+	// http.ProxyFromEnvironment.
+	Proxy func(*http.Request) (*url.URL, error)
 	// Dial replaces the dialler, in tests.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 }
@@ -41,8 +44,11 @@ type Transport struct {
 
 // New makes a Transport with connections of its own.
 func New(o Options) *Transport {
+	if o.Proxy == nil {
+		o.Proxy = http.ProxyFromEnvironment
+	}
 	t := &Transport{o: o, public: map[string]bool{}}
-	t.base = t.pair(http.ProxyFromEnvironment, t.dial)
+	t.base = t.pair(o.Proxy, t.dial)
 	return t
 }
 
@@ -178,7 +184,7 @@ func (e *External) CloseIdleConnections() { e.base.kept.CloseIdleConnections() }
 
 // proxy remembers the proxies, which may well be private.
 func (e *External) proxy(req *http.Request) (*url.URL, error) {
-	u, err := http.ProxyFromEnvironment(req)
+	u, err := e.t.o.Proxy(req)
 	if u != nil {
 		port := u.Port()
 		if port == "" {

@@ -44,6 +44,7 @@ func Tool(t TB, name string) string {
 
 // packages of Debian that hold a tool; make tools installs the others.
 var packages = map[string]string{
+	"docker":          "docker.io",
 	"docker-registry": "docker-registry",
 	"nginx":           "nginx",
 	"redis-server":    "redis-server",

@@ -1,0 +1,363 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/net/http/httpproxy"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rpush-go/rpush/internal/compress"
+	"github.com/rpush-go/rpush/internal/credentials"
+	"github.com/rpush-go/rpush/internal/engine"
+	"github.com/rpush-go/rpush/internal/known"
+	"github.com/rpush-go/rpush/internal/spool"
+	"github.com/rpush-go/rpush/internal/stream"
+	"github.com/rpush-go/rpush/pusher"
+)
+
+const (
+	// learnFor is how long what is only a help may take to be found out.
+	learnFor = 10 * time.Second
+	// updateFor is how long the engine may take to note what was pushed.
+	updateFor = time.Minute
+)
+
+// engineOptions are the flags about images of the Docker engine, and what a
+// run found out.
+type engineOptions struct {
+	host, context       string
+	compression, format string
+	cacheFrom           []string
+	spoolDir            string
+	noUpdate            bool
+
+	from  atomic.Pointer[engine.Engine]
+	stats atomic.Pointer[stream.Stats]
+}
+
+func (e *engineOptions) flags() flagGroup {
+	g := newGroup("Docker engine")
+	g.StringVar(&e.host, "docker-host", "", "read from the engine at `HOST`")
+	g.StringVar(&e.context, "docker-context", "", "read from that of the docker context `NAME`")
+	g.StringVar(&e.compression, "compression", string(compress.Gzip), "compress layers `HOW`: gzip, zstd, none")
+	g.StringVar(&e.format, "format", "", "write the manifest as `FORMAT`, oci or v2s2")
+	g.StringSliceVar(&e.cacheFrom, "cache-from", nil, "do not compress what `REF` has")
+	g.StringVar(&e.spoolDir, "spool-dir", "", "keep layers in `DIR` until they are sent")
+	g.BoolVar(&e.noUpdate, "no-engine-update", false, "do not tell the engine the digest")
+	return g
+}
+
+func (e *engineOptions) check(spelled map[string]string) error {
+	switch {
+	case !slices.Contains(compress.Algorithms, compress.Algorithm(cmp.Or(e.compression, "gzip"))):
+		return fmt.Errorf("%s is %q, not gzip, zstd or none", spelled["compression"], e.compression)
+	case e.format != "" && e.format != "oci" && e.format != "v2s2":
+		return fmt.Errorf("%s is %q, neither oci nor v2s2", spelled["format"], e.format)
+	}
+	for _, ref := range e.cacheFrom {
+		if _, err := name.ParseReference(ref, name.WeakValidation); err != nil {
+			return fmt.Errorf("%s: "+badReference, spelled["cache-from"], ref)
+		}
+	}
+	return nil
+}
+
+// elsewhere is the address of the engine if it is on another host.
+func (e *engineOptions) elsewhere() string {
+	if eng := e.from.Load(); eng != nil && eng.Remote() {
+		return eng.Address
+	}
+	return ""
+}
+
+// manifests is the format asked for, by its name or by a compression that the
+// other does not have.
+func (e *engineOptions) manifests() stream.Format {
+	if e.compression == string(compress.Zstd) {
+		return stream.OCI
+	}
+	return stream.Format(e.format)
+}
+
+// engineImage is the image of the engine to be read, if that is the source.
+func (c call) engineImage() (image string, ok bool) {
+	if c.source == "" {
+		return engineName(c.ref), true
+	}
+	return strings.CutPrefix(c.source, "docker-daemon:")
+}
+
+// engineName spells a reference as the engine does.
+func engineName(ref name.Reference) string {
+	s := ref.Name()
+	if rest, ok := strings.CutPrefix(s, name.DefaultRegistry+"/"); ok {
+		return "docker.io/" + rest
+	}
+	return s
+}
+
+// deliverEngine pushes an image of the engine.
+func (a *app) deliverEngine(ctx context.Context, o *options, c call, image string, keys *credentials.Keychain) (*pusher.Report, error) {
+	po, err := o.pusher()
+	if err != nil {
+		return nil, err
+	}
+	progress := newProgress(a.out, a.terminal)
+	defer progress.start()()
+	eng, err := engine.Open(ctx, engine.Options{Host: o.engine.host, Context: o.engine.context})
+	if err != nil {
+		return nil, err
+	}
+	defer eng.Close() //nolint:errcheck // idle connections
+	o.engine.from.Store(eng)
+	img, err := eng.Image(ctx, image)
+	if err != nil {
+		return nil, err
+	}
+	a.adopt(ctx, o, &po, eng, c.ref.Context().RegistryStr())
+	if err := a.signIn(&po, o, c.ref.Context(), keys); err != nil {
+		return nil, err
+	}
+	po.OnEvent, po.Store = progress.event, a.store(o)
+	p, err := pusher.New(po)
+	if err != nil {
+		return nil, err
+	}
+	d, err := p.Open(ctx, c.ref)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	progress.doing(pushingPhase(image, c.ref))
+	j := &engineJob{a: a, o: o, eng: eng, img: img, ref: c.ref, po: po, p: p, d: d, progress: progress}
+	what, err := j.image(ctx)
+	if err != nil {
+		return d.Report(), err
+	}
+	progress.doing(pushingPhase(image, c.ref))
+	report, err := d.Finish(ctx, what)
+	if err == nil {
+		j.update(ctx, report, keys)
+	}
+	return report, err
+}
+
+// engineJob is one image on its way from the engine.
+type engineJob struct {
+	a        *app
+	o        *options
+	eng      *engine.Engine
+	img      engine.Image
+	ref      name.Reference
+	po       pusher.Options
+	p        *pusher.Pusher
+	d        *pusher.Delivery
+	progress *progress
+}
+
+func (j *engineJob) warn(err error) { j.a.out.note("warning: " + err.Error()) }
+
+// image delivers the layers, and returns what is to be published.
+func (j *engineJob) image(ctx context.Context) (remote.Taggable, error) {
+	o := &j.o.engine
+	job := &stream.Job{
+		Delivery:  j.d,
+		Save:      func(ctx context.Context) (io.ReadCloser, error) { return j.eng.Export(ctx, j.img.ID.String()) },
+		ID:        j.img.ID,
+		Whole:     j.img.Whole,
+		DiffIDs:   j.img.DiffIDs,
+		Algorithm: compress.Algorithm(o.compression),
+		Format:    o.manifests(),
+
+		Repository: j.ref.Context().Name(),
+		Warn:       j.warn,
+		Doing:      j.progress.doing,
+	}
+	defer func() { stats := job.Stats(); o.stats.Store(&stats) }()
+	if dir := j.o.cache(); dir != "" {
+		job.Cache = known.Open(dir)
+	}
+	job.Spool = j.spool()
+	if job.Whole {
+		if there, err := j.published(ctx); there != nil || err != nil {
+			return there, err
+		}
+		return job.Run(ctx)
+	}
+	lessons := j.learn(ctx)
+	job.Learnt, job.Config = lessons.Layers(), lessons.Config()
+	if config, ok := job.Cache.Config(j.img.ID); ok {
+		job.Config = config
+	}
+	return job.Run(ctx)
+}
+
+// spool is the first place that is good for it, or nil.
+func (j *engineJob) spool() *spool.Dir {
+	places := []string{j.o.engine.spoolDir}
+	if places[0] == "" {
+		places = nil
+		if dir := j.o.cache(); dir != "" {
+			places = append(places, filepath.Join(dir, "spool"))
+		}
+		places = append(places, filepath.Join(largeTemp(), fmt.Sprintf("rpush-%d", os.Getuid())))
+	}
+	var first error
+	for _, place := range places {
+		d, err := spool.Open(place, 0)
+		if err == nil {
+			return d
+		}
+		first = cmp.Or(first, err)
+	}
+	j.warn(fmt.Errorf("there is no place for compressed layers, each try makes them again: %w", first))
+	return nil
+}
+
+// published is the manifest or index of an image that containerd keeps, if the
+// repository has it, with all that it names.
+func (j *engineJob) published(ctx context.Context) (remote.Taggable, error) {
+	if j.o.engine.manifests() != "" {
+		return nil, nil
+	}
+	doc, err := j.p.Manifest(ctx, j.ref.Context().Digest(j.img.ID.String()))
+	if err != nil || doc == nil {
+		return nil, err
+	}
+	return &rawManifest{doc.Raw, types.MediaType(doc.MediaType)}, nil
+}
+
+// rawManifest is one whose blobs are at the registry.
+type rawManifest struct {
+	raw   []byte
+	media types.MediaType
+}
+
+func (m *rawManifest) RawManifest() ([]byte, error)        { return m.raw, nil }
+func (m *rawManifest) MediaType() (types.MediaType, error) { return m.media, nil }
+
+// learn asks registries what they know of the image's layers. All of it is a
+// help: what fails is left out.
+func (j *engineJob) learn(ctx context.Context) *stream.Lessons {
+	lessons := &stream.Lessons{ID: j.img.ID}
+	po := j.po
+	po.RetryFor, po.OnEvent = learnFor, nil
+	p, err := pusher.New(po)
+	if err != nil {
+		return lessons
+	}
+	ctx, cancel := context.WithTimeout(ctx, learnFor)
+	defer cancel()
+	var eg errgroup.Group
+	eg.SetLimit(pusher.DefaultParallel)
+	if _, ok := j.ref.(name.Tag); ok {
+		eg.Go(func() error {
+			_ = lessons.Learn(ctx, p, j.ref) // the push itself will tell
+			return nil
+		})
+	}
+	for _, from := range j.o.engine.cacheFrom {
+		ref, err := name.ParseReference(from, name.WeakValidation)
+		if err != nil {
+			continue // checked before
+		}
+		eg.Go(func() error {
+			if err := lessons.Learn(ctx, p, ref); err != nil && ctx.Err() == nil {
+				j.warn(fmt.Errorf("nothing is learnt from %s: %w", ref.Name(), err))
+			}
+			return nil
+		})
+	}
+	host := j.ref.Context().RegistryStr()
+	for _, other := range append([]engine.Image{j.img}, j.eng.Relatives(ctx, j.img, host)...) {
+		for _, ref := range other.RepoDigests {
+			if ref.Context().RegistryStr() == host {
+				eg.Go(func() error { j.learnFrom(ctx, p, lessons, ref, other); return nil })
+				break
+			}
+		}
+	}
+	_ = eg.Wait() // none of them fails
+	return lessons
+}
+
+// learnFrom asks the engine's mirrors first, as the engine does.
+func (j *engineJob) learnFrom(ctx context.Context, p *pusher.Pusher, l *stream.Lessons, ref name.Digest, of engine.Image) {
+	for _, mirror := range j.eng.Mirrors(ref.Context().RegistryStr()) {
+		repo, err := name.NewRepository(mirror+"/"+ref.Context().RepositoryStr(), name.WeakValidation)
+		if err != nil {
+			continue
+		}
+		if l.LearnAs(ctx, p, repo.Digest(ref.DigestStr()), ref.Context(), of.ID, of.DiffIDs) == nil {
+			return
+		}
+	}
+	_ = l.LearnAs(ctx, p, ref, ref.Context(), of.ID, of.DiffIDs) // a help only
+}
+
+// update has the engine note the digest of what was pushed.
+func (j *engineJob) update(ctx context.Context, r *pusher.Report, keys *credentials.Keychain) {
+	ref := j.ref.Context().Digest(r.Digest.String())
+	noted := slices.ContainsFunc(j.img.RepoDigests, func(d name.Digest) bool { return d.Name() == ref.Name() })
+	if j.o.engine.noUpdate || noted || j.img.Whole {
+		return
+	}
+	j.progress.doing("telling the engine the digest")
+	ctx, cancel := context.WithTimeout(ctx, updateFor)
+	defer cancel()
+	auth, err := keys.Resolve(j.ref.Context())
+	if err == nil {
+		conf, cerr := auth.Authorization()
+		if err = cerr; err == nil {
+			err = j.eng.Learn(ctx, ref, conf)
+		}
+	}
+	if err != nil {
+		j.warn(fmt.Errorf("the image is pushed, but the engine did not note its digest: %w", err))
+	}
+}
+
+// adopt takes over the engine's settings, where no flag says otherwise.
+func (a *app) adopt(ctx context.Context, o *options, po *pusher.Options, eng *engine.Engine, host string) {
+	said := slices.ContainsFunc([]string{"plain-http", "tls-verify", "insecure", "ca-file"}, func(f string) bool { return o.spelled[f] != "" })
+	if !said && po.TLSClientConfig == nil && eng.Insecure(ctx, host) {
+		po.Scheme = pusher.SchemeEither
+		po.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // the engine was told so
+	}
+	httpProxy, httpsProxy, noProxy, ok := eng.Proxies()
+	if !ok || po.Proxy != nil {
+		return
+	}
+	for _, p := range []string{httpProxy, httpsProxy} {
+		if u, err := url.Parse(p); err == nil && u.User != nil {
+			// The engine shows no password.
+			a.out.note("warning: " + proxySecretWords)
+			return
+		}
+	}
+	choose := (&httpproxy.Config{HTTPProxy: httpProxy, HTTPSProxy: httpsProxy, NoProxy: noProxy}).ProxyFunc()
+	po.Proxy = func(r *http.Request) (*url.URL, error) { return choose(r.URL) }
+}
+
+// largeTemp is where large files of a user without a home may go.
+func largeTemp() string {
+	if os.PathSeparator == '/' {
+		return "/var/tmp" // TMPDIR is often in memory
+	}
+	return os.TempDir()
+}

@@ -1,0 +1,427 @@
+// Package engine reads images out of a Docker engine, and tells it what became
+// of them. The engine is found as docker finds it: DOCKER_HOST, DOCKER_CONTEXT
+// or the current context, over a socket, TCP, TLS or ssh. Podman's compatible
+// socket is as good.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/docker/cli/cli/config"
+	dcontext "github.com/docker/cli/cli/context/docker"
+	"github.com/docker/cli/cli/context/store"
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/moby/moby/api/pkg/authconfig"
+	"github.com/moby/moby/api/types/registry"
+	"github.com/moby/moby/api/types/system"
+	"github.com/moby/moby/client"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/rpush-go/rpush/resume"
+)
+
+// The least engine that is spoken to: what moby's client requires.
+const (
+	LeastAPI     = client.MinAPIVersion
+	LeastVersion = "19.03"
+
+	// answerFor is how long the engine may take to answer for the first time.
+	answerFor = 30 * time.Second
+)
+
+// Options say which engine. The zero value is docker's choice.
+type Options struct {
+	// Host is the address, as of DOCKER_HOST, over which it wins.
+	Host string
+	// Context is the name of a docker context, over which Host wins.
+	Context string
+}
+
+// Engine is one that answers. It is safe for concurrent use.
+type Engine struct {
+	c *client.Client
+	// Address is where it is, for people.
+	Address string
+	info    system.Info
+	known   bool // info is
+}
+
+// UnreachableError says that no engine answers at the address.
+type UnreachableError struct {
+	Address string
+	Err     error
+}
+
+func (e *UnreachableError) Error() string {
+	return fmt.Sprintf("the Docker engine at %s does not answer: %v", e.Address, e.Err)
+}
+
+// Unwrap returns resume.ErrSource and the cause.
+func (e *UnreachableError) Unwrap() []error { return []error{resume.ErrSource, e.Err} }
+
+// TooOldError says that the engine speaks no version of the API that this client does.
+type TooOldError struct{ Address, API string }
+
+func (e *TooOldError) Error() string {
+	return fmt.Sprintf("the Docker engine at %s is too old: its API is %s, at least %s (Docker %s) is needed", e.Address, e.API, LeastAPI, LeastVersion)
+}
+
+// Unwrap returns resume.ErrSource.
+func (e *TooOldError) Unwrap() error { return resume.ErrSource }
+
+// NoImageError says that the engine has no such image.
+type NoImageError struct{ Address, Name string }
+
+func (e *NoImageError) Error() string {
+	return fmt.Sprintf("the Docker engine at %s has no image %s", e.Address, e.Name)
+}
+
+// Unwrap returns resume.ErrSource.
+func (e *NoImageError) Unwrap() error { return resume.ErrSource }
+
+// Open finds the engine and asks whether it answers. The error is one of those
+// above, resume.ErrSource, or the cause of a done ctx.
+func Open(ctx context.Context, o Options) (*Engine, error) {
+	opts, address, err := endpoint(o)
+	if err != nil {
+		return nil, bad("finding the Docker engine: %w", err)
+	}
+	c, err := client.New(opts...)
+	if err != nil {
+		return nil, bad("the Docker engine at %s: %w", address, err)
+	}
+	if address == "" {
+		address = c.DaemonHost()
+	}
+	e := &Engine{c: c, Address: address}
+	bound, cancel := context.WithTimeout(ctx, answerFor)
+	defer cancel()
+	ping, err := c.Ping(bound, client.PingOptions{})
+	switch {
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
+	case err != nil:
+		err = &UnreachableError{address, err}
+	case older(ping.APIVersion, LeastAPI):
+		err = &TooOldError{address, ping.APIVersion}
+	}
+	if err != nil {
+		c.Close() //nolint:errcheck // idle connections
+		return nil, err
+	}
+	// A proxy before the socket may not let anyone ask; then nothing is known.
+	if info, err := c.Info(bound, client.InfoOptions{}); err == nil {
+		e.info, e.known = info.Info, true
+	}
+	return e, nil
+}
+
+// older compares API versions, 1.9 and 1.41. What is no version is not older.
+func older(a, least string) bool {
+	var am, an, bm, bn int
+	if n, _ := fmt.Sscanf(a, "%d.%d", &am, &an); n != 2 {
+		return false
+	}
+	fmt.Sscanf(least, "%d.%d", &bm, &bn) //nolint:errcheck // a constant
+	return am < bm || am == bm && an < bn
+}
+
+// endpoint decides as docker does. The address is empty where it is the
+// client's default.
+func endpoint(o Options) (opts []client.Opt, address string, err error) {
+	host := o.Host
+	if host == "" && o.Context == "" {
+		host = os.Getenv(client.EnvOverrideHost)
+	}
+	name := o.Context
+	if host == "" && name == "" {
+		if name = os.Getenv("DOCKER_CONTEXT"); name == "" {
+			name = currentContext()
+		}
+	}
+	ep := dcontext.Endpoint{EndpointMeta: dcontext.EndpointMeta{Host: host}}
+	switch {
+	case host != "" && !strings.HasPrefix(host, "ssh://"):
+		// DOCKER_CERT_PATH and DOCKER_TLS_VERIFY go with a host.
+		return []client.Opt{client.WithTLSClientConfigFromEnv(), client.WithHost(host), client.WithAPIVersionFromEnv()}, host, nil
+	case host == "" && (name == "" || name == "default"):
+		return []client.Opt{client.WithTLSClientConfigFromEnv(), client.WithAPIVersionFromEnv()}, "", nil
+	case host == "":
+		s := store.New(config.ContextStoreDir(), store.NewConfig(
+			func() any { return &map[string]any{} },
+			store.EndpointTypeGetter(dcontext.DockerEndpoint, func() any { return &dcontext.EndpointMeta{} }),
+		))
+		meta, err := s.GetMetadata(name)
+		if err != nil {
+			return nil, "", fmt.Errorf("docker context %q: %w", name, err)
+		}
+		em, err := dcontext.EndpointFromContext(meta)
+		if err != nil {
+			return nil, "", fmt.Errorf("docker context %q: %w", name, err)
+		}
+		if ep, err = dcontext.WithTLSData(s, name, em); err != nil {
+			return nil, "", fmt.Errorf("docker context %q: %w", name, err)
+		}
+	}
+	opts, err = ep.ClientOpts()
+	return opts, ep.Host, err
+}
+
+// currentContext is what `docker context use` chose. A config that cannot be
+// read chooses nothing; signing in complains about it.
+func currentContext() string {
+	f, err := config.Load("")
+	if err != nil {
+		return ""
+	}
+	return f.CurrentContext
+}
+
+// Close lets go of connections.
+func (e *Engine) Close() error { return e.c.Close() }
+
+// Image is one that the engine has.
+type Image struct {
+	// ID is the digest of the config; with the containerd store that of the
+	// manifest or index.
+	ID digest.Digest
+	// DiffIDs of the layers, the base first.
+	DiffIDs []digest.Digest
+	// RepoDigests are the manifests it was pulled or pushed as.
+	RepoDigests []name.Digest
+	// Whole says that the engine keeps it in containerd, compressed, with the
+	// manifests it came with.
+	Whole bool
+}
+
+// Image asks for an image by name or ID. The error is *NoImageError,
+// resume.ErrSource, or the cause of a done ctx.
+func (e *Engine) Image(ctx context.Context, image string) (Image, error) {
+	in, err := e.c.ImageInspect(ctx, image)
+	switch {
+	case ctx.Err() != nil:
+		return Image{}, context.Cause(ctx)
+	case cerrdefs.IsNotFound(err):
+		return Image{}, &NoImageError{e.Address, image}
+	case err != nil:
+		return Image{}, bad("asking the Docker engine at %s for %s: %w", e.Address, image, err)
+	}
+	img := Image{ID: digest.Digest(in.ID), RepoDigests: parseDigests(in.RepoDigests)}
+	img.Whole = e.containerd() || !e.known && in.Descriptor != nil
+	if !strings.Contains(in.ID, ":") { // podman leaves the algorithm out
+		img.ID = digest.NewDigestFromEncoded(digest.SHA256, in.ID)
+	}
+	if err := img.ID.Validate(); err != nil {
+		return Image{}, bad("the Docker engine at %s gave %s the ID %q: %w", e.Address, image, in.ID, err)
+	}
+	for _, l := range in.RootFS.Layers {
+		d := digest.Digest(l)
+		if err := d.Validate(); err != nil {
+			return Image{}, bad("the Docker engine at %s gave %s a layer %q: %w", e.Address, image, l, err)
+		}
+		img.DiffIDs = append(img.DiffIDs, d)
+	}
+	return img, nil
+}
+
+func parseDigests(all []string) (refs []name.Digest) {
+	for _, s := range all {
+		if ref, err := name.NewDigest(s, name.WeakValidation); err == nil {
+			refs = append(refs, ref)
+		}
+	}
+	return refs
+}
+
+// Export gives what docker save would, of the image with this ID: a tar whose
+// manifest comes last. The engine may write it to its own disk first.
+func (e *Engine) Export(ctx context.Context, id string) (io.ReadCloser, error) {
+	r, err := e.c.ImageSave(ctx, []string{id})
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case cerrdefs.IsNotFound(err):
+		return nil, &NoImageError{e.Address, id}
+	case err != nil:
+		return nil, bad("reading %s from the Docker engine at %s: %w", id, e.Address, err)
+	}
+	return r, nil
+}
+
+// maxRelatives bounds how many other images are looked at.
+const maxRelatives = 64
+
+// Relatives are images of the engine that a registry is known to have and that
+// begin with the same layer as img, those with the most layers in common first.
+// It is a help only: what cannot be found out is left out.
+func (e *Engine) Relatives(ctx context.Context, img Image, registry string) []Image {
+	list, err := e.c.ImageList(ctx, client.ImageListOptions{All: false})
+	if err != nil || len(img.DiffIDs) == 0 {
+		return nil
+	}
+	var found []Image
+	asked := 0
+	for _, item := range list.Items {
+		here := slices.ContainsFunc(parseDigests(item.RepoDigests), func(d name.Digest) bool {
+			return d.Context().RegistryStr() == registry
+		})
+		if !here {
+			continue
+		}
+		if asked++; asked > maxRelatives || ctx.Err() != nil {
+			break
+		}
+		other, err := e.Image(ctx, item.ID)
+		if err == nil && common(img, other) > 0 {
+			found = append(found, other)
+		}
+	}
+	slices.SortStableFunc(found, func(a, b Image) int { return common(img, b) - common(img, a) })
+	return found
+}
+
+// common counts the layers that two images begin with.
+func common(a, b Image) int {
+	n := 0
+	for n < len(a.DiffIDs) && n < len(b.DiffIDs) && a.DiffIDs[n] == b.DiffIDs[n] {
+		n++
+	}
+	return n
+}
+
+// Learn has the engine note that its image is at a registry under this digest,
+// by a pull of what it has already: `docker inspect` then shows it. Credentials
+// are those for the registry.
+func (e *Engine) Learn(ctx context.Context, ref name.Digest, auth *authn.AuthConfig) error {
+	o := client.ImagePullOptions{}
+	if auth != nil && *auth != (authn.AuthConfig{}) {
+		encoded, err := authconfig.Encode(registry.AuthConfig{
+			Username: auth.Username, Password: auth.Password, Auth: auth.Auth,
+			IdentityToken: auth.IdentityToken, RegistryToken: auth.RegistryToken,
+			ServerAddress: ref.Context().RegistryStr(),
+		})
+		if err != nil {
+			return err
+		}
+		o.RegistryAuth = encoded
+	}
+	r, err := e.c.ImagePull(ctx, familiar(ref.Context())+"@"+ref.DigestStr(), o)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return r.Wait(ctx)
+}
+
+// familiar is a repository as the engine spells it.
+func familiar(repo name.Repository) string {
+	if repo.RegistryStr() == name.DefaultRegistry {
+		return "docker.io/" + repo.RepositoryStr()
+	}
+	return repo.Name()
+}
+
+// containerd reports whether images are kept by it.
+func (e *Engine) containerd() bool {
+	return slices.ContainsFunc(e.info.DriverStatus, func(kv [2]string) bool {
+		return kv[0] == "driver-type" && kv[1] == "io.containerd.snapshotter.v1"
+	})
+}
+
+// Insecure reports whether the engine was told not to ask for a trusted
+// certificate of the registry, or for TLS at all.
+func (e *Engine) Insecure(ctx context.Context, host string) bool {
+	conf := e.info.RegistryConfig
+	if conf == nil {
+		return false
+	}
+	if index, ok := conf.IndexConfigs[indexName(host)]; ok && index != nil {
+		return !index.Secure
+	}
+	bare := host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		bare = h
+	}
+	addrs := []netip.Addr{}
+	if a, err := netip.ParseAddr(strings.Trim(bare, "[]")); err == nil {
+		addrs = append(addrs, a)
+	} else if len(conf.InsecureRegistryCIDRs) > 0 {
+		// As the engine does, though from here: an address range may be given.
+		addrs, _ = net.DefaultResolver.LookupNetIP(ctx, "ip", bare)
+	}
+	return slices.ContainsFunc(addrs, func(a netip.Addr) bool {
+		return slices.ContainsFunc(conf.InsecureRegistryCIDRs, func(p netip.Prefix) bool { return p.Contains(a.Unmap()) })
+	})
+}
+
+func indexName(host string) string {
+	if host == name.DefaultRegistry {
+		return "docker.io"
+	}
+	return host
+}
+
+// Mirrors are the registries that the engine pulls from instead of this one,
+// as HOST[:PORT]; only those at the top of a host that speak https.
+func (e *Engine) Mirrors(host string) (hosts []string) {
+	conf := e.info.RegistryConfig
+	if conf == nil {
+		return nil
+	}
+	index := conf.IndexConfigs[indexName(host)]
+	if index == nil {
+		return nil
+	}
+	for _, m := range index.Mirrors {
+		if u, err := url.Parse(m); err == nil && u.Scheme == "https" && strings.Trim(u.Path, "/") == "" {
+			hosts = append(hosts, u.Host)
+		}
+	}
+	return hosts
+}
+
+// Proxies are what the engine was told about proxies; ok is false where that is
+// nothing.
+func (e *Engine) Proxies() (http, https, no string, ok bool) {
+	http, https, no = e.info.HTTPProxy, e.info.HTTPSProxy, e.info.NoProxy
+	return http, https, no, http != "" || https != ""
+}
+
+// Remote reports whether the engine is not on this host, so that names,
+// certificates and ports may be others there.
+func (e *Engine) Remote() bool {
+	u, err := url.Parse(e.Address)
+	if err != nil {
+		return false
+	}
+	switch u.Scheme {
+	case "unix", "npipe", "fd":
+		return false
+	case "ssh":
+		return true
+	}
+	a, err := netip.ParseAddr(u.Hostname())
+	return u.Hostname() != "localhost" && (err != nil || !a.IsLoopback())
+}
+
+// Forbidden reports whether err is that the engine's socket may not be used by
+// this user.
+func Forbidden(err error) bool { return errors.Is(err, fs.ErrPermission) }
+
+// bad returns a resume.ErrSource.
+func bad(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", resume.ErrSource, fmt.Errorf(format, args...))
+}

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package spool
+
+func inMemory(string) bool { return false }

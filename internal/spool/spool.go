@@ -1,0 +1,278 @@
+// Package spool keeps blobs that were made on this machine on its disk, by
+// their digests, until a registry has them: another try, or another process
+// after a kill, then sends the same bytes without making them again.
+package spool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+const (
+	// maxBytes bounds all that is kept, by all processes; so does half of the
+	// space that is free.
+	maxBytes = 10 << 30
+	// expiry is how long a blob is of use: registries purge uploads about then.
+	expiry = 72 * time.Hour
+	// step is how often the space is looked at while writing.
+	step = 16 << 20
+
+	tempPrefix = "new-"
+)
+
+// ErrFull says that a blob does not fit.
+var ErrFull = errors.New("the spool is full")
+
+// errUnfit says that a place is no disk.
+var errUnfit = errors.New("it is in memory, not on a disk")
+
+// Dir is a directory of blobs, shared with other processes. It is safe for
+// concurrent use.
+type Dir struct {
+	path string
+	max  int64
+
+	mu      sync.Mutex
+	held    int64         // bytes of blobs of this process that wait to be delivered
+	changed chan struct{} // closed when held gets less
+}
+
+// Open makes the directory, private to this user, and clears it of what is too
+// old and of what dead processes left half written. max bounds its bytes
+// further; 0 does not. The error says why there can be no spool there.
+func Open(path string, max int64) (*Dir, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, err
+	}
+	fi, err := os.Lstat(path)
+	switch {
+	case err != nil:
+		return nil, err
+	case !fi.IsDir():
+		return nil, fmt.Errorf("%s is no directory", path)
+	case !private(fi):
+		return nil, fmt.Errorf("%s belongs to somebody else, or others may write to it", path)
+	case inMemory(path):
+		return nil, fmt.Errorf("%s: %w", path, errUnfit)
+	}
+	if max <= 0 || max > maxBytes {
+		max = maxBytes
+	}
+	d := &Dir{path: path, max: max, changed: make(chan struct{})}
+	d.sweep(time.Now())
+	return d, nil
+}
+
+// sweep removes what nobody will ask for. What another process is at work on is
+// locked and stays.
+func (d *Dir) sweep(now time.Time) {
+	all, err := os.ReadDir(d.path)
+	if err != nil {
+		return
+	}
+	for _, e := range all {
+		fi, err := e.Info()
+		if err != nil || !fi.Mode().IsRegular() {
+			continue
+		}
+		if strings.HasPrefix(e.Name(), tempPrefix) || now.Sub(fi.ModTime()) > expiry {
+			d.remove(e.Name())
+		}
+	}
+}
+
+// remove deletes a file unless somebody uses it.
+func (d *Dir) remove(name string) {
+	f, err := os.Open(filepath.Join(d.path, name))
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if lock(f, true) {
+		_ = os.Remove(f.Name()) // whoever was faster
+	}
+}
+
+// room is how many bytes more may be written.
+func (d *Dir) room() int64 {
+	used := int64(0)
+	all, err := os.ReadDir(d.path)
+	if err != nil {
+		return 0
+	}
+	for _, e := range all {
+		if fi, err := e.Info(); err == nil {
+			used += fi.Size()
+		}
+	}
+	free := free(d.path)
+	// Half of what would be free without the spool.
+	return min(d.max, (free+used)/2) - used
+}
+
+func name(dgst digest.Digest) string { return strings.Replace(string(dgst), ":", "-", 1) }
+
+// Writer is a blob that is being written.
+type Writer struct {
+	d     *Dir
+	ctx   context.Context // of Create: ends a wait for space
+	f     *os.File
+	n     int64
+	grant int64 // bytes that are known to fit
+}
+
+// Create begins a blob. The context ends the wait for space, see Write.
+func (d *Dir) Create(ctx context.Context) (*Writer, error) {
+	f, err := os.CreateTemp(d.path, tempPrefix)
+	if err != nil {
+		return nil, err
+	}
+	lock(f, false)
+	return &Writer{d: d, ctx: ctx, f: f}, nil
+}
+
+// Write waits where there is no space but some will be, once blobs of this
+// process are delivered. It is ErrFull where that is of no use.
+func (w *Writer) Write(p []byte) (int, error) {
+	for w.grant < int64(len(p)) {
+		w.d.mu.Lock()
+		held, changed := w.d.held, w.d.changed
+		w.d.mu.Unlock()
+		if w.d.room() >= step+int64(len(p)) {
+			w.grant = step + int64(len(p))
+			break
+		}
+		if held == 0 {
+			return 0, ErrFull
+		}
+		select {
+		case <-changed:
+		case <-w.ctx.Done():
+			return 0, context.Cause(w.ctx)
+		}
+	}
+	n, err := w.f.Write(p)
+	w.grant -= int64(n)
+	w.n += int64(n)
+	if err != nil && noSpace(err) {
+		err = fmt.Errorf("%w: %w", ErrFull, err)
+	}
+	return n, err
+}
+
+// Discard gives up.
+func (w *Writer) Discard() {
+	_ = os.Remove(w.f.Name()) // swept later, where it fails
+	w.f.Close()
+}
+
+// Keep makes the blob one of the spool. The caller knows its digest.
+func (w *Writer) Keep(dgst digest.Digest) (*Blob, error) {
+	to := filepath.Join(w.d.path, name(dgst))
+	if err := os.Rename(w.f.Name(), to); err != nil {
+		w.Discard()
+		return nil, err
+	}
+	return w.d.blob(w.f, to, dgst, w.n), nil
+}
+
+func (d *Dir) blob(f *os.File, path string, dgst digest.Digest, size int64) *Blob {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.held += size
+	return &Blob{Digest: dgst, Size: size, d: d, f: f, path: path}
+}
+
+// Get gives a blob that an earlier process left, if it is whole. All of it is
+// read.
+func (d *Dir) Get(ctx context.Context, dgst digest.Digest, size int64) (*Blob, bool) {
+	if dgst.Validate() != nil {
+		return nil, false
+	}
+	path := filepath.Join(d.path, name(dgst))
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, false
+	}
+	lock(f, false)
+	fi, err := f.Stat()
+	if err != nil || !fi.Mode().IsRegular() || fi.Size() != size || !whole(ctx, f, dgst) {
+		f.Close()
+		if ctx.Err() == nil {
+			d.remove(name(dgst))
+		}
+		return nil, false
+	}
+	return d.blob(f, path, dgst, size), true
+}
+
+func whole(ctx context.Context, f *os.File, dgst digest.Digest) bool {
+	v := dgst.Verifier()
+	for ctx.Err() == nil {
+		_, err := io.CopyN(v, f, step)
+		if errors.Is(err, io.EOF) {
+			return v.Verified()
+		}
+		if err != nil {
+			return false
+		}
+	}
+	return false
+}
+
+// Blob is a blob of the spool that this process delivers.
+type Blob struct {
+	Digest digest.Digest
+	Size   int64
+
+	d    *Dir
+	f    *os.File // holds the lock
+	path string
+	once sync.Once
+}
+
+// Open is that of resume.Blob.
+func (b *Blob) Open(_ context.Context, offset int64) (io.ReadCloser, error) {
+	f, err := os.Open(b.path)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := f.Seek(offset, io.SeekStart); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// Delivered removes the blob, unless another process is delivering it too.
+func (b *Blob) Delivered() {
+	b.release(func() {
+		if lock(b.f, true) {
+			_ = os.Remove(b.path) // swept later, where it fails
+		}
+	})
+}
+
+// Keep lets go of the blob and leaves it to a later process.
+func (b *Blob) Keep() { b.release(func() {}) }
+
+func (b *Blob) release(f func()) {
+	b.once.Do(func() {
+		f()
+		b.f.Close()
+		b.d.mu.Lock()
+		defer b.d.mu.Unlock()
+		b.d.held -= b.Size
+		close(b.d.changed)
+		b.d.changed = make(chan struct{})
+	})
+}

@@ -1,0 +1,215 @@
+package spool
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+func open(t *testing.T, path string, max int64) *Dir {
+	t.Helper()
+	d, err := Open(path, max)
+	if err != nil {
+		t.Skipf("no place for a spool: %v", err)
+	}
+	return d
+}
+
+func put(t *testing.T, d *Dir, b []byte) *Blob {
+	t.Helper()
+	w, err := d.Create(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	blob, err := w.Keep(digest.FromBytes(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return blob
+}
+
+func files(t *testing.T, dir string) int {
+	t.Helper()
+	all, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
+}
+
+func TestBlobWaitsForALaterProcess(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	in := bytes.Repeat([]byte("layer"), 1000)
+	d := open(t, dir, 0)
+	b := put(t, d, in)
+	r, err := b.Open(context.Background(), 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := io.ReadAll(r); !bytes.Equal(got, in[7:]) {
+		t.Errorf("from offset 7 there are %d bytes, want %d", len(got), len(in)-7)
+	}
+	r.Close()
+	w, err := d.Create(context.Background()) // half written at the kill
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.f.Close()
+	b.Keep()
+
+	d = open(t, dir, 0)
+	if n := files(t, dir); n != 1 {
+		t.Errorf("%d files are left, want the whole blob alone", n)
+	}
+	if _, ok := d.Get(context.Background(), digest.FromString("other"), 5); ok {
+		t.Error("a blob that was never there was found")
+	}
+	b, ok := d.Get(context.Background(), digest.FromBytes(in), int64(len(in)))
+	if !ok {
+		t.Fatal("the blob is gone")
+	}
+	b.Delivered()
+	if n := files(t, dir); n != 0 {
+		t.Errorf("%d files are left after the delivery", n)
+	}
+}
+
+func TestDamagedBlobIsNone(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	d := open(t, dir, 0)
+	in := bytes.Repeat([]byte("layer"), 1000)
+	for _, damage := range []func(string) error{
+		func(p string) error { return os.Truncate(p, 100) },
+		func(p string) error { return os.WriteFile(p, make([]byte, len(in)), 0o600) },
+	} {
+		b := put(t, d, in)
+		b.Keep()
+		if err := damage(b.path); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := d.Get(context.Background(), b.Digest, b.Size); ok {
+			t.Error("a damaged blob was found")
+		}
+		if n := files(t, dir); n != 0 {
+			t.Errorf("%d files are left", n)
+		}
+	}
+}
+
+// Two processes deliver one blob; that of the first must not be taken from
+// under the second.
+func TestBlobInUseStays(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	one := open(t, dir, 0)
+	in := []byte("layer")
+	a := put(t, one, in)
+	two := open(t, dir, 0)
+	b, ok := two.Get(context.Background(), a.Digest, a.Size)
+	if !ok {
+		t.Fatal("the blob is not found")
+	}
+	a.Delivered()
+	r, err := b.Open(context.Background(), 0)
+	if err != nil {
+		t.Fatalf("the second process has lost the blob: %v", err)
+	}
+	r.Close()
+	b.Delivered()
+	if n := files(t, dir); n != 0 {
+		t.Errorf("%d files are left", n)
+	}
+}
+
+func TestOldBlobsGo(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	d := open(t, dir, 0)
+	b := put(t, d, []byte("layer"))
+	b.Keep()
+	d.sweep(time.Now().Add(expiry - time.Hour))
+	if n := files(t, dir); n != 1 {
+		t.Errorf("%d files before the expiry, want 1", n)
+	}
+	d.sweep(time.Now().Add(expiry + time.Hour))
+	if n := files(t, dir); n != 0 {
+		t.Errorf("%d files after the expiry", n)
+	}
+}
+
+func TestFull(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	const max = 3 * step
+	d := open(t, dir, max)
+	piece := make([]byte, step)
+	held := put(t, d, piece)
+	w, err := d.Create(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The second piece has to wait for the blob that is being delivered.
+	wrote := make(chan error)
+	go func() {
+		var err error
+		for range 2 {
+			if err == nil {
+				_, err = w.Write(piece)
+			}
+		}
+		wrote <- err
+	}()
+	held.Delivered()
+	if err := <-wrote; err != nil {
+		t.Errorf("after a delivery: %v", err)
+	}
+	if _, err := w.Write(piece); !errors.Is(err, ErrFull) {
+		t.Errorf("got %v, want that it is full", err)
+	}
+	w.Discard()
+	if n := files(t, dir); n != 0 {
+		t.Errorf("%d files are left", n)
+	}
+
+	// A wait ends with its context.
+	held = put(t, d, append(piece, piece...))
+	ctx, cancel := context.WithCancelCause(context.Background())
+	gone := errors.New("gone")
+	cancel(gone)
+	w, err = d.Create(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(piece); !errors.Is(err, gone) {
+		t.Errorf("got %v, want the cause of the context", err)
+	}
+	w.Discard()
+	held.Delivered()
+}
+
+func TestBadPlaces(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open := filepath.Join(dir, "open")
+	if err := os.Mkdir(open, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(open, 0o777); err != nil { //nolint:gosec // on purpose
+		t.Fatal(err)
+	}
+	for _, path := range []string{file, filepath.Join(file, "below"), open} {
+		if _, err := Open(path, 0); err == nil {
+			t.Errorf("%s was taken", path)
+		}
+	}
+}

@@ -22,6 +22,7 @@ var arrows = map[string][]string{
 	},
 	"internal/credentials": {},
 	"internal/source":      {"resume"}, // for the kinds of failure
+	"internal/saved":       {"resume"},
 	"pusher":               {"internal/protocol", "internal/wire", "resume"},
 	"resume":               {"internal/protocol", "internal/retry", "internal/wire"},
 	"internal/retry":       {"internal/protocol"},

@@ -1,0 +1,66 @@
+package saved
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+)
+
+// maxWindow is the most that one zstd frame may ask to be kept in memory; zstd
+// itself goes no further without being told to.
+const maxWindow = 128 << 20
+
+// The formats that Compression knows.
+const (
+	Gzip  = "gzip"
+	Zstd  = "zstd"
+	Xz    = "xz"
+	Bzip2 = "bzip2"
+)
+
+// Compression names the format that the first 6 bytes of a file belong to,
+// empty for none.
+func Compression(magic []byte) string {
+	for _, f := range []struct{ name, magic string }{
+		{Gzip, "\x1f\x8b"},
+		{Zstd, "\x28\xb5\x2f\xfd"},
+		{Xz, "\xfd7zXZ\x00"},
+		{Bzip2, "BZh"},
+	} {
+		if bytes.HasPrefix(magic, []byte(f.magic)) {
+			return f.name
+		}
+	}
+	return ""
+}
+
+// Decompress gives the plain bytes of r, which may be compressed with gzip or
+// zstd. It does not close r.
+func Decompress(r io.Reader) (io.ReadCloser, error) {
+	br := bufio.NewReaderSize(r, 256<<10)
+	magic, err := br.Peek(6)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if len(magic) == 0 {
+		return nil, bad("it is empty")
+	}
+	switch kind := Compression(magic); kind {
+	case "":
+		return io.NopCloser(br), nil
+	case Gzip:
+		return gzip.NewReader(br)
+	case Zstd:
+		d, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
+		if err != nil {
+			return nil, err
+		}
+		return d.IOReadCloser(), nil
+	default:
+		return nil, bad("it is compressed with %s, which is not supported: decompress it first", kind)
+	}
+}

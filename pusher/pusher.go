@@ -7,18 +7,19 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 	"github.com/sirupsen/logrus"
@@ -78,6 +79,27 @@ type Options struct {
 	// RetryFor, StallTimeout and AnswerTimeout are those of resume.Options.
 	RetryFor, StallTimeout, AnswerTimeout time.Duration
 
+	// Tries is that of resume.Options.
+	Tries int
+	// Limit bounds what all connections together send, in bytes per second; 0
+	// does not. A Transport of your own is not bounded.
+	Limit int64
+
+	// MountFrom names repositories that may hold blobs already. Those on the
+	// registry pushed to are asked, besides what the image itself says: the
+	// repository it comes from, and its base's (the annotation
+	// org.opencontainers.image.base.name).
+	MountFrom []name.Repository
+	// NoClobber refuses to push where a tag exists with another digest: see
+	// ExistsError.
+	NoClobber bool
+	// Nondistributable delivers layers too that are said to be fetched from
+	// elsewhere.
+	Nondistributable bool
+	// DryRun asks what is there and sends nothing. The report says what is
+	// missing.
+	DryRun bool
+
 	// Dialects keeps what is learnt about registries; nil is for this Pusher
 	// alone.
 	Dialects resume.Dialects
@@ -114,6 +136,10 @@ func New(o Options) (*Pusher, error) {
 		return nil, fmt.Errorf("pusher: unknown Scheme %d", o.Scheme)
 	case o.StallTimeout < 0 || o.AnswerTimeout < 0:
 		return nil, errors.New("pusher: a timeout is negative")
+	case o.Tries < 0 || o.Limit < 0:
+		return nil, errors.New("pusher: Tries or Limit is negative")
+	case o.Transport != nil && o.Limit > 0:
+		return nil, errors.New("pusher: Limit has no effect on a Transport of your own")
 	}
 	if o.StallTimeout == 0 {
 		o.StallTimeout = resume.DefaultStallTimeout
@@ -129,14 +155,19 @@ func New(o Options) (*Pusher, error) {
 	}
 	p := &Pusher{o: o, base: o.Transport}
 	if p.base == nil {
-		p.base = wire.New(wire.Options{TLS: o.TLSClientConfig, UserAgent: o.UserAgent, Stall: o.StallTimeout})
+		wo := wire.Options{TLS: o.TLSClientConfig, UserAgent: o.UserAgent, Stall: o.StallTimeout}
+		if o.Limit > 0 {
+			wo.Limit = wire.NewLimiter(o.Limit)
+		}
+		p.base = wire.New(wo)
 	}
 	return p, nil
 }
 
 // Push delivers img and all it names to the repository of ref, and its
 // manifest, last, under ref. img is what remote.Push of go-containerregistry
-// takes: a v1.Image, a v1.ImageIndex, or anything with a manifest.
+// takes: a v1.Image, a v1.ImageIndex, or anything with a manifest; a *Stored,
+// which is delivered byte by byte; or a *Bundle of any of them.
 //
 // Every blob is checked for first; what is missing is uploaded; manifests
 // follow strictly after everything they name. On failure nothing is published
@@ -152,7 +183,7 @@ func (p *Pusher) Push(ctx context.Context, ref name.Reference, img remote.Taggab
 		return report, errors.New("pusher: a reference and an image are needed")
 	}
 	report.Reference = ref.Name()
-	g, err := newGraph(ctx, img)
+	g, err := newGraph(ctx, img, p.o.Nondistributable)
 	if err == nil {
 		err = p.push(ctx, ref, g)
 		g.fill(report)
@@ -168,7 +199,7 @@ func (p *Pusher) Push(ctx context.Context, ref name.Reference, img remote.Taggab
 // Probe breaks a small upload to repo on purpose and says what the registry kept
 // of it: see resume.Client.Probe.
 func (p *Pusher) Probe(ctx context.Context, repo name.Repository) (*resume.Probe, error) {
-	c, done, err := p.connect(ctx, repo)
+	c, done, err := p.connect(ctx, repo, repo.Scope(transport.PushScope))
 	if err != nil {
 		return &resume.Probe{}, err
 	}
@@ -178,7 +209,7 @@ func (p *Pusher) Probe(ctx context.Context, repo name.Repository) (*resume.Probe
 
 // connect makes a client that signs in to repo. done lets go of its idle
 // connections.
-func (p *Pusher) connect(ctx context.Context, repo name.Repository) (c *resume.Client, done func(), err error) {
+func (p *Pusher) connect(ctx context.Context, repo name.Repository, scopes ...string) (c *resume.Client, done func(), err error) {
 	scheme, err := p.scheme(ctx, repo)
 	if err != nil {
 		return nil, nil, err
@@ -191,34 +222,56 @@ func (p *Pusher) connect(ctx context.Context, repo name.Repository) (c *resume.C
 			e.CloseIdleConnections()
 		}
 	}
-	c, err = p.client(repo, scheme, newAuthorizer(repo, scheme, p.o.Keychain, p.base), external)
+	c, err = p.client(repo, scheme, newAuthorizer(repo, scheme, p.o.Keychain, p.base, scopes...), external)
 	return c, done, err
 }
 
 func (p *Pusher) push(ctx context.Context, ref name.Reference, g *graph) error {
-	if d, ok := ref.(name.Digest); ok && d.DigestStr() != g.root().digest.String() {
-		return protocol.Kind(protocol.ErrSource, fmt.Errorf("the manifest to push is %s, not the one the reference names", g.root().digest))
+	if d, ok := ref.(name.Digest); ok && d.DigestStr() != g.root.digest.String() {
+		return protocol.Kind(protocol.ErrSource, fmt.Errorf("the manifest to push is %s, not the one the reference names", g.root.digest))
 	}
 	repo := ref.Context()
-	for _, b := range g.blobs {
-		// A mount works within one registry only, and takes a bare name.
-		from, ok := strings.CutPrefix(b.MountFrom, repo.RegistryStr()+"/")
-		if !ok || from == repo.RepositoryStr() {
-			from = ""
+	ids := []string{ref.Identifier()}
+	for _, tag := range g.tags {
+		if _, err := name.NewTag(repo.Name()+":"+tag, name.StrictValidation); err != nil {
+			return fmt.Errorf("pusher: %q is no tag", tag)
 		}
-		b.MountFrom = from
+		if !slices.Contains(ids, tag) {
+			ids = append(ids, tag)
+		}
 	}
-	c, done, err := p.connect(ctx, repo)
+	m := p.candidates(repo, g)
+	scopes := []string{repo.Scope(transport.PushScope)}
+	for _, r := range m.all() {
+		scopes = append(scopes, r.Scope(transport.PullScope))
+	}
+	c, done, err := p.connect(ctx, repo, scopes...)
 	if err != nil {
 		return err
 	}
 	defer done()
-	d := &delivery{c: c, ref: ref, g: g}
+	d := &delivery{c: c, repo: repo, ids: ids, g: g}
+	if p.o.NoClobber {
+		if err := d.unclobbered(ctx); err != nil {
+			return err
+		}
+	}
 	if err := d.check(ctx, p.o.Checks); err != nil {
 		return err
 	}
+	if err := m.choose(ctx); err != nil {
+		return err
+	}
+	if p.o.DryRun {
+		return d.look(ctx, p.o.Checks)
+	}
 	if err := d.upload(ctx, p.o.Parallel); err != nil {
 		return err
+	}
+	if p.o.NoClobber { // somebody may have been faster
+		if err := d.unclobbered(ctx); err != nil {
+			return err
+		}
 	}
 	return d.publish(ctx, p.o.Parallel)
 }
@@ -229,6 +282,7 @@ func (p *Pusher) client(repo name.Repository, scheme string, rt, external http.R
 		Transport:     rt,
 		External:      external,
 		RetryFor:      p.o.RetryFor,
+		Tries:         p.o.Tries,
 		StallTimeout:  p.o.StallTimeout,
 		AnswerTimeout: p.o.AnswerTimeout,
 		UserAgent:     p.o.UserAgent,
@@ -240,9 +294,12 @@ func (p *Pusher) client(repo name.Repository, scheme string, rt, external http.R
 
 // delivery is one image on its way to one repository.
 type delivery struct {
-	c   *resume.Client
-	ref name.Reference
-	g   *graph
+	c    *resume.Client
+	repo name.Repository
+	ids  []string // the reference's tag or digest, and further tags
+	g    *graph
+
+	referrers sync.Mutex // the fallback tag is read, changed and written
 }
 
 // check asks for everything at once.
@@ -292,18 +349,87 @@ func order(a, b *blob) int {
 }
 
 // publish writes the manifests, those that are named before those that name
-// them.
+// them. What accompanies the image is there before a tag shows the image.
 func (d *delivery) publish(ctx context.Context, parallel int) error {
-	for _, level := range d.g.levels {
+	for _, level := range slices.Concat(d.g.levels, d.g.more) {
 		err := each(ctx, parallel, level, func(ctx context.Context, m *manifest) error {
-			id := m.digest.String()
-			if m == d.g.root() {
-				id = d.ref.Identifier()
+			if m == d.g.root && len(d.g.more) == 0 && m.names.Subject == nil {
+				return nil // its tag comes last, and needs no digest first
 			}
-			return d.put(ctx, id, m)
+			if err := d.put(ctx, m.digest.String(), m); err != nil {
+				return err
+			}
+			for _, tag := range m.tags {
+				if err := d.put(ctx, tag, m); err != nil {
+					return err
+				}
+			}
+			return nil
 		})
 		if err != nil {
 			return err
+		}
+	}
+	return each(ctx, parallel, d.ids, func(ctx context.Context, id string) error { return d.put(ctx, id, d.g.root) })
+}
+
+// look says of each manifest whether it is there.
+func (d *delivery) look(ctx context.Context, parallel int) error {
+	return each(ctx, parallel, slices.Concat(slices.Concat(d.g.levels, d.g.more)...), func(ctx context.Context, m *manifest) error {
+		id := m.digest.String()
+		if m == d.g.root {
+			id = d.ids[0]
+		}
+		there, err := d.has(ctx, id, m)
+		m.report.Existed, m.report.Pushed = there, there
+		return err
+	})
+}
+
+// ExistsError says that a tag which must not be overwritten is another
+// manifest's. It is of the kind resume.ErrRefused.
+type ExistsError struct {
+	Reference string
+	// Digest is what the tag points to.
+	Digest digest.Digest
+}
+
+func (e *ExistsError) Error() string {
+	return fmt.Sprintf("%s exists already, as %s", e.Reference, cmp.Or(e.Digest.String(), "another manifest"))
+}
+
+// Is makes it a resume.ErrRefused.
+func (e *ExistsError) Is(target error) bool { return target == protocol.ErrRefused }
+
+// unclobbered fails where a tag is another manifest's.
+func (d *delivery) unclobbered(ctx context.Context) error {
+	check := func(tag string, m *manifest) error {
+		if strings.Contains(tag, ":") {
+			return nil // a digest cannot be overwritten
+		}
+		resp, err := d.head(ctx, tag, m)
+		if err != nil || resp.StatusCode == http.StatusNotFound {
+			return err
+		}
+		if resp.StatusCode != http.StatusOK {
+			return d.c.Refused("check manifest", resp)
+		}
+		if got := resp.Header.Get("Docker-Content-Digest"); got != m.digest.String() {
+			known, _ := digest.Parse(got)
+			return &ExistsError{Reference: d.repo.Tag(tag).Name(), Digest: known}
+		}
+		return nil
+	}
+	for _, id := range d.ids {
+		if err := check(id, d.g.root); err != nil {
+			return err
+		}
+	}
+	for _, m := range slices.Concat(d.g.more...) {
+		for _, tag := range m.tags {
+			if err := check(tag, m); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -348,8 +474,10 @@ func (d *delivery) put(ctx context.Context, id string, m *manifest) error {
 	if err != nil {
 		return err
 	}
-	if there {
-		m.report.Existed, m.report.Pushed = true, true
+	// Only the answer to a PUT says whether the registry lists referrers itself.
+	asked := m.names.Subject != nil && id == m.digest.String()
+	if there && !asked {
+		m.stored(true)
 		return nil
 	}
 	req, err := http.NewRequest(http.MethodPut, "", bytes.NewReader(m.raw))
@@ -365,17 +493,19 @@ func (d *delivery) put(ctx context.Context, id string, m *manifest) error {
 	if resp.StatusCode != http.StatusCreated {
 		// Whatever was answered, what is there counts: a tag that is immutable
 		// and has this manifest, a lost answer of an earlier try, or nothing.
-		if there, err := d.has(ctx, id, m); err == nil && there {
-			m.report.Pushed = true
-			return nil
+		now, err := d.has(ctx, id, m)
+		if err != nil || !now {
+			return d.c.Refused(op, resp)
 		}
-		return d.c.Refused(op, resp)
 	}
 	got, err := digest.Parse(resp.Header.Get("Docker-Content-Digest"))
 	if err == nil && got.Algorithm() == m.digest.Algorithm() && got != m.digest {
 		return protocol.Kind(protocol.ErrRefused, fmt.Errorf("the registry stored the manifest as %q instead of %s", got, m.digest))
 	}
-	m.report.Pushed = true
+	m.stored(there)
+	if asked && resp.Header.Get("OCI-Subject") == "" {
+		return d.refer(ctx, m)
+	}
 	return nil
 }
 
@@ -386,6 +516,14 @@ var manifestTypes = []types.MediaType{
 // has asks whether the registry has exactly this manifest under id. Only the
 // digest in the answer is believed.
 func (d *delivery) has(ctx context.Context, id string, m *manifest) (bool, error) {
+	resp, err := d.head(ctx, id, m)
+	if err != nil {
+		return false, err
+	}
+	return resp.StatusCode == http.StatusOK && resp.Header.Get("Docker-Content-Digest") == m.digest.String(), nil
+}
+
+func (d *delivery) head(ctx context.Context, id string, m *manifest) (*http.Response, error) {
 	req := &http.Request{Method: http.MethodHead, URL: &url.URL{Path: "manifests/" + id}, Header: http.Header{}}
 	req.Header.Add("Accept", m.report.MediaType)
 	for _, t := range manifestTypes {
@@ -393,17 +531,12 @@ func (d *delivery) has(ctx context.Context, id string, m *manifest) (bool, error
 			req.Header.Add("Accept", string(t))
 		}
 	}
-	resp, err := d.c.Do(ctx, "check manifest", req)
-	if err != nil {
-		return false, err
-	}
-	io.Copy(io.Discard, resp.Body) //nolint:errcheck // in memory
-	return resp.StatusCode == http.StatusOK && resp.Header.Get("Docker-Content-Digest") == m.digest.String(), nil
+	return d.c.Do(ctx, "check manifest", req)
 }
 
 // fill writes what the graph knows into the report.
 func (g *graph) fill(r *Report) {
-	root := g.root()
+	root := g.root
 	r.Digest, r.MediaType = root.digest, root.report.MediaType
 	for _, b := range g.blobs {
 		r.Blobs = append(r.Blobs, b.report)
@@ -413,7 +546,8 @@ func (g *graph) fill(r *Report) {
 		r.Resumes += b.report.Resumes
 		r.Restarts += b.report.Restarts
 	}
-	for _, level := range g.levels {
+	r.Tags = g.tags
+	for _, level := range slices.Concat(g.levels, g.more) {
 		for _, m := range level {
 			r.Manifests = append(r.Manifests, m.report)
 			r.Size += m.report.Size

@@ -57,6 +57,10 @@ type Options struct {
 	// DefaultRetryFor; negative is no second try.
 	RetryFor time.Duration
 
+	// Tries is how many times in a row something may fail without progress; 0
+	// leaves it to RetryFor alone.
+	Tries int
+
 	// StallTimeout is how long connecting, sending, or a request without a body
 	// may make no progress before it counts as broken. 0 is
 	// DefaultStallTimeout.
@@ -280,6 +284,7 @@ func (c *Client) retry(ctx context.Context, s subject, op func(context.Context, 
 	return retry.Policy{
 		For:      c.o.RetryFor,
 		First:    FirstAnswerFor,
+		Tries:    c.o.Tries,
 		Answered: &c.answered,
 		Random:   c.o.Random,
 		Failed: func(err error) {
@@ -367,18 +372,24 @@ func (c *Client) send(ctx context.Context, r *http.Request, lim wire.Limits, onS
 	}
 	if err != nil {
 		log.WithField("error", protocol.Text(protocol.Classify(err).Err)).Debug("no answer")
-		var te *transport.Error
-		if errors.As(err, &te) {
-			c.answered.Store(true) // its token server
-			if !errors.Is(err, ErrEndpoint) {
-				err = &wire.Error{Err: te}
-			}
-		}
-		return nil, err
+		return nil, c.tokenAnswer(err)
 	}
 	log.WithField("status", a.Status).Debug("answered")
 	c.answered.Store(true)
 	return a, nil
+}
+
+// tokenAnswer takes note where err is what a token server answered.
+func (c *Client) tokenAnswer(err error) error {
+	var te *transport.Error
+	if !errors.As(err, &te) {
+		return err
+	}
+	c.answered.Store(true)
+	if errors.Is(err, ErrEndpoint) {
+		return err
+	}
+	return &wire.Error{Err: te}
 }
 
 // kind names what a request is about without its location.

@@ -53,9 +53,14 @@ type used struct{ flag atomic.Bool }
 func (u *used) take() bool { return !u.flag.Swap(true) }
 
 // NewBody makes a body of the next length bytes of r, which it closes. An
-// *os.File keeps sendfile.
+// *os.File keeps sendfile, and so does a part of one: a reader with a method
+// File that gives the file it reads from, at the same position.
 func NewBody(r io.ReadCloser, length int64) Body {
-	if f, ok := r.(*os.File); ok {
+	f, ok := r.(*os.File)
+	if part, is := r.(interface{ File() *os.File }); is {
+		f, ok = part.File(), true
+	}
+	if ok {
 		if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
 			if start, err := f.Seek(0, io.SeekCurrent); err == nil {
 				return &fileBody{f: f, start: start, end: start + length}

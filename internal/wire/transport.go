@@ -25,6 +25,8 @@ type Options struct {
 	// gives the connection up, where it can be told so; 0 leaves it to the
 	// kernel.
 	Stall time.Duration
+	// Limit bounds what is sent, whatever the connection; nil does not.
+	Limit *Limiter
 	// Dial replaces the dialler, in tests.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 }
@@ -120,7 +122,7 @@ func (t *Transport) connect(ctx context.Context, network, addr string, control f
 		if err != nil {
 			return nil, err
 		}
-		return newConn(c), nil
+		return newConn(c, t.o.Limit), nil
 	}
 	d := net.Dialer{Timeout: 30 * time.Second, Control: control}
 	c, err := d.DialContext(ctx, network, addr)
@@ -130,7 +132,7 @@ func (t *Transport) connect(ctx context.Context, network, addr string, control f
 	if tc, ok := c.(*net.TCPConn); ok {
 		setUserTimeout(tc, t.o.Stall)
 	}
-	return newConn(c), nil
+	return newConn(c, t.o.Limit), nil
 }
 
 // ErrPrivate means that a registry with a public address named an upload location on a
@@ -144,6 +146,11 @@ var ErrPrivate = errors.New("upload location on a private address, named by a re
 func (t *Transport) External(registry string) *External {
 	e := &External{t: t, registry: registry}
 	e.base = t.pair(e.proxy, e.dial)
+	for _, b := range []*http.Transport{e.base.kept, e.base.fresh} {
+		if b.TLSClientConfig != nil { // a client certificate is a credential
+			b.TLSClientConfig.Certificates, b.TLSClientConfig.GetClientCertificate = nil, nil
+		}
+	}
 	return e
 }
 

@@ -190,7 +190,7 @@ func (g *graph) addNamed(t remote.Taggable, depth int) (*manifest, error) {
 
 func (g *graph) raw(t remote.Taggable, stored *Stored) ([]byte, error) {
 	if stored != nil {
-		return stored.manifest(g.ctx)
+		return stored.Manifest(g.ctx)
 	}
 	return t.RawManifest()
 }

@@ -11,7 +11,6 @@ import (
 	"net/url"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -371,68 +370,6 @@ func (d *delivery) publish(ctx context.Context, parallel int) error {
 		}
 	}
 	return each(ctx, parallel, d.ids, func(ctx context.Context, id string) error { return d.put(ctx, id, d.g.root) })
-}
-
-// look says of each manifest whether it is there.
-func (d *delivery) look(ctx context.Context, parallel int) error {
-	return each(ctx, parallel, slices.Concat(slices.Concat(d.g.levels, d.g.more)...), func(ctx context.Context, m *manifest) error {
-		id := m.digest.String()
-		if m == d.g.root {
-			id = d.ids[0]
-		}
-		there, err := d.has(ctx, id, m)
-		m.report.Existed, m.report.Pushed = there, there
-		return err
-	})
-}
-
-// ExistsError says that a tag which must not be overwritten is another
-// manifest's. It is of the kind resume.ErrRefused.
-type ExistsError struct {
-	Reference string
-	// Digest is what the tag points to.
-	Digest digest.Digest
-}
-
-func (e *ExistsError) Error() string {
-	return fmt.Sprintf("%s exists already, as %s", e.Reference, cmp.Or(e.Digest.String(), "another manifest"))
-}
-
-// Is makes it a resume.ErrRefused.
-func (e *ExistsError) Is(target error) bool { return target == protocol.ErrRefused }
-
-// unclobbered fails where a tag is another manifest's.
-func (d *delivery) unclobbered(ctx context.Context) error {
-	check := func(tag string, m *manifest) error {
-		if strings.Contains(tag, ":") {
-			return nil // a digest cannot be overwritten
-		}
-		resp, err := d.head(ctx, tag, m)
-		if err != nil || resp.StatusCode == http.StatusNotFound {
-			return err
-		}
-		if resp.StatusCode != http.StatusOK {
-			return d.c.Refused("check manifest", resp)
-		}
-		if got := resp.Header.Get("Docker-Content-Digest"); got != m.digest.String() {
-			known, _ := digest.Parse(got)
-			return &ExistsError{Reference: d.repo.Tag(tag).Name(), Digest: known}
-		}
-		return nil
-	}
-	for _, id := range d.ids {
-		if err := check(id, d.g.root); err != nil {
-			return err
-		}
-	}
-	for _, m := range slices.Concat(d.g.more...) {
-		for _, tag := range m.tags {
-			if err := check(tag, m); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // each calls f for all items, some at once. The first error ends the others; a

@@ -33,16 +33,16 @@ const (
 // with *resume.Error. It is safe for concurrent use.
 type Repository struct {
 	name name.Repository
-	ctx  context.Context // of Open: blobs are read under it
+	ctx  context.Context // of Pusher.Repository: blobs are read under it
 	c    *resume.Client
 	done func()
 }
 
 var _ Store = (*Repository)(nil)
 
-// Open makes ready to read from repo. The context bounds all reading. Only
+// Repository makes ready to read from repo. The context bounds all reading. Only
 // finding out which scheme the registry speaks touches the network.
-func (p *Pusher) Open(ctx context.Context, repo name.Repository) (*Repository, error) {
+func (p *Pusher) Repository(ctx context.Context, repo name.Repository) (*Repository, error) {
 	c, done, err := p.connect(ctx, repo, repo.Scope(transport.PullScope))
 	if err != nil {
 		return nil, err
@@ -78,7 +78,7 @@ func (r *Repository) Find(ctx context.Context, ref name.Reference) (*Stored, err
 		return nil, protocol.Kind(protocol.ErrSource, fmt.Errorf("%s is of the type %q, which cannot be copied", ref.Name(), d.MediaType))
 	}
 	s := &Stored{Store: &seen{r, d.Digest, raw}, Descriptor: d, MountFrom: r.name}
-	if _, err := s.manifest(ctx); err != nil {
+	if _, err := s.Manifest(ctx); err != nil {
 		return nil, protocol.Kind(protocol.ErrSource, err)
 	}
 	return s, nil
@@ -193,3 +193,6 @@ func (r *Repository) get(ctx context.Context, path, query string, accept ...type
 	}
 	return resp, nil
 }
+
+// Tag is a reference of the repository.
+func (r *Repository) Tag(tag string) name.Reference { return r.name.Tag(tag) }

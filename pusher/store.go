@@ -40,8 +40,8 @@ type Stored struct {
 
 var _ remote.Taggable = (*Stored)(nil)
 
-// RawManifest reads the manifest and verifies it.
-func (s *Stored) RawManifest() ([]byte, error) { return s.manifest(context.Background()) }
+// RawManifest is Manifest without a context.
+func (s *Stored) RawManifest() ([]byte, error) { return s.Manifest(context.Background()) }
 
 // MediaType is that of the descriptor.
 func (s *Stored) MediaType() (types.MediaType, error) { return s.Descriptor.MediaType, nil }
@@ -49,7 +49,8 @@ func (s *Stored) MediaType() (types.MediaType, error) { return s.Descriptor.Medi
 // Digest is that of the descriptor.
 func (s *Stored) Digest() (v1.Hash, error) { return s.Descriptor.Digest, nil }
 
-func (s *Stored) manifest(ctx context.Context) ([]byte, error) {
+// Manifest reads the manifest and verifies it.
+func (s *Stored) Manifest(ctx context.Context) ([]byte, error) {
 	d := s.Descriptor
 	if d.Size < 0 || d.Size > maxManifest {
 		return nil, fmt.Errorf("manifest %s has %d bytes, more than %d", d.Digest, d.Size, maxManifest)

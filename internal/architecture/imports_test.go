@@ -18,16 +18,17 @@ const module = "github.com/rpush-go/rpush"
 var arrows = map[string][]string{
 	"cmd/rpush": {"internal/cli"},
 	"internal/cli": {
-		"internal/credentials", "internal/protocol", "internal/source", "pusher", "resume",
+		"internal/certificates", "internal/credentials", "internal/protocol", "internal/source", "pusher", "resume",
 	},
-	"internal/credentials": {},
-	"internal/source":      {"resume"}, // for the kinds of failure
-	"internal/saved":       {"resume"},
-	"pusher":               {"internal/protocol", "internal/wire", "resume"},
-	"resume":               {"internal/protocol", "internal/retry", "internal/wire"},
-	"internal/retry":       {"internal/protocol"},
-	"internal/protocol":    {"internal/wire"},
-	"internal/wire":        {},
+	"internal/certificates": {},
+	"internal/credentials":  {},
+	"internal/source":       {"internal/saved", "pusher", "resume"}, // resume for the kinds of failure
+	"internal/saved":        {"resume"},
+	"pusher":                {"internal/protocol", "internal/wire", "resume"},
+	"resume":                {"internal/protocol", "internal/retry", "internal/wire"},
+	"internal/retry":        {"internal/protocol"},
+	"internal/protocol":     {"internal/wire"},
+	"internal/wire":         {},
 
 	// Test gear knows nothing of what it tests.
 	"internal/testgear/binary":    {},

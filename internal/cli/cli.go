@@ -136,7 +136,7 @@ func (a *app) run(ctx context.Context, args []string) (code int) {
 		}
 	}()
 	cmd := a.command()
-	cmd.SetArgs(args)
+	cmd.SetArgs(spellOut(args))
 	if err := cmd.ExecuteContext(ctx); err != nil {
 		// Whatever went wrong later has been said and is in a.exit.
 		return a.usage(err)
@@ -179,6 +179,7 @@ func (a *app) pushCommand(use string) *cobra.Command {
 	for _, g := range groups {
 		cmd.Flags().AddFlagSet(g.FlagSet)
 	}
+	cmd.Flags().SetNormalizeFunc(alias)
 	usual := cmd.HelpFunc()
 	cmd.SetHelpFunc(func(c *cobra.Command, args []string) {
 		if c != cmd { // completion has a help of its own
@@ -190,6 +191,9 @@ func (a *app) pushCommand(use string) *cobra.Command {
 	})
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := o.load(cmd.Flags(), a.env); err != nil {
+			return err
+		}
+		if err := o.trusted(a.env); err != nil {
 			return err
 		}
 		call, err := parseCall(args)

@@ -72,6 +72,15 @@ func spellOut(args []string) []string {
 	return out
 }
 
+// fromStdin reports whether a SOURCE is read from standard input.
+func fromStdin(spec string) bool {
+	_, path, ok := strings.Cut(spec, ":")
+	if !ok || strings.HasPrefix(spec, "-") {
+		path = spec
+	}
+	return path == "-" || strings.HasPrefix(path, "-#") || strings.HasPrefix(path, "-@") || strings.HasPrefix(path, "-:")
+}
+
 // apply adds what the flags say to the library's options.
 func (i *imageFlags) apply(p *pusher.Options) {
 	p.MountFrom, p.NoClobber, p.DryRun = i.mounts, i.noClobber, i.dryRun

@@ -26,7 +26,6 @@ type endpoint struct {
 	caFile, certFile, keyFile, certDir       string
 	creds, username, registryToken, authFile string
 	passwordStdin, noCreds                   bool
-	password                                 string // what --password-stdin read
 	spelled                                  func(flag string) string
 }
 
@@ -93,8 +92,8 @@ func (e *endpoint) check() error {
 	return nil
 }
 
-// readPassword takes the first line of standard input.
-func (e *endpoint) readPassword(in io.Reader) error {
+// readPassword takes the first line of standard input, for keys to give.
+func (e *endpoint) readPassword(in io.Reader, keys *credentials.Keychain) error {
 	if !e.passwordStdin {
 		return nil
 	}
@@ -102,9 +101,11 @@ func (e *endpoint) readPassword(in io.Reader) error {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return &localError{"--" + e.prefix + "password-stdin", err}
 	}
-	if e.password = strings.TrimRight(line, "\r\n"); e.password == "" {
+	password := strings.TrimRight(line, "\r\n")
+	if password == "" {
 		return &localError{"--" + e.prefix + "password-stdin", errors.New("standard input has no password")}
 	}
+	keys.Given.Auth.Password = password
 	return nil
 }
 
@@ -125,7 +126,7 @@ func (e *endpoint) keychain(registry string) *credentials.Keychain {
 		user, password, _ := strings.Cut(e.creds, ":")
 		flag, auth = "creds", &authn.AuthConfig{Username: user, Password: password}
 	case e.username != "":
-		flag, auth = "username", &authn.AuthConfig{Username: e.username, Password: e.password}
+		flag, auth = "username", &authn.AuthConfig{Username: e.username} // see readPassword
 	case e.registryToken != "":
 		flag, auth = "registry-token", &authn.AuthConfig{RegistryToken: e.registryToken}
 	}

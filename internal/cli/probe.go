@@ -84,7 +84,7 @@ func (a *app) probe(ctx context.Context, o *options, repo name.Repository) int {
 }
 
 func (a *app) probed(ctx context.Context, o *options, repo name.Repository, keys *credentials.Keychain) (*resume.Probe, error) {
-	if err := o.to.readPassword(a.stdin); err != nil {
+	if err := o.to.readPassword(a.stdin, keys); err != nil {
 		return nil, err
 	}
 	po, err := o.pusher(&o.to, repo.RegistryStr())

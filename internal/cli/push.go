@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -148,13 +149,11 @@ func (a *app) deliver(ctx context.Context, o *options, c call, to []target, x *a
 	if c.source == "" {
 		return fmt.Errorf("%w: %s", resume.ErrSource, noEngine)
 	}
-	if c.source == "-" && (o.to.passwordStdin || o.from.passwordStdin) {
+	if fromStdin(c.source) && (o.to.passwordStdin || o.from.passwordStdin) {
 		return fmt.Errorf("%w: %s", source.ErrSpec, oneStdin)
 	}
-	for _, e := range []*endpoint{&o.to, &o.from} {
-		if err := e.readPassword(a.stdin); err != nil {
-			return err
-		}
+	if err := cmp.Or(o.to.readPassword(a.stdin, x.to), o.from.readPassword(a.stdin, x.from)); err != nil {
+		return err
 	}
 	po, err := o.pusher(&o.to, c.ref.Context().RegistryStr())
 	if err != nil {

@@ -48,6 +48,7 @@ var packages = map[string]string{
 	"nginx":           "nginx",
 	"redis-server":    "redis-server",
 	"skopeo":          "skopeo",
+	"buildah":         "buildah",
 }
 
 // Find is Tool without a test.

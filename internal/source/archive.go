@@ -2,6 +2,7 @@ package source
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -67,7 +68,7 @@ func openArchive(ctx context.Context, file string, o Options) (*archive, error) 
 		}
 		a.f, from = f, f
 	}
-	if err := a.prepare(ctx, from, o.Spool); err != nil {
+	if err := a.prepare(ctx, from, o); err != nil {
 		a.close()
 		return nil, err
 	}
@@ -87,7 +88,7 @@ func (a *archive) close() {
 }
 
 // prepare sees to it that f is a plain tar file.
-func (a *archive) prepare(ctx context.Context, from io.Reader, spool string) error {
+func (a *archive) prepare(ctx context.Context, from io.Reader, o Options) error {
 	if a.f != nil {
 		fi, err := a.f.Stat()
 		if err != nil {
@@ -108,7 +109,7 @@ func (a *archive) prepare(ctx context.Context, from io.Reader, spool string) err
 		return a.failed(ctx, err)
 	}
 	defer plain.Close()
-	to, err := newSpool(spool)
+	to, err := newSpool(o.Spool)
 	if err != nil {
 		return bad("%s has to be copied to be read: %w", a.name, err)
 	}
@@ -116,7 +117,7 @@ func (a *archive) prepare(ctx context.Context, from io.Reader, spool string) err
 		defer was.Close()
 	}
 	a.f = to
-	room := free(to) / leaveFree
+	room := cmp.Or(o.room, free(to)/leaveFree)
 	a.size, err = io.Copy(to, io.LimitReader(plain, room))
 	if err != nil {
 		return a.failed(ctx, err)

@@ -54,6 +54,8 @@ type Options struct {
 	Spool string
 	// Registry reads what docker:// names.
 	Registry *pusher.Pusher
+
+	room int64 // what may be copied to Spool; 0 is half of what is free
 }
 
 // Source is an image, or an index of images, ready to be pushed.

@@ -54,8 +54,9 @@ cross:
 
 # A minute for each parser of foreign input.
 fuzz:
-	for f in FuzzParseRange FuzzParseLocation FuzzUnexpected; do \
+	for f in FuzzParseRange FuzzParseLocation FuzzUnexpected FuzzParsePart; do \
 		go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/protocol || exit 1; done
+	go test -run '^$$' -fuzz '^FuzzArchive$$' -fuzztime 60s -fuzzminimizetime 10x ./internal/source
 
 tools: $(BIN)/registry $(BIN)/crane $(BIN)/golangci-lint
 

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 )
 
@@ -48,13 +49,17 @@ func (s Set) Pool() (*x509.CertPool, error) {
 // that names the file.
 func For(registry string) (Set, error) {
 	for _, dir := range places() {
-		dir = filepath.Join(dir, registry)
+		dir = filepath.Join(dir, strings.ReplaceAll(registry, ":", portMark))
 		if fi, err := os.Stat(dir); err == nil && fi.IsDir() {
 			return Dir(dir)
 		}
 	}
 	return Set{}, nil
 }
+
+// portMark stands for the colon in a directory's name, which Windows cannot
+// have: docker leaves it out there.
+var portMark = map[bool]string{true: "", false: ":"}[runtime.GOOS == "windows"]
 
 func places() []string {
 	var all []string

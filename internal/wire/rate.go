@@ -17,9 +17,9 @@ type Limiter struct {
 // NewLimiter makes one for rate bytes per second, 1 or more.
 func NewLimiter(rate int64) *Limiter { return &Limiter{rate: max(rate, 1)} }
 
-// rateTime is what one grant lasts at most: short, so that connections take
+// perSecond is how many grants fill a second: many, so that connections take
 // turns and bytes are seen to move.
-const rateTime = 50 * time.Millisecond
+const perSecond = 20
 
 // grant returns how many of n bytes may be sent now, at least one, after
 // waiting for it; 0 once closed is.
@@ -27,7 +27,7 @@ func (l *Limiter) grant(n int64, closed <-chan struct{}) int64 {
 	if l == nil {
 		return n
 	}
-	n = min(n, max(l.rate*int64(rateTime)/int64(time.Second), 1))
+	n = min(n, max(l.rate/perSecond, 1))
 	l.mu.Lock()
 	now := time.Now()
 	if l.next.Before(now) {

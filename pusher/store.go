@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -130,7 +131,7 @@ func (g *graph) addStored(s *Stored, raw []byte, depth int) (height int, err err
 		}
 		return height, nil
 	}
-	for _, d := range append(n.Layers, n.Blobs...) {
+	for _, d := range slices.Concat(n.Layers, n.Blobs) {
 		if err := g.addStoredBlob(s, d); err != nil {
 			return 0, err
 		}

@@ -219,7 +219,8 @@ func isStorage(asked *url.URL, a *wire.Answer) bool {
 // that of the repository ("manifests/latest"); a body needs GetBody, as
 // http.NewRequest makes it. The answer's body has been read, up to 4 MiB, and
 // needs no Close. Answers that are worth another try, 401 and 403 become
-// errors, every other status is the caller's to judge. Failures are of type
+// errors, every other status is the caller's to judge. A GET follows redirects
+// to where the registry stores things, without credentials there. Failures are of type
 // *Error with op as their Op.
 func (c *Client) Do(ctx context.Context, op string, req *http.Request) (*http.Response, error) {
 	var out *http.Response
@@ -245,6 +246,15 @@ func (c *Client) Do(ctx context.Context, op string, req *http.Request) (*http.Re
 			lim.Answer = c.o.AnswerTimeout
 		}
 		a, err := c.send(ctx, r, lim, nil)
+		for hops := 0; err == nil && req.Method == http.MethodGet && isStorage(r.URL, a) && hops < maxRedirects; hops++ {
+			var to protocol.Location
+			if to, err = protocol.ParseLocation(c.base, r.URL, a.Header); err != nil {
+				return protocol.Kind(protocol.ErrEndpoint, err)
+			}
+			r = request(http.MethodGet, to.URL, nil, 0)
+			r.Header["Accept"] = req.Header["Accept"]
+			a, err = c.send(ctx, r, lim, nil)
+		}
 		if err != nil {
 			return err
 		}

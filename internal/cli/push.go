@@ -86,12 +86,13 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	}
 	if err == nil {
 		code := a.written(a.result(o, done, nil))
-		if code == exitOK && o.image.digestFile != "" {
-			err = writeDigests(o.image.digestFile, done)
+		if o.image.digestFile != "" {
+			if err := writeDigests(o.image.digestFile, done); err != nil {
+				a.out.line(err.Error())
+				return exitPermanent, nil
+			}
 		}
-		if err == nil {
-			return code, nil
-		}
+		return code, nil
 	}
 
 	repo, keys := x.concerned(err, last.ref.Context())

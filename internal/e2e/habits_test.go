@@ -22,6 +22,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -298,7 +299,7 @@ func TestCertificates(t *testing.T) {
 		{name: "nothing", says: "--ca-file"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			args := append(c.args, "--retry-for", "0", "oci:"+e.Dir, fmt.Sprintf("%s/app%d:1", host, i))
+			args := slices.Concat(c.args, []string{"--retry-for", "0", "oci:" + e.Dir, fmt.Sprintf("%s/app%d:1", host, i)})
 			_, stderr, exit := pushed(t, nil, []string{c.env}, args...)
 			if want := map[bool]int{true: 0, false: 1}[c.says == ""]; exit != want || !strings.Contains(stderr, c.says) {
 				t.Errorf("exit %d, want %d and %q: %s", exit, want, c.says, stderr)

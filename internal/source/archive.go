@@ -42,7 +42,7 @@ type archive struct {
 	size int64
 
 	entries map[string]entry // by cleaned name
-	copies  []*os.File       // of layers that had to be compressed
+	copies  []*os.File       // in the spool
 }
 
 type entry struct {
@@ -55,13 +55,12 @@ type entry struct {
 func openArchive(ctx context.Context, file string, o Options) (*archive, error) {
 	a := &archive{name: file, entries: map[string]entry{}}
 	var from io.Reader
-	switch {
-	case file == stdin:
+	if file == stdin {
 		a.name = "standard input"
 		if from = o.Stdin; from == nil {
 			return nil, bad("there is no standard input")
 		}
-	default:
+	} else {
 		f, err := os.Open(file)
 		if err != nil {
 			return nil, bad("%w", err)
@@ -80,9 +79,13 @@ func openArchive(ctx context.Context, file string, o Options) (*archive, error) 
 }
 
 func (a *archive) close() {
-	for _, f := range append(a.copies, a.f) {
-		if f != nil {
-			f.Close()
+	if a.f != nil {
+		a.f.Close()
+	}
+	for _, f := range a.copies {
+		f.Close()
+		if runtime.GOOS == "windows" {
+			_ = os.Remove(f.Name())
 		}
 	}
 }
@@ -116,7 +119,7 @@ func (a *archive) prepare(ctx context.Context, from io.Reader, o Options) error 
 	if was := a.f; was != nil {
 		defer was.Close()
 	}
-	a.f = to
+	a.f, a.copies = to, append(a.copies, to)
 	room := cmp.Or(o.room, free(to)/leaveFree)
 	a.size, err = io.Copy(to, io.LimitReader(plain, room))
 	if err != nil {
@@ -163,9 +166,7 @@ func newSpool(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Remove(f.Name()); err != nil {
-		runtime.AddCleanup(f, func(name string) { os.Remove(name) }, f.Name()) // Windows
-	}
+	_ = os.Remove(f.Name()) // Windows cannot, see close
 	return f, nil
 }
 

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"testing"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/klauspost/compress/zstd"
 
@@ -163,7 +162,7 @@ func smallArchives(t testing.TB) [][]byte {
 	cfg, dig := must(img.ConfigName()), must(img.Digest())
 	index := fmt.Sprintf(`{"schemaVersion":2,"manifests":[{"mediaType":%q,"digest":%q,"size":%d,"annotations":{"org.opencontainers.image.ref.name":"1"}}]}`,
 		must(img.MediaType()), dig, len(manifest))
-	name := func(h v1.Hash) string { return blobName(h) }
+	name := blobName
 	docker := func(config, layer string) string {
 		return fmt.Sprintf(`[{"Config":%q,"RepoTags":["app:1"],"Layers":[%q]}]`, config, layer)
 	}

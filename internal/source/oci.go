@@ -100,7 +100,7 @@ func layoutImage(ctx context.Context, p place, top *v1.IndexManifest, desc v1.De
 	if err != nil {
 		return nil, err
 	}
-	return out, everything(out, func(s *pusher.Stored) error { return c.checkStored(s) })
+	return out, everything(out, c.checkStored)
 }
 
 const artifactManifest types.MediaType = "application/vnd.oci.artifact.manifest.v1+json"
@@ -332,7 +332,7 @@ func readManifest(raw []byte, d v1.Descriptor) ([]v1.Descriptor, error) {
 	if d.MediaType.IsIndex() {
 		return m.Manifests, nil
 	}
-	all := append(m.Layers, m.Blobs...)
+	all := slices.Concat(m.Layers, m.Blobs)
 	if m.Config != nil {
 		all = append(all, *m.Config)
 	}

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"sync"
@@ -34,7 +35,7 @@ func Receive(ctx context.Context, rt http.RoundTripper, req *http.Request, lim L
 	d := &Download{w: w, cancel: cancel, leave: context.AfterFunc(ctx, w.kill), ctx: ctx}
 	resp, err := w.roundTrip(ctx, rt, req)
 	if err != nil {
-		d.Close()
+		d.Close() //nolint:errcheck // there is nothing to close but the watch
 		return nil, err
 	}
 	w.enter(idle)
@@ -47,12 +48,12 @@ func (d *Download) Read(p []byte) (int, error) {
 	d.w.enter(reading)
 	n, err := d.body.Read(p)
 	d.w.enter(idle)
-	switch {
-	case err == nil:
+	if err == nil {
 		return n, nil
-	case err == io.EOF: //nolint:errorlint // Read returns it bare
+	}
+	if errors.Is(err, io.EOF) {
 		d.whole = true
-		return n, err
+		return n, io.EOF
 	}
 	err = d.w.ended(err)
 	if cause := context.Cause(d.ctx); cause != nil {

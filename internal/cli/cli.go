@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -37,6 +38,8 @@ const stopWithin = 2 * time.Second
 // Main runs rpush and returns its exit code. environ is as of os.Environ; it
 // decides what the RPUSH_ variables are, and nothing else.
 func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, environ []string) int {
+	log.SetOutput(io.Discard) // net/http tells of connections that no request uses any more
+
 	signals := make(chan os.Signal, 2)
 	for _, s := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
 		if !signal.Ignored(s) { // nohup rpush

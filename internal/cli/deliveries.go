@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -29,6 +30,9 @@ func (o *options) targets(c call) ([]target, error) {
 	if o.image.allTags && c.tagged {
 		return nil, fmt.Errorf(tagWithAll, c.ref)
 	}
+	if err := o.useful(c); err != nil {
+		return nil, err
+	}
 	all := []target{{ref: c.ref}}
 	for _, t := range o.image.tags {
 		ref := name.Reference(c.ref.Context().Tag(t))
@@ -50,6 +54,24 @@ func (o *options) targets(c call) ([]target, error) {
 		}
 	}
 	return all, nil
+}
+
+// useful finds flags that would do nothing. Variables may be set for other
+// calls.
+func (o *options) useful(c call) error {
+	if !strings.HasPrefix(c.source, "docker://") {
+		for _, flag := range slices.Sorted(maps.Keys(o.spelled)) {
+			if strings.HasPrefix(o.spelled[flag], "--"+o.from.prefix) {
+				return fmt.Errorf(notForSource, o.spelled[flag])
+			}
+		}
+	}
+	for _, r := range o.image.mounts {
+		if r.RegistryStr() != c.ref.Context().RegistryStr() && o.spelled["mount-from"] == "--mount-from" {
+			return fmt.Errorf(otherRegistry, r, c.ref.Context().RegistryStr())
+		}
+	}
+	return nil
 }
 
 // severalPushes holds where the result is a list.

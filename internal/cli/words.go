@@ -42,6 +42,8 @@ const (
 	badCreds         = "%s is not USER:PASSWORD"
 	badPlatform      = "%q is no platform; one is OS/ARCH[/VARIANT], or all"
 	badTag           = "%q is neither a tag nor a reference"
+	notForSource     = "%s is about the registry that SOURCE docker://REF names, and SOURCE is none"
+	otherRegistry    = "--mount-from %s is on another registry than %s, which cannot take blobs from there"
 	oneStdin         = "standard input can be read once only: as a password or as the image"
 	contentTrust     = "content trust is asked for and rpush does not sign: push with --disable-content-trust (or without DOCKER_CONTENT_TRUST) and sign with cosign"
 	tagWithAll       = "%q has a tag or a digest; with --all-tags the tags are those in SOURCE"

@@ -215,7 +215,9 @@ func TestSignIn(t *testing.T) {
 		{"--creds", creds, "--no-creds", layout, ref},
 		{"--cert-file", "x", layout, ref},
 		{"--username", "x", "--password-stdin", "-", ref},
-		{"--username", "x", "--password-stdin", "--src-username", "x", "--src-password-stdin", layout, ref},
+		{"--src-creds", creds, layout, ref},
+		{"--mount-from", "other.example/base", layout, ref},
+		{"--username", "x", "--password-stdin", "--src-username", "x", "--src-password-stdin", "docker://" + ref, ref},
 	} {
 		if _, stderr, exit := pushed(t, strings.NewReader("x"), nil, args...); exit != 2 {
 			t.Errorf("%v: exit %d, %s", args, exit, stderr)

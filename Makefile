@@ -59,17 +59,18 @@ cross:
 
 # A minute for each parser of foreign input.
 fuzz:
-	for f in FuzzParseRange FuzzParseLocation FuzzUnexpected; do \
+	for f in FuzzParseRange FuzzParseLocation FuzzUnexpected FuzzParsePart; do \
 		go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/protocol || exit 1; done
 	for f in FuzzNFT FuzzXtables FuzzTables FuzzRecord; do \
 		go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/conntrack || exit 1; done
 	go test -run '^$$' -fuzz '^FuzzWalk$$' -fuzztime 60s ./internal/saved
+	go test -run '^$$' -fuzz '^FuzzArchive$$' -fuzztime 60s -fuzzminimizetime 10x ./internal/source
 
 tools: $(BIN)/registry $(BIN)/crane $(BIN)/golangci-lint
 
 # Real parts that Debian has, installed where that is allowed. RUNLEVEL=1 keeps
 # them from starting as services.
-DEBIAN := nginx docker-registry skopeo redis-server iproute2 iptables nftables procps
+DEBIAN := nginx docker-registry skopeo buildah redis-server iproute2 iptables nftables procps
 debian:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		missing=$$(for p in $(DEBIAN); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strings"
 	"sync"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -25,14 +26,17 @@ type authorizer struct {
 	scheme   string
 	keychain authn.Keychain
 	base     *onlyScheme
+	// scopes are what is asked for: first what is needed, then what would be
+	// good to have.
+	scopes []string
 
 	// ready holds the authorising transport, or nil before the handshake; it
 	// is a lock that a cancelled request can stop waiting for.
 	ready chan http.RoundTripper
 }
 
-func newAuthorizer(repo name.Repository, scheme string, keychain authn.Keychain, base http.RoundTripper) *authorizer {
-	a := &authorizer{repo: repo, scheme: scheme, keychain: keychain, ready: make(chan http.RoundTripper, 1)}
+func newAuthorizer(repo name.Repository, scheme string, keychain authn.Keychain, base http.RoundTripper, scopes ...string) *authorizer {
+	a := &authorizer{repo: repo, scheme: scheme, keychain: keychain, scopes: scopes, ready: make(chan http.RoundTripper, 1)}
 	a.base = &onlyScheme{host: repo.RegistryStr(), scheme: scheme, base: base}
 	a.ready <- nil
 	return a
@@ -70,11 +74,15 @@ func (a *authorizer) handshake(ctx context.Context) (http.RoundTripper, error) {
 	if err != nil {
 		return nil, protocol.Kind(protocol.ErrEndpoint, err)
 	}
-	rt, err := transport.NewWithContext(ctx, reg, auth, a.base, []string{a.repo.Scope(transport.PushScope)})
+	rt, err := transport.NewWithContext(ctx, reg, auth, a.base, a.scopes)
+	var te *transport.Error
+	if len(a.scopes) > 1 && errors.As(err, &te) && (te.StatusCode == http.StatusUnauthorized || te.StatusCode == http.StatusForbidden) {
+		// Some token servers give nothing where one scope is not to be had.
+		rt, err = transport.NewWithContext(ctx, reg, auth, a.base, a.scopes[:1])
+	}
 	if err == nil {
 		return rt, nil
 	}
-	var te *transport.Error
 	answered := errors.As(err, &te)
 	if failed := a.base.failure(); a.scheme == "http" && !answered && failed != nil {
 		err = failed // the library tried https too, which is no news
@@ -176,6 +184,7 @@ func loopback(registry string) bool {
 	if h, _, err := net.SplitHostPort(registry); err == nil {
 		host = h
 	}
+	host = strings.Trim(host, "[]") // IPv6 without a port
 	if host == "localhost" {
 		return true
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/rpush-go/rpush/internal/protocol"
@@ -34,6 +36,8 @@ type Delivery struct {
 	done  func()
 	slots chan struct{} // Options.Parallel
 
+	referrers sync.Mutex // the fallback tag is read, changed and written
+
 	mu    sync.Mutex
 	given map[digest.Digest]*given
 	order []*given
@@ -50,7 +54,16 @@ func (p *Pusher) Open(ctx context.Context, ref name.Reference) (*Delivery, error
 	if ref == nil {
 		return nil, errors.New("pusher: a reference is needed")
 	}
-	c, done, err := p.connect(ctx, ref.Context(), ref.Name())
+	return p.open(ctx, ref, onRegistry(p.o.MountFrom, ref.Context()))
+}
+
+// open asks for the right to mount from repositories of the same registry, too.
+func (p *Pusher) open(ctx context.Context, ref name.Reference, from []name.Repository) (*Delivery, error) {
+	scopes := []string{ref.Scope(transport.PushScope)}
+	for _, r := range from {
+		scopes = append(scopes, r.Scope(transport.PullScope))
+	}
+	c, done, err := p.connect(ctx, ref.Context(), ref.Name(), scopes...)
 	if err != nil {
 		return nil, err
 	}
@@ -101,8 +114,11 @@ func (d *Delivery) Held(ctx context.Context, dgst digest.Digest, size int64, med
 		return false, err
 	}
 	if exists {
-		d.settle(g, BlobExisted)
+		d.settle(g, BlobExisted, "")
 		return true, nil
+	}
+	if d.p.o.DryRun {
+		return false, nil
 	}
 	for _, repo := range from {
 		bare := d.mountable(repo)
@@ -117,7 +133,7 @@ func (d *Delivery) Held(ctx context.Context, dgst digest.Digest, size int64, med
 			return false, err
 		}
 		if mounted {
-			d.settle(g, BlobMounted)
+			d.settle(g, BlobMounted, bare)
 			return true, nil
 		}
 	}
@@ -135,10 +151,10 @@ func (d *Delivery) mountable(repo string) string {
 	return from
 }
 
-func (d *Delivery) settle(g *given, s BlobState) {
+func (d *Delivery) settle(g *given, s BlobState, from string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	g.report.State = s
+	g.report.State, g.report.MountFrom = s, from
 }
 
 // Upload delivers one blob, or returns at once where it has been delivered. At
@@ -158,6 +174,9 @@ func (d *Delivery) Upload(ctx context.Context, b resume.Blob, mediaType string) 
 		defer func() { <-d.slots }()
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	}
+	if d.p.o.DryRun {
+		return nil
 	}
 	if b.MountFrom != "" {
 		b.MountFrom = d.mountable(b.MountFrom)
@@ -196,9 +215,9 @@ func (d *Delivery) Finish(ctx context.Context, img remote.Taggable) (*Report, er
 	if img == nil {
 		return report, errors.New("pusher: an image is needed")
 	}
-	g, err := newGraph(ctx, img)
+	g, err := newGraph(ctx, img, d.p.o.Nondistributable)
 	if err == nil {
-		err = d.finish(ctx, g)
+		err = d.finish(ctx, g, d.p.candidates(d.ref.Context(), g))
 		g.fill(report)
 	}
 	report.Seconds = seconds(time.Since(d.began))
@@ -217,31 +236,65 @@ func (d *Delivery) Report() *Report {
 	return r
 }
 
-func (d *Delivery) finish(ctx context.Context, g *graph) error {
-	if err := matches(d.ref, g); err != nil {
+func (d *Delivery) finish(ctx context.Context, g *graph, m *mounts) error {
+	ids, err := d.ids(g)
+	if err != nil {
 		return err
 	}
 	for _, b := range g.blobs {
-		b.MountFrom = d.mountable(b.MountFrom)
 		if early, ok := d.given[b.Digest]; ok {
 			mt := b.report.MediaType
 			b.report = early.report
 			b.report.MediaType, b.report.Size = mt, b.Size
 		}
 	}
+	if d.p.o.NoClobber {
+		if err := d.unclobbered(ctx, g, ids); err != nil {
+			return err
+		}
+	}
 	if err := d.check(ctx, g); err != nil {
 		return err
+	}
+	if err := m.choose(ctx); err != nil {
+		return err
+	}
+	if d.p.o.DryRun {
+		return d.look(ctx, g, ids)
 	}
 	if err := d.upload(ctx, g); err != nil {
 		return err
 	}
-	return d.publish(ctx, g)
+	if d.p.o.NoClobber { // somebody may have been faster
+		if err := d.unclobbered(ctx, g, ids); err != nil {
+			return err
+		}
+	}
+	return d.publish(ctx, g, ids)
+}
+
+// ids are the names that the image gets: the reference's tag or digest, and
+// further tags.
+func (d *Delivery) ids(g *graph) ([]string, error) {
+	if err := matches(d.ref, g); err != nil {
+		return nil, err
+	}
+	ids := []string{d.ref.Identifier()}
+	for _, tag := range g.tags {
+		if _, err := name.NewTag(d.ref.Context().Name()+":"+tag, name.StrictValidation); err != nil {
+			return nil, fmt.Errorf("pusher: %q is no tag", tag)
+		}
+		if !slices.Contains(ids, tag) {
+			ids = append(ids, tag)
+		}
+	}
+	return ids, nil
 }
 
 // matches refuses to publish one manifest under the digest of another.
 func matches(ref name.Reference, g *graph) error {
-	if d, ok := ref.(name.Digest); ok && d.DigestStr() != g.root().digest.String() {
-		return protocol.Kind(protocol.ErrSource, fmt.Errorf("the manifest to push is %s, not the one the reference names", g.root().digest))
+	if d, ok := ref.(name.Digest); ok && d.DigestStr() != g.root.digest.String() {
+		return protocol.Kind(protocol.ErrSource, fmt.Errorf("the manifest to push is %s, not the one the reference names", g.root.digest))
 	}
 	return nil
 }
@@ -312,12 +365,16 @@ func (p *Pusher) Config(ctx context.Context, repo name.Repository, dgst digest.D
 }
 
 func (p *Pusher) document(ctx context.Context, repo name.Repository, path string, want digest.Digest, accept ...string) (*Document, error) {
-	c, done, err := p.connect(ctx, repo, "")
+	c, done, err := p.connect(ctx, repo, "", repo.Scope(transport.PullScope))
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	resp, err := c.Document(ctx, path, accept...)
+	req := &http.Request{Method: http.MethodGet, URL: &url.URL{Path: path}, Header: http.Header{}}
+	for _, a := range accept {
+		req.Header.Add("Accept", a)
+	}
+	resp, err := c.Do(ctx, "read", req)
 	if err != nil {
 		return nil, err
 	}

@@ -3,8 +3,12 @@ package pusher
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"sync"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
@@ -19,16 +23,28 @@ import (
 // maxDepth bounds how deep indexes may nest.
 const maxDepth = 16
 
+// maxManifests bounds all manifests of one push together, in bytes: they are
+// held in memory.
+const maxManifests = 64 << 20
+
 // graph is all that a push has to deliver, each digest once.
 type graph struct {
 	blobs []*blob
 	// levels are the manifests by height: those of a level name only blobs and
-	// manifests of lower levels. The last level is the one pushed.
+	// manifests of lower levels.
 	levels [][]*manifest
+	// more are the levels of what accompanies the image. They may name what is
+	// in levels.
+	more [][]*manifest
+	// root is the manifest that goes under the reference and tags.
+	root *manifest
+	tags []string
 
-	ctx           context.Context // of newGraph
-	seenBlobs     map[digest.Digest]*blob
-	seenManifests map[digest.Digest]int // height
+	ctx              context.Context // of newGraph
+	nondistributable bool
+	held             int // bytes of manifests
+	seenBlobs        map[digest.Digest]*blob
+	seenManifests    map[digest.Digest]*manifest
 }
 
 type blob struct {
@@ -39,12 +55,28 @@ type blob struct {
 type manifest struct {
 	raw    []byte
 	digest digest.Digest
+	height int
+	tags   []string // of its own
+	names  *names
+
+	mu     sync.Mutex // while it is published under several names
 	report ManifestReport
 }
 
-func newGraph(ctx context.Context, t remote.Taggable) (*graph, error) {
-	g := &graph{ctx: ctx, seenBlobs: map[digest.Digest]*blob{}, seenManifests: map[digest.Digest]int{}}
-	if _, err := g.add(t, 0); err != nil {
+// stored takes note that the registry has m under one more name.
+func (m *manifest) stored(existed bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.report.Existed = existed && (m.report.Existed || !m.report.Pushed)
+	m.report.Pushed = true
+}
+
+func newGraph(ctx context.Context, t remote.Taggable, nondistributable bool) (*graph, error) {
+	g := &graph{
+		ctx: ctx, nondistributable: nondistributable,
+		seenBlobs: map[digest.Digest]*blob{}, seenManifests: map[digest.Digest]*manifest{},
+	}
+	if err := g.build(t); err != nil {
 		if ctx.Err() != nil {
 			return nil, protocol.Kind(protocol.ErrInterrupted, context.Cause(ctx))
 		}
@@ -53,14 +85,58 @@ func newGraph(ctx context.Context, t remote.Taggable) (*graph, error) {
 	return g, nil
 }
 
-// root is the manifest that goes under the reference.
-func (g *graph) root() *manifest { return g.levels[len(g.levels)-1][0] }
+func (g *graph) build(t remote.Taggable) error {
+	b, ok := t.(*Bundle)
+	if !ok {
+		b = &Bundle{Image: t}
+	}
+	if b.Image == nil {
+		return errors.New("the bundle has no image")
+	}
+	if _, err := g.add(b.Image, 0); err != nil {
+		return err
+	}
+	g.root, g.tags = g.levels[len(g.levels)-1][0], b.Tags
+
+	image := g.levels
+	g.levels = nil
+	defer func() { g.levels, g.more = image, g.levels }()
+	for _, r := range b.Referrers {
+		if _, err := g.add(r, 0); err != nil {
+			return err
+		}
+	}
+	for _, tag := range slices.Sorted(maps.Keys(b.Tagged)) {
+		m, err := g.addNamed(b.Tagged[tag], 0)
+		if err != nil {
+			return err
+		}
+		if m == g.root {
+			g.tags = append(slices.Clone(g.tags), tag)
+			continue
+		}
+		m.tags = append(m.tags, tag)
+	}
+	return nil
+}
 
 // add takes in t and what it names, and returns its height.
 func (g *graph) add(t remote.Taggable, depth int) (int, error) {
-	if depth > maxDepth {
-		return 0, fmt.Errorf("indexes nest deeper than %d", maxDepth)
+	m, err := g.addNamed(t, depth)
+	if err != nil {
+		return 0, err
 	}
+	return m.height, nil
+}
+
+func (g *graph) addNamed(t remote.Taggable, depth int) (*manifest, error) {
+	if err := context.Cause(g.ctx); err != nil {
+		return nil, err
+	}
+	if depth > maxDepth {
+		return nil, fmt.Errorf("indexes nest deeper than %d", maxDepth)
+	}
+	stored, _ := t.(*Stored)
 	if d, ok := t.(*remote.Descriptor); ok {
 		var err error
 		switch {
@@ -70,35 +146,53 @@ func (g *graph) add(t remote.Taggable, depth int) (int, error) {
 			t, err = d.Image()
 		}
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 	}
-	raw, err := t.RawManifest()
+	raw, err := g.raw(t, stored)
 	if err != nil {
-		return 0, fmt.Errorf("reading a manifest: %w", err)
+		return nil, fmt.Errorf("reading a manifest: %w", err)
 	}
 	dgst := digest.FromBytes(raw)
-	if h, ok := g.seenManifests[dgst]; ok {
-		return h, nil
+	if stored != nil {
+		dgst = digest.Digest(stored.Descriptor.Digest.String())
+	}
+	if m, ok := g.seenManifests[dgst]; ok {
+		return m, nil
+	}
+	if g.held += len(raw); g.held > maxManifests {
+		return nil, fmt.Errorf("its manifests have more than %d bytes together", maxManifests)
 	}
 	height := 0
 	switch t := t.(type) {
+	case *Stored:
+		height, err = g.addStored(t, raw, depth)
 	case v1.Image:
 		err = g.addImage(t)
 	case v1.ImageIndex:
 		height, err = g.addIndex(t, depth)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("manifest %s: %w", dgst, err)
+		return nil, fmt.Errorf("manifest %s: %w", dgst, err)
 	}
-	m := &manifest{raw: raw, digest: dgst}
+	m := &manifest{raw: raw, digest: dgst, height: height}
+	if m.names, err = parse(raw, mediaType(t)); err != nil {
+		m.names = &names{} // of no kind that has a subject
+	}
 	m.report = ManifestReport{Digest: dgst, MediaType: string(mediaType(t)), Size: int64(len(raw))}
 	for len(g.levels) <= height {
 		g.levels = append(g.levels, nil)
 	}
 	g.levels[height] = append(g.levels[height], m)
-	g.seenManifests[dgst] = height
-	return height, nil
+	g.seenManifests[dgst] = m
+	return m, nil
+}
+
+func (g *graph) raw(t remote.Taggable, stored *Stored) ([]byte, error) {
+	if stored != nil {
+		return stored.Manifest(g.ctx)
+	}
+	return t.RawManifest()
 }
 
 func mediaType(t remote.Taggable) types.MediaType {
@@ -132,13 +226,13 @@ func (g *graph) addImage(img v1.Image) error {
 	if m.Config.Digest == (v1.Hash{}) {
 		return nil // schema 1
 	}
-	return g.addBlob(m.Config.Digest, m.Config.Size, m.Config.MediaType, func() (io.ReadCloser, error) {
+	return g.addBlob(m.Config.Digest, m.Config.Size, m.Config.MediaType, opener(func() (io.ReadCloser, error) {
 		b, err := img.RawConfigFile()
 		if err != nil {
 			return nil, err
 		}
 		return &memory{bytes.NewReader(b)}, nil
-	}, "")
+	}), "")
 }
 
 func (g *graph) addLayer(l v1.Layer) error {
@@ -146,7 +240,7 @@ func (g *graph) addLayer(l v1.Layer) error {
 	if err != nil {
 		return err
 	}
-	if !mt.IsDistributable() {
+	if !mt.IsDistributable() && !g.nondistributable {
 		return nil // fetched from its own URLs by whoever pulls
 	}
 	h, err := l.Digest()
@@ -161,10 +255,21 @@ func (g *graph) addLayer(l v1.Layer) error {
 	if ml, ok := l.(*remote.MountableLayer); ok {
 		from = ml.Reference.Context().Name()
 	}
-	return g.addBlob(h, size, mt, l.Compressed, from)
+	open := opener(l.Compressed)
+	if at, ok := l.(OffsetOpener); ok {
+		open = at.Open
+	}
+	return g.addBlob(h, size, mt, open, from)
 }
 
-func (g *graph) addBlob(h v1.Hash, size int64, mt types.MediaType, open func() (io.ReadCloser, error), from string) error {
+// OffsetOpener is what a v1.Layer may be besides: Push then opens its
+// compressed bytes from an offset, as resume.Blob.Open has it, rather than
+// reading up to there.
+type OffsetOpener interface {
+	Open(ctx context.Context, offset int64) (io.ReadCloser, error)
+}
+
+func (g *graph) addBlob(h v1.Hash, size int64, mt types.MediaType, open func(context.Context, int64) (io.ReadCloser, error), from string) error {
 	d := digest.Digest(h.String())
 	if b, ok := g.seenBlobs[d]; ok {
 		if b.Size != size {
@@ -173,7 +278,7 @@ func (g *graph) addBlob(h v1.Hash, size int64, mt types.MediaType, open func() (
 		return nil
 	}
 	b := &blob{
-		Blob:   resume.Blob{Digest: d, Size: size, Open: opener(open), MountFrom: from},
+		Blob:   resume.Blob{Digest: d, Size: size, Open: open, MountFrom: from},
 		report: BlobReport{Digest: d, MediaType: string(mt), Size: size, State: BlobPending},
 	}
 	g.seenBlobs[d] = b

@@ -7,16 +7,17 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 	"github.com/sirupsen/logrus"
@@ -79,6 +80,27 @@ type Options struct {
 	// RetryFor, StallTimeout and AnswerTimeout are those of resume.Options.
 	RetryFor, StallTimeout, AnswerTimeout time.Duration
 
+	// Tries is that of resume.Options.
+	Tries int
+	// Limit bounds what all connections together send, in bytes per second; 0
+	// does not. A Transport of your own is not bounded.
+	Limit int64
+
+	// MountFrom names repositories that may hold blobs already. Those on the
+	// registry pushed to are asked, besides what the image itself says: the
+	// repository it comes from, and its base's (the annotation
+	// org.opencontainers.image.base.name).
+	MountFrom []name.Repository
+	// NoClobber refuses to push where a tag exists with another digest: see
+	// ExistsError.
+	NoClobber bool
+	// Nondistributable delivers layers too that are said to be fetched from
+	// elsewhere.
+	Nondistributable bool
+	// DryRun asks what is there and sends nothing. The report says what is
+	// missing.
+	DryRun bool
+
 	// Dialects keeps what is learnt about registries; nil is for this Pusher
 	// alone.
 	Dialects resume.Dialects
@@ -121,6 +143,10 @@ func New(o Options) (*Pusher, error) {
 		return nil, fmt.Errorf("pusher: unknown Scheme %d", o.Scheme)
 	case o.StallTimeout < 0 || o.AnswerTimeout < 0:
 		return nil, errors.New("pusher: a timeout is negative")
+	case o.Tries < 0 || o.Limit < 0:
+		return nil, errors.New("pusher: Tries or Limit is negative")
+	case o.Transport != nil && o.Limit > 0:
+		return nil, errors.New("pusher: Limit has no effect on a Transport of your own")
 	}
 	if o.StallTimeout == 0 {
 		o.StallTimeout = resume.DefaultStallTimeout
@@ -142,14 +168,19 @@ func New(o Options) (*Pusher, error) {
 	}
 	p := &Pusher{o: o, base: o.Transport}
 	if p.base == nil {
-		p.base = wire.New(wire.Options{TLS: o.TLSClientConfig, Proxy: o.Proxy, UserAgent: o.UserAgent, Stall: o.StallTimeout})
+		wo := wire.Options{TLS: o.TLSClientConfig, Proxy: o.Proxy, UserAgent: o.UserAgent, Stall: o.StallTimeout}
+		if o.Limit > 0 {
+			wo.Limit = wire.NewLimiter(o.Limit)
+		}
+		p.base = wire.New(wo)
 	}
 	return p, nil
 }
 
 // Push delivers img and all it names to the repository of ref, and its
 // manifest, last, under ref. img is what remote.Push of go-containerregistry
-// takes: a v1.Image, a v1.ImageIndex, or anything with a manifest.
+// takes: a v1.Image, a v1.ImageIndex, or anything with a manifest; a *Stored,
+// which is delivered byte by byte; or a *Bundle of any of them.
 //
 // Every blob is checked for first; what is missing is uploaded; manifests
 // follow strictly after everything they name. On failure nothing is published
@@ -165,7 +196,7 @@ func (p *Pusher) Push(ctx context.Context, ref name.Reference, img remote.Taggab
 		return report, errors.New("pusher: a reference and an image are needed")
 	}
 	report.Reference = ref.Name()
-	g, err := newGraph(ctx, img)
+	g, err := newGraph(ctx, img, p.o.Nondistributable)
 	if err == nil {
 		err = p.push(ctx, ref, g)
 		g.fill(report)
@@ -177,7 +208,7 @@ func (p *Pusher) Push(ctx context.Context, ref name.Reference, img remote.Taggab
 // Probe breaks a small upload to repo on purpose and says what the registry kept
 // of it: see resume.Client.Probe.
 func (p *Pusher) Probe(ctx context.Context, repo name.Repository) (*resume.Probe, error) {
-	c, done, err := p.connect(ctx, repo, "")
+	c, done, err := p.connect(ctx, repo, "", repo.Scope(transport.PushScope))
 	if err != nil {
 		return &resume.Probe{}, err
 	}
@@ -212,12 +243,12 @@ func (p *Pusher) recorded(ctx context.Context, r resume.Record) (c *resume.Clien
 	if err != nil {
 		return nil, nil, protocol.Kind(protocol.ErrEndpoint, err)
 	}
-	return p.connect(ctx, repo, "")
+	return p.connect(ctx, repo, "", repo.Scope(transport.PushScope))
 }
 
 // connect makes a client that signs in to repo. done lets go of its idle
 // connections. reference is for people who look at what is kept.
-func (p *Pusher) connect(ctx context.Context, repo name.Repository, reference string) (c *resume.Client, done func(), err error) {
+func (p *Pusher) connect(ctx context.Context, repo name.Repository, reference string, scopes ...string) (c *resume.Client, done func(), err error) {
 	scheme, err := p.scheme(ctx, repo)
 	if err != nil {
 		return nil, nil, err
@@ -230,7 +261,7 @@ func (p *Pusher) connect(ctx context.Context, repo name.Repository, reference st
 			e.CloseIdleConnections()
 		}
 	}
-	c, err = p.client(repo, scheme, newAuthorizer(repo, scheme, p.o.Keychain, p.base), external, reference)
+	c, err = p.client(repo, scheme, newAuthorizer(repo, scheme, p.o.Keychain, p.base, scopes...), external, reference)
 	return c, done, err
 }
 
@@ -238,12 +269,13 @@ func (p *Pusher) push(ctx context.Context, ref name.Reference, g *graph) error {
 	if err := matches(ref, g); err != nil {
 		return err
 	}
-	d, err := p.Open(ctx, ref)
+	m := p.candidates(ref.Context(), g)
+	d, err := p.open(ctx, ref, m.all())
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	return d.finish(ctx, g)
+	return d.finish(ctx, g, m)
 }
 
 func (p *Pusher) client(repo name.Repository, scheme string, rt, external http.RoundTripper, reference string) (*resume.Client, error) {
@@ -252,6 +284,7 @@ func (p *Pusher) client(repo name.Repository, scheme string, rt, external http.R
 		Transport:     rt,
 		External:      external,
 		RetryFor:      p.o.RetryFor,
+		Tries:         p.o.Tries,
 		StallTimeout:  p.o.StallTimeout,
 		AnswerTimeout: p.o.AnswerTimeout,
 		UserAgent:     p.o.UserAgent,
@@ -275,21 +308,28 @@ func order(a, b *blob) int {
 }
 
 // publish writes the manifests, those that are named before those that name
-// them.
-func (d *Delivery) publish(ctx context.Context, g *graph) error {
-	for _, level := range g.levels {
+// them. What accompanies the image is there before a tag shows the image.
+func (d *Delivery) publish(ctx context.Context, g *graph, ids []string) error {
+	for _, level := range slices.Concat(g.levels, g.more) {
 		err := each(ctx, d.p.o.Parallel, level, func(ctx context.Context, m *manifest) error {
-			id := m.digest.String()
-			if m == g.root() {
-				id = d.ref.Identifier()
+			if m == g.root && len(g.more) == 0 && m.names.Subject == nil {
+				return nil // its tag comes last, and needs no digest first
 			}
-			return d.put(ctx, id, m)
+			if err := d.put(ctx, m.digest.String(), m); err != nil {
+				return err
+			}
+			for _, tag := range m.tags {
+				if err := d.put(ctx, tag, m); err != nil {
+					return err
+				}
+			}
+			return nil
 		})
 		if err != nil {
 			return err
 		}
 	}
-	return nil
+	return each(ctx, d.p.o.Parallel, ids, func(ctx context.Context, id string) error { return d.put(ctx, id, g.root) })
 }
 
 // each calls f for all items, some at once. The first error ends the others; a
@@ -331,8 +371,10 @@ func (d *Delivery) put(ctx context.Context, id string, m *manifest) error {
 	if err != nil {
 		return err
 	}
-	if there {
-		m.report.Existed, m.report.Pushed = true, true
+	// Only the answer to a PUT says whether the registry lists referrers itself.
+	asked := m.names.Subject != nil && id == m.digest.String()
+	if there && !asked {
+		m.stored(true)
 		return nil
 	}
 	req, err := http.NewRequest(http.MethodPut, "", bytes.NewReader(m.raw))
@@ -348,17 +390,19 @@ func (d *Delivery) put(ctx context.Context, id string, m *manifest) error {
 	if resp.StatusCode != http.StatusCreated {
 		// Whatever was answered, what is there counts: a tag that is immutable
 		// and has this manifest, a lost answer of an earlier try, or nothing.
-		if there, err := d.has(ctx, id, m); err == nil && there {
-			m.report.Pushed = true
-			return nil
+		now, err := d.has(ctx, id, m)
+		if err != nil || !now {
+			return d.c.Refused(op, resp)
 		}
-		return d.c.Refused(op, resp)
 	}
 	got, err := digest.Parse(resp.Header.Get("Docker-Content-Digest"))
 	if err == nil && got.Algorithm() == m.digest.Algorithm() && got != m.digest {
 		return protocol.Kind(protocol.ErrRefused, fmt.Errorf("the registry stored the manifest as %q instead of %s", got, m.digest))
 	}
-	m.report.Pushed = true
+	m.stored(there)
+	if asked && resp.Header.Get("OCI-Subject") == "" {
+		return d.refer(ctx, m)
+	}
 	return nil
 }
 
@@ -369,6 +413,14 @@ var manifestTypes = []types.MediaType{
 // has asks whether the registry has exactly this manifest under id. Only the
 // digest in the answer is believed.
 func (d *Delivery) has(ctx context.Context, id string, m *manifest) (bool, error) {
+	resp, err := d.head(ctx, id, m)
+	if err != nil {
+		return false, err
+	}
+	return resp.StatusCode == http.StatusOK && resp.Header.Get("Docker-Content-Digest") == m.digest.String(), nil
+}
+
+func (d *Delivery) head(ctx context.Context, id string, m *manifest) (*http.Response, error) {
 	req := &http.Request{Method: http.MethodHead, URL: &url.URL{Path: "manifests/" + id}, Header: http.Header{}}
 	req.Header.Add("Accept", m.report.MediaType)
 	for _, t := range manifestTypes {
@@ -376,22 +428,18 @@ func (d *Delivery) has(ctx context.Context, id string, m *manifest) (bool, error
 			req.Header.Add("Accept", string(t))
 		}
 	}
-	resp, err := d.c.Do(ctx, "check manifest", req)
-	if err != nil {
-		return false, err
-	}
-	io.Copy(io.Discard, resp.Body) //nolint:errcheck // in memory
-	return resp.StatusCode == http.StatusOK && resp.Header.Get("Docker-Content-Digest") == m.digest.String(), nil
+	return d.c.Do(ctx, "check manifest", req)
 }
 
 // fill writes what the graph knows into the report.
 func (g *graph) fill(r *Report) {
-	root := g.root()
+	root := g.root
 	r.Digest, r.MediaType = root.digest, root.report.MediaType
 	for _, b := range g.blobs {
 		r.addBlob(b.report)
 	}
-	for _, level := range g.levels {
+	r.Tags = g.tags
+	for _, level := range slices.Concat(g.levels, g.more) {
 		for _, m := range level {
 			r.Manifests = append(r.Manifests, m.report)
 			r.Size += m.report.Size

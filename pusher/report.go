@@ -14,6 +14,8 @@ type Report struct {
 	// Digest and MediaType are those of the manifest under Reference.
 	Digest    digest.Digest `json:"digest"`
 	MediaType string        `json:"mediaType"`
+	// Tags are the further tags of the repository for the manifest.
+	Tags []string `json:"tags,omitempty"`
 	// Size is the sum of all blobs and manifests, each digest counted once.
 	Size int64 `json:"size"`
 	// Sent is the number of blob bytes handed to connections, those sent again
@@ -66,6 +68,9 @@ type BlobReport struct {
 	// push continues it.
 	Continued int64 `json:"continued"`
 	Kept      bool  `json:"kept"`
+	// MountFrom is the repository, if any, that the registry is, or was, asked
+	// to take the blob from.
+	MountFrom string `json:"mountFrom,omitempty"`
 	// Seconds is the time spent on the blob.
 	Seconds float64 `json:"seconds"`
 }

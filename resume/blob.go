@@ -21,7 +21,8 @@ type Blob struct {
 	// Open returns a reader of the bytes from offset, 0 <= offset <= Size, to
 	// the end. Each call must return a reader of its own, since one that has
 	// been given up may still be in use for a moment; it is closed after use.
-	// The bytes must be the same every time. An *os.File keeps sendfile. The
+	// The bytes must be the same every time. An *os.File keeps sendfile, as
+	// does a reader of a part of one that has a method File() *os.File. The
 	// context is for Open alone, not for reading.
 	Open func(ctx context.Context, offset int64) (io.ReadCloser, error)
 	// MountFrom is a repository of the same registry that may hold the blob

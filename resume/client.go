@@ -58,6 +58,10 @@ type Options struct {
 	// DefaultRetryFor; negative is no second try.
 	RetryFor time.Duration
 
+	// Tries is how many times in a row something may fail without progress; 0
+	// leaves it to RetryFor alone.
+	Tries int
+
 	// StallTimeout is how long connecting, sending, or a request without a body
 	// may make no progress before it counts as broken. 0 is
 	// DefaultStallTimeout.
@@ -251,7 +255,8 @@ func isStorage(asked *url.URL, a *wire.Answer) bool {
 // that of the repository ("manifests/latest"); a body needs GetBody, as
 // http.NewRequest makes it. The answer's body has been read, up to 4 MiB, and
 // needs no Close. Answers that are worth another try, 401 and 403 become
-// errors, every other status is the caller's to judge. Failures are of type
+// errors, every other status is the caller's to judge. A GET follows redirects
+// to where the registry stores things, without credentials there. Failures are of type
 // *Error with op as their Op.
 func (c *Client) Do(ctx context.Context, op string, req *http.Request) (*http.Response, error) {
 	var out *http.Response
@@ -277,6 +282,15 @@ func (c *Client) Do(ctx context.Context, op string, req *http.Request) (*http.Re
 			lim.Answer = c.o.AnswerTimeout
 		}
 		a, err := c.send(ctx, r, lim, nil)
+		for hops := 0; err == nil && req.Method == http.MethodGet && isStorage(r.URL, a) && hops < maxRedirects; hops++ {
+			var to protocol.Location
+			if to, err = protocol.ParseLocation(c.base, r.URL, a.Header); err != nil {
+				return protocol.Kind(protocol.ErrEndpoint, err)
+			}
+			r = request(http.MethodGet, to.URL, nil, 0)
+			r.Header["Accept"] = req.Header["Accept"]
+			a, err = c.send(ctx, r, lim, nil)
+		}
 		if err != nil {
 			return err
 		}
@@ -313,6 +327,7 @@ func (c *Client) retry(ctx context.Context, s subject, op func(context.Context, 
 	return retry.Policy{
 		For:      c.o.RetryFor,
 		First:    FirstAnswerFor,
+		Tries:    c.o.Tries,
 		Answered: &c.answered,
 		Random:   c.o.Random,
 		Failed: func(err error) {
@@ -400,14 +415,7 @@ func (c *Client) send(ctx context.Context, r *http.Request, lim wire.Limits, onS
 	}
 	if err != nil {
 		log.WithField("error", protocol.Text(protocol.Classify(err).Err)).Debug("no answer")
-		var te *transport.Error
-		if errors.As(err, &te) {
-			c.answered.Store(true) // its token server
-			if !errors.Is(err, ErrEndpoint) {
-				err = &wire.Error{Err: te}
-			}
-		}
-		return nil, err
+		return nil, c.tokenAnswer(err)
 	}
 	log.WithField("status", a.Status).Debug("answered")
 	c.answered.Store(true)
@@ -415,6 +423,19 @@ func (c *Client) send(ctx context.Context, r *http.Request, lim wire.Limits, onS
 		c.heard(a)
 	}
 	return a, nil
+}
+
+// tokenAnswer takes note where err is what a token server answered.
+func (c *Client) tokenAnswer(err error) error {
+	var te *transport.Error
+	if !errors.As(err, &te) {
+		return err
+	}
+	c.answered.Store(true)
+	if errors.Is(err, ErrEndpoint) {
+		return err
+	}
+	return &wire.Error{Err: te}
 }
 
 // kind names what a request is about without its location.

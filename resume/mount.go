@@ -50,50 +50,6 @@ func (c *Client) Mount(ctx context.Context, dgst digest.Digest, size int64, from
 	return mounted, nil
 }
 
-// maxRedirects is how often a document's storage may lead on to another place.
-const maxRedirects = 3
-
-// Document reads something small, at most 4 MiB: path is relative to the
-// repository ("manifests/latest", "blobs/sha256:..."), accept the media types
-// wanted. It follows redirects to where the registry stores blobs, without
-// credentials there, by the rules for upload locations. Any status but 200 is
-// the caller's to judge. The answer's body has been read and needs no Close.
-func (c *Client) Document(ctx context.Context, path string, accept ...string) (*http.Response, error) {
-	var out *http.Response
-	err := c.retry(ctx, subject{}, func(ctx context.Context, _ *retry.Loop) error {
-		u := c.url(path)
-		for hops := 0; ; hops++ {
-			r := request(http.MethodGet, u, nil, 0)
-			for _, a := range accept {
-				r.Header.Add("Accept", a)
-			}
-			a, err := c.send(ctx, r, c.quick(), nil)
-			if err != nil {
-				return err
-			}
-			if isStorage(u, a) && hops < maxRedirects {
-				loc, err := protocol.ParseLocation(c.base, u, a.Header)
-				if err != nil {
-					return protocol.Kind(protocol.ErrEndpoint, err)
-				}
-				u = loc.URL
-				continue
-			}
-			if a.Status != http.StatusOK {
-				if se := protocol.Unexpected(a, time.Now()); protocol.Classify(se).Class == protocol.Break || a.Status == http.StatusUnauthorized || a.Status == http.StatusForbidden {
-					return se
-				}
-			}
-			out = answer(a)
-			return nil
-		}
-	})
-	if err != nil {
-		return nil, c.failure("read", "", 0, 0, 0, err)
-	}
-	return out, nil
-}
-
 // answer makes a response whose body is in memory.
 func answer(a *wire.Answer) *http.Response {
 	return &http.Response{

@@ -18,18 +18,19 @@ const module = "github.com/rpush-go/rpush"
 var arrows = map[string][]string{
 	"cmd/rpush": {"internal/cli"},
 	"internal/cli": {
-		"internal/conntrack", "internal/credentials", "internal/protocol", "internal/source", "pusher", "resume",
+		"internal/certificates", "internal/conntrack", "internal/credentials", "internal/protocol", "internal/source", "pusher", "resume",
 		"internal/compress", "internal/engine", "internal/known", "internal/spool", "internal/stream",
 	},
-	"internal/conntrack":   {"internal/stray"}, // the self-test sends what does the harm
-	"internal/stray":       {},
-	"internal/credentials": {},
-	"internal/source":      {"resume"}, // for the kinds of failure
-	"internal/saved":       {"resume"},
-	"internal/compress":    {},
-	"internal/spool":       {},
-	"internal/known":       {},
-	"internal/engine":      {"resume"},
+	"internal/conntrack":    {"internal/stray"}, // the self-test sends what does the harm
+	"internal/stray":        {},
+	"internal/certificates": {},
+	"internal/credentials":  {},
+	"internal/source":       {"internal/saved", "pusher", "resume"}, // resume for the kinds of failure
+	"internal/saved":        {"resume"},
+	"internal/compress":     {},
+	"internal/spool":        {},
+	"internal/known":        {},
+	"internal/engine":       {"resume"},
 	"internal/stream": {
 		"internal/compress", "internal/known", "internal/saved", "internal/spool", "pusher", "resume",
 	},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -37,6 +38,8 @@ const stopWithin = 2 * time.Second
 // Main runs rpush and returns its exit code. environ is as of os.Environ; it
 // decides what the RPUSH_ variables are, and nothing else.
 func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, environ []string) int {
+	log.SetOutput(io.Discard) // net/http tells of connections that no request uses any more
+
 	signals := make(chan os.Signal, 2)
 	for _, s := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
 		if !signal.Ignored(s) { // nohup rpush
@@ -136,7 +139,7 @@ func (a *app) run(ctx context.Context, args []string) (code int) {
 		}
 	}()
 	cmd := a.command()
-	cmd.SetArgs(args)
+	cmd.SetArgs(spellOut(args))
 	if err := cmd.ExecuteContext(ctx); err != nil {
 		// Whatever went wrong later has been said and is in a.exit.
 		return a.usage(err)
@@ -179,6 +182,7 @@ func (a *app) pushCommand(use string) *cobra.Command {
 	for _, g := range groups {
 		cmd.Flags().AddFlagSet(g.FlagSet)
 	}
+	cmd.Flags().SetNormalizeFunc(alias)
 	usual := cmd.HelpFunc()
 	cmd.SetHelpFunc(func(c *cobra.Command, args []string) {
 		if c != cmd { // completion has a help of its own
@@ -190,6 +194,9 @@ func (a *app) pushCommand(use string) *cobra.Command {
 	})
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := o.load(cmd.Flags(), a.env); err != nil {
+			return err
+		}
+		if err := o.trusted(a.env); err != nil {
 			return err
 		}
 		call, err := parseCall(args)

@@ -165,7 +165,7 @@ func TestExitCodes(t *testing.T) {
 		{"interrupted", []string{dir, ref}, "", failing(resume.ErrInterrupted), 3, "the same command again"},
 		{"no engine", []string{ref}, "", ok, 1, "the Docker engine at unix:///nowhere/docker.sock does not answer"},
 		{"no engine, by its name", []string{"docker-daemon:app", ref}, "", ok, 1, "hint: start the engine"},
-		{"transport not built", []string{"sif:app", ref}, "", ok, 1, "not supported yet"},
+		{"transport not built", []string{"sif:app", ref}, "", ok, 1, "is not supported"},
 		{"missing path", []string{"oci:" + missing, ref}, "", ok, 1, "missing"},
 		{"missing CA file", []string{"--ca-file", missing, dir, ref}, "", ok, 1, missing},
 		{"CA file without a certificate", []string{"--ca-file", noCert, dir, ref}, "", ok, 1, noCert},
@@ -254,7 +254,7 @@ func TestOptionsReachThePusher(t *testing.T) {
 		}},
 		{[]string{"--plain-http"}, nil, func(o pusher.Options) bool { return o.Scheme == pusher.SchemeHTTP }},
 		{[]string{"--tls-verify=false"}, nil, func(o pusher.Options) bool {
-			return o.Scheme == pusher.SchemeAuto && o.TLSClientConfig.InsecureSkipVerify
+			return o.Scheme == pusher.SchemeEither && o.TLSClientConfig.InsecureSkipVerify
 		}},
 		{[]string{"--insecure"}, nil, func(o pusher.Options) bool {
 			return o.Scheme == pusher.SchemeEither && o.TLSClientConfig.InsecureSkipVerify
@@ -292,10 +292,17 @@ func TestEveryFlagHasAVariable(t *testing.T) {
 		return fs
 	}
 	all(&options{}).VisitAll(func(f *pflag.Flag) {
+		flag := strings.TrimPrefix(f.Name, "src-")
 		value := map[string]string{
 			"ca-file": "x", "output": "json", "parallel": "7", "tls-verify": "false",
-			"compression": "zstd", "format": "oci",
-		}[f.Name]
+			"compression": "zstd", "format": "oci", "cache-from": "[reg.example/base:1]",
+			"creds": "me:secret", "limit-rate": "5000", "mount-from": "[reg.example/base]", "platform": "[linux/amd64]",
+			"retry-times": "3", "tag": "[a,b]",
+		}[flag]
+		// Some make sense only together.
+		other := map[string]string{
+			"cert-file": "key-file", "key-file": "cert-file", "username": "password-stdin", "password-stdin": "username",
+		}[flag]
 		switch {
 		case value != "":
 		case f.Value.Type() == "bool":
@@ -305,10 +312,14 @@ func TestEveryFlagHasAVariable(t *testing.T) {
 		}
 		var o options
 		fs := all(&o)
-		if err := o.load(fs, map[string]string{envName(f.Name): value}); err != nil {
+		env := map[string]string{envName(f.Name): strings.Trim(value, "[]")}
+		if other != "" {
+			env[envName(strings.TrimSuffix(f.Name, flag)+other)] = map[bool]string{true: "true", false: "x"}[other == "password-stdin"]
+		}
+		if err := o.load(fs, env); err != nil {
 			t.Errorf("%s=%s: %v", envName(f.Name), value, err)
 		}
-		if got := strings.Trim(fs.Lookup(f.Name).Value.String(), "[]"); got != value { // of a list
+		if got := fs.Lookup(f.Name).Value.String(); got != value {
 			t.Errorf("%s=%s: the flag is %q", envName(f.Name), value, got)
 		}
 	})
@@ -534,7 +545,7 @@ func TestHelp(t *testing.T) {
 			t.Errorf("%v: exit code %d, stderr %q", args, code, r.stderr.String())
 		}
 		help := r.stdout.String()
-		if lines := strings.Count(help, "\n"); lines > 61 {
+		if lines := strings.Count(help, "\n"); lines > 94 {
 			t.Errorf("%v: %d lines are too many", args, lines)
 		}
 		for line := range strings.Lines(help) {

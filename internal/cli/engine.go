@@ -25,9 +25,11 @@ import (
 	"github.com/rpush-go/rpush/internal/credentials"
 	"github.com/rpush-go/rpush/internal/engine"
 	"github.com/rpush-go/rpush/internal/known"
+	"github.com/rpush-go/rpush/internal/source"
 	"github.com/rpush-go/rpush/internal/spool"
 	"github.com/rpush-go/rpush/internal/stream"
 	"github.com/rpush-go/rpush/pusher"
+	"github.com/rpush-go/rpush/resume"
 )
 
 const (
@@ -43,11 +45,9 @@ type engineOptions struct {
 	host, context       string
 	compression, format string
 	cacheFrom           []string
-	spoolDir            string
 	noUpdate            bool
 
-	from  atomic.Pointer[engine.Engine]
-	stats atomic.Pointer[stream.Stats]
+	from atomic.Pointer[engine.Engine]
 }
 
 func (e *engineOptions) flags() flagGroup {
@@ -57,7 +57,6 @@ func (e *engineOptions) flags() flagGroup {
 	g.StringVar(&e.compression, "compression", string(compress.Gzip), "compress layers `HOW`: gzip, zstd, none")
 	g.StringVar(&e.format, "format", "", "write the manifest as `FORMAT`, oci or v2s2")
 	g.StringSliceVar(&e.cacheFrom, "cache-from", nil, "do not compress what `REF` has")
-	g.StringVar(&e.spoolDir, "spool-dir", "", "keep layers in `DIR` until they are sent")
 	g.BoolVar(&e.noUpdate, "no-engine-update", false, "do not tell the engine the digest")
 	return g
 }
@@ -111,69 +110,127 @@ func engineName(ref name.Reference) string {
 	return s
 }
 
-// deliverEngine pushes an image of the engine.
-func (a *app) deliverEngine(ctx context.Context, o *options, c call, image string, keys *credentials.Keychain) (*pusher.Report, error) {
-	po, err := o.pusher()
-	if err != nil {
-		return nil, err
-	}
-	progress := newProgress(a.out, a.terminal)
-	defer progress.start()()
+// delivering is what pushes have in common.
+type delivering struct {
+	to       []target
+	x        *access
+	d        *deliveries
+	progress *progress
+	store    resume.Store
+}
+
+// deliverEngine pushes images of the engine: one to all targets, or all tags.
+func (a *app) deliverEngine(ctx context.Context, o *options, c call, image string, all *delivering) error {
 	eng, err := engine.Open(ctx, engine.Options{Host: o.engine.host, Context: o.engine.context})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer eng.Close() //nolint:errcheck // idle connections
 	o.engine.from.Store(eng)
-	img, err := eng.Image(ctx, image)
-	if err != nil {
-		return nil, err
+	jobs := make([]*engineJob, 0, len(all.to))
+	for _, t := range all.to {
+		jobs = append(jobs, &engineJob{image: image, target: t})
 	}
-	a.adopt(ctx, o, &po, eng, c.ref.Context().RegistryStr())
-	if err := a.signIn(&po, o, c.ref.Context(), keys); err != nil {
-		return nil, err
+	if o.image.allTags {
+		if jobs, err = engineTags(ctx, eng, c); err != nil {
+			return err
+		}
 	}
-	po.OnEvent, po.Store = progress.event, a.store(o)
-	p, err := pusher.New(po)
-	if err != nil {
-		return nil, err
+	var before []name.Reference
+	for _, j := range jobs {
+		j.a, j.o, j.eng, j.progress, j.before = a, o, eng, all.progress, before
+		report, err := j.deliver(ctx, all)
+		all.d.add(delivered{j.ref, report, j.stats}, err)
+		if err != nil {
+			return err
+		}
+		if !o.image.dryRun {
+			before = append(before, j.ref)
+		}
 	}
-	d, err := p.Open(ctx, c.ref)
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
-	progress.doing(pushingPhase(image, c.ref))
-	j := &engineJob{a: a, o: o, eng: eng, img: img, ref: c.ref, po: po, p: p, d: d, progress: progress}
-	what, err := j.image(ctx)
-	if err != nil {
-		return d.Report(), err
-	}
-	progress.doing(pushingPhase(image, c.ref))
-	report, err := d.Finish(ctx, what)
-	if err == nil {
-		j.update(ctx, report, keys)
-	}
-	return report, err
+	return nil
 }
 
-// engineJob is one image on its way from the engine.
+// engineTags is a job for each tag that the engine has of a repository, which
+// is that of REFERENCE unless SOURCE names another.
+func engineTags(ctx context.Context, eng *engine.Engine, c call) ([]*engineJob, error) {
+	repo := c.ref.Context()
+	if c.source != "" {
+		from := strings.TrimPrefix(c.source, "docker-daemon:")
+		var err error
+		if repo, err = name.NewRepository(from, name.WeakValidation); err != nil {
+			return nil, fmt.Errorf("%w: "+badRepository, source.ErrSpec, from)
+		}
+	}
+	tags, err := eng.Tags(ctx, repo)
+	if err != nil {
+		return nil, err
+	}
+	var jobs []*engineJob
+	for _, tag := range tags {
+		jobs = append(jobs, &engineJob{image: engineName(repo.Tag(tag)), target: target{ref: c.ref.Context().Tag(tag)}})
+	}
+	return jobs, nil
+}
+
+// engineJob is one image on its way from the engine to one repository.
 type engineJob struct {
+	image string
+	target
+	before   []name.Reference // pushed by this call already
 	a        *app
 	o        *options
 	eng      *engine.Engine
 	img      engine.Image
-	ref      name.Reference
 	po       pusher.Options
 	p        *pusher.Pusher
 	d        *pusher.Delivery
 	progress *progress
+	stats    *stream.Stats
+}
+
+func (j *engineJob) deliver(ctx context.Context, all *delivering) (*pusher.Report, error) {
+	var err error
+	if j.img, err = j.eng.Image(ctx, j.image); err != nil {
+		return nil, err
+	}
+	if j.o.image.preserveDigests && !j.img.Whole {
+		return nil, fmt.Errorf(noDigestToKeep, resume.ErrSource, j.image)
+	}
+	host := j.ref.Context().RegistryStr()
+	if j.po, err = j.o.pusher(&j.o.to, host); err != nil {
+		return nil, err
+	}
+	j.o.image.apply(&j.po)
+	j.a.adopt(ctx, j.o, &j.po, j.eng, host)
+	if err := j.a.signIn(&j.po, j.o, j.ref.Context(), all.x.to); err != nil {
+		return nil, err
+	}
+	j.po.OnEvent, j.po.Store = j.progress.event, all.store
+	if j.p, err = pusher.New(j.po); err != nil {
+		return nil, err
+	}
+	if j.d, err = j.p.Open(ctx, j.ref); err != nil {
+		return nil, err
+	}
+	defer j.d.Close()
+	j.progress.doing(pushingPhase(j.image, j.ref))
+	what, err := j.read(ctx)
+	if err != nil {
+		return j.d.Report(), err
+	}
+	j.progress.doing(pushingPhase(j.image, j.ref))
+	report, err := j.d.Finish(ctx, tagged(what, j.tags))
+	if err == nil && !j.o.image.dryRun {
+		j.update(ctx, report, all.x.to)
+	}
+	return report, err
 }
 
 func (j *engineJob) warn(err error) { j.a.out.note("warning: " + err.Error()) }
 
-// image delivers the layers, and returns what is to be published.
-func (j *engineJob) image(ctx context.Context) (remote.Taggable, error) {
+// read delivers the layers, and returns what is to be published.
+func (j *engineJob) read(ctx context.Context) (remote.Taggable, error) {
 	o := &j.o.engine
 	job := &stream.Job{
 		Delivery:  j.d,
@@ -185,14 +242,17 @@ func (j *engineJob) image(ctx context.Context) (remote.Taggable, error) {
 		Format:    o.manifests(),
 
 		Repository: j.ref.Context().Name(),
+		DryRun:     j.o.image.dryRun,
 		Warn:       j.warn,
 		Doing:      j.progress.doing,
 	}
-	defer func() { stats := job.Stats(); o.stats.Store(&stats) }()
+	defer func() { stats := job.Stats(); j.stats = &stats }()
 	if dir := j.o.cache(); dir != "" {
 		job.Cache = known.Open(dir)
 	}
-	job.Spool = j.spool()
+	if !job.DryRun {
+		job.Spool = j.spool()
+	}
 	if job.Whole {
 		if there, err := j.published(ctx); there != nil || err != nil {
 			return there, err
@@ -209,7 +269,7 @@ func (j *engineJob) image(ctx context.Context) (remote.Taggable, error) {
 
 // spool is the first place that is good for it, or nil.
 func (j *engineJob) spool() *spool.Dir {
-	places := []string{j.o.engine.spoolDir}
+	places := []string{j.o.image.spoolDir}
 	if places[0] == "" {
 		places = nil
 		if dir := j.o.cache(); dir != "" {
@@ -268,6 +328,12 @@ func (j *engineJob) learn(ctx context.Context) *stream.Lessons {
 	if _, ok := j.ref.(name.Tag); ok {
 		eg.Go(func() error {
 			_ = lessons.Learn(ctx, p, j.ref) // the push itself will tell
+			return nil
+		})
+	}
+	for _, ref := range j.before {
+		eg.Go(func() error {
+			_ = lessons.Learn(ctx, p, ref) // a help only
 			return nil
 		})
 	}
@@ -334,10 +400,13 @@ func (j *engineJob) update(ctx context.Context, r *pusher.Report, keys *credenti
 
 // adopt takes over the engine's settings, where no flag says otherwise.
 func (a *app) adopt(ctx context.Context, o *options, po *pusher.Options, eng *engine.Engine, host string) {
-	said := slices.ContainsFunc([]string{"plain-http", "tls-verify", "insecure", "ca-file"}, func(f string) bool { return o.spelled[f] != "" })
-	if !said && po.TLSClientConfig == nil && eng.Insecure(ctx, host) {
+	said := slices.ContainsFunc([]string{"plain-http", "tls-verify", "insecure", "ca-file", "cert-dir"}, func(f string) bool { return o.spelled[f] != "" })
+	if !said && eng.Insecure(ctx, host) {
 		po.Scheme = pusher.SchemeEither
-		po.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // the engine was told so
+		if po.TLSClientConfig == nil {
+			po.TLSClientConfig = &tls.Config{}
+		}
+		po.TLSClientConfig.InsecureSkipVerify = true
 	}
 	httpProxy, httpsProxy, noProxy, ok := eng.Proxies()
 	if !ok || po.Proxy != nil {

@@ -113,6 +113,7 @@ func cure(err error, kind, host string) string {
 		dns        *net.DNSError
 		noRegistry *pusher.NotRegistryError
 		lost       *resume.LostError
+		exists     *pusher.ExistsError
 	)
 	var op *net.OpError
 	var answer *transport.Error
@@ -138,6 +139,8 @@ func cure(err error, kind, host string) string {
 		return dnsHint(host)
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, wsaRefused):
 		return refusedHint(host)
+	case errors.As(err, &exists):
+		return clobberHint(exists.Reference)
 	case kind == "denied":
 		return loginHint(host)
 	case errors.As(err, &lost):

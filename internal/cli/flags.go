@@ -1,8 +1,6 @@
 package cli
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -18,8 +16,8 @@ import (
 
 // options are the flags of a push.
 type options struct {
-	plainHTTP, tlsVerify, insecure bool
-	caFile                         string
+	to, from endpoint
+	image    imageFlags
 
 	parallel                                     int
 	retryFor, stallTimeout, answerTimeout, limit time.Duration
@@ -40,10 +38,11 @@ type options struct {
 type flagGroup struct {
 	*pflag.FlagSet
 	title string
+	brief bool // only the names are in the help
 }
 
 func newGroup(title string) flagGroup {
-	f := flagGroup{pflag.NewFlagSet(title, pflag.ContinueOnError), title}
+	f := flagGroup{FlagSet: pflag.NewFlagSet(title, pflag.ContinueOnError), title: title}
 	f.SortFlags = false
 	return f
 }
@@ -52,18 +51,22 @@ func newGroup(title string) flagGroup {
 func (o *options) pushFlags() []flagGroup {
 	e := o.effortFlags()
 	e.IntVar(&o.parallel, "parallel", pusher.DefaultParallel, "upload `N` blobs at once, 1 to 64")
-	return []flagGroup{o.connectionFlags(), e, o.engine.flags(), o.stateFlags(), o.outputFlags()}
+	return []flagGroup{
+		o.imageFlags(), o.engine.flags(), o.signInFlags(), o.connectionFlags(), o.sourceFlags(), e, o.stateFlags(), o.outputFlags(), o.otherFlags(),
+	}
 }
 
 // sessionsFlags are those of the verb sessions.
 func (o *options) sessionsFlags() []flagGroup {
-	o.parallel, o.retryFor = pusher.DefaultParallel, 0
+	o.parallel, o.retryFor, o.image.retryTimes, o.image.noContentTrust = pusher.DefaultParallel, 0, -1, true
 	o.stallTimeout, o.answerTimeout = resume.DefaultStallTimeout, resume.DefaultAnswerTimeout
 	s := newGroup("State")
 	s.StringVar(&o.stateDir, "state-dir", "", stateDirUsage)
 	s.BoolVar(&o.alive, "check", false, "list: ask the registries whether the sessions are alive")
 	s.BoolVar(&o.all, "all", false, "forget: all of them")
-	return []flagGroup{s, o.connectionFlags(), o.outputFlags()}
+	c := newGroup("Connection")
+	o.to.tlsFlags(c.FlagSet)
+	return []flagGroup{s, c, o.outputFlags()}
 }
 
 const stateDirUsage = "keep open uploads in `DIR`, not in the user's state directory"
@@ -78,25 +81,23 @@ func (o *options) stateFlags() flagGroup {
 
 // probeFlags are those of a probe.
 func (o *options) probeFlags() []flagGroup {
-	o.parallel = pusher.DefaultParallel
+	o.parallel, o.image.noContentTrust = pusher.DefaultParallel, true
 	r := o.outputFlags()
 	r.BoolVar(&o.strict, "strict", false, "exit 4 where the registry cannot continue an upload")
-	return []flagGroup{o.connectionFlags(), o.effortFlags(), r}
+	return []flagGroup{o.signInFlags(), o.connectionFlags(), o.effortFlags(), r}
 }
 
 func (o *options) connectionFlags() flagGroup {
 	c := newGroup("Connection")
-	c.StringVar(&o.caFile, "ca-file", "", "trust the PEM certificates in `FILE` too")
-	c.BoolVar(&o.plainHTTP, "plain-http", false, "speak HTTP, never HTTPS")
-	c.BoolVar(&o.tlsVerify, "tls-verify", true, "check the registry's certificate")
-	c.BoolVar(&o.insecure, "insecure", false, "do not check it, and take HTTP where there is no HTTPS")
-
+	o.to.tlsFlags(c.FlagSet)
+	c.Var(&o.image.limitRate, "limit-rate", "send at most `RATE` bytes a second: 500K, 20M")
 	return c
 }
 
 func (o *options) effortFlags() flagGroup {
 	e := newGroup("Effort")
 	e.DurationVar(&o.retryFor, "retry-for", resume.DefaultRetryFor, "give up after `TIME` without progress; 0: one try")
+	e.IntVar(&o.image.retryTimes, "retry-times", -1, "give up after `N` retries without progress")
 	e.DurationVar(&o.stallTimeout, "stall-timeout", resume.DefaultStallTimeout, "try again after `TIME` without a byte sent")
 	e.DurationVar(&o.answerTimeout, "answer-timeout", resume.DefaultAnswerTimeout, "wait `TIME` for the answer to a sent body")
 	e.DurationVar(&o.limit, "deadline", 0, "end after `TIME` in any case; 0: no limit")
@@ -120,6 +121,8 @@ func envName(flag string) string {
 // load takes what no flag has set from the environment, where an empty
 // variable is as good as none, and checks all of it.
 func (o *options) load(fs *pflag.FlagSet, env map[string]string) error {
+	o.to.spelled = func(flag string) string { return o.spelled[flag] }
+	o.from.spelled = o.to.spelled
 	var err error
 	if o.spelled, err = fromEnvironment(fs, env); err != nil {
 		return err
@@ -171,18 +174,13 @@ type contradiction struct {
 }
 
 func (o *options) contradictions() []contradiction {
-	noVerify := o.spelled["tls-verify"] != "" && !o.tlsVerify
-	verify := o.spelled["tls-verify"] != "" && o.tlsVerify
-	return []contradiction{
-		{o.plainHTTP && o.insecure, "plain-http", "insecure"},
-		{verify && o.insecure, "tls-verify", "insecure"},
-		{o.caFile != "" && o.insecure, "ca-file", "insecure"},
-		{o.caFile != "" && noVerify, "ca-file", "tls-verify"},
+	return append(append(append(o.to.contradictions(), o.from.contradictions()...), o.image.contradictions()...), []contradiction{
 		{o.quiet && o.verbose, "quiet", "verbose"},
 		{o.noState && o.stateDir != "", "no-state", "state-dir"},
 		{o.engine.compression == "zstd" && o.engine.format == "v2s2", "compression", "format"},
 		{o.engine.host != "" && o.engine.context != "", "docker-host", "docker-context"},
-	}
+		{o.image.preserveDigests && o.engine.format != "", "preserve-digests", "format"},
+	}...)
 }
 
 func (o *options) check() error {
@@ -192,6 +190,14 @@ func (o *options) check() error {
 		}
 	}
 
+	for _, check := range []func() error{o.to.check, o.from.check, o.image.check} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	if o.to.passwordStdin && o.from.passwordStdin {
+		return errors.New(oneStdin)
+	}
 	if o.parallel < 1 || o.parallel > 64 {
 		return fmt.Errorf("%s is %d, not 1 to 64", o.spelled["parallel"], o.parallel)
 	}
@@ -221,62 +227,35 @@ func (o *options) check() error {
 	return nil
 }
 
-// cache is where what is no secret is kept; empty without a home.
-func (o *options) cache() string {
-	if user, err := os.UserCacheDir(); o.cacheDir == "" && err == nil {
-		return filepath.Join(user, "rpush")
-	}
-	return o.cacheDir
-}
-
-// pusher returns the options of the library; the caller adds the rest. It
-// reads the CA file.
-func (o *options) pusher() (pusher.Options, error) {
+// pusher returns the options of the library for one registry; the caller adds
+// the rest. It reads certificates.
+func (o *options) pusher(e *endpoint, registry string) (pusher.Options, error) {
 	p := pusher.Options{
 		Parallel:      o.parallel,
 		RetryFor:      o.retryFor,
 		StallTimeout:  o.stallTimeout,
 		AnswerTimeout: o.answerTimeout,
 		UserAgent:     userAgent(),
+		Limit:         int64(o.image.limitRate),
 	}
 	if o.retryFor == 0 {
 		p.RetryFor = -1 // 0 is the library's default
 	}
+	if o.image.retryTimes >= 0 {
+		p.Tries = o.image.retryTimes + 1
+	}
 	if dir := o.cache(); dir != "" { // without a home it is learnt anew each time
 		p.Dialects = resume.FileDialects(filepath.Join(dir, "registries.json"))
 	}
-	switch {
-	case o.plainHTTP:
-		p.Scheme = pusher.SchemeHTTP
-	case o.insecure:
-		p.Scheme = pusher.SchemeEither
-	}
-	if o.insecure || !o.tlsVerify {
-		p.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // asked for
-	}
-	if o.caFile != "" {
-		pool, err := loadCAs(o.caFile)
-		if err != nil {
-			return p, &localError{fmt.Sprintf("%s=%s", o.spelled["ca-file"], o.caFile), err}
-		}
-		p.TLSClientConfig = &tls.Config{RootCAs: pool}
-	}
-	return p, nil
+	return p, e.apply(&p, registry)
 }
 
-func loadCAs(file string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
+// cache is the directory for what need not be kept, empty where there is none.
+func (o *options) cache() string {
+	if user, err := os.UserCacheDir(); o.cacheDir == "" && err == nil {
+		return filepath.Join(user, "rpush")
 	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		pool = x509.NewCertPool()
-	}
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, errors.New("no PEM certificate in it")
-	}
-	return pool, nil
+	return o.cacheDir
 }
 
 // localError is about a setting on this machine, neither source nor registry.

@@ -55,8 +55,8 @@ func (a *app) probe(ctx context.Context, o *options, repo name.Repository) int {
 	a.out.quiet = o.quiet
 	ctx, cancel := o.bound(ctx)
 	defer cancel()
-	var keys credentials.Keychain
-	p, err := inTime(ctx, func() (*resume.Probe, error) { return a.probed(ctx, o, repo, &keys) })
+	keys := o.to.keychain(repo.RegistryStr())
+	p, err := inTime(ctx, func() (*resume.Probe, error) { return a.probed(ctx, o, repo, keys) })
 	if p == nil {
 		p = &resume.Probe{}
 	}
@@ -84,7 +84,10 @@ func (a *app) probe(ctx context.Context, o *options, repo name.Repository) int {
 }
 
 func (a *app) probed(ctx context.Context, o *options, repo name.Repository, keys *credentials.Keychain) (*resume.Probe, error) {
-	po, err := o.pusher()
+	if err := o.to.readPassword(a.stdin, keys); err != nil {
+		return nil, err
+	}
+	po, err := o.pusher(&o.to, repo.RegistryStr())
 	if err != nil {
 		return nil, err
 	}

@@ -1,16 +1,21 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"net"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/sirupsen/logrus"
 
 	"github.com/rpush-go/rpush/internal/conntrack"
@@ -25,6 +30,7 @@ import (
 type call struct {
 	source string // empty: the Docker engine
 	ref    name.Reference
+	tagged bool // ref has a tag, or a digest, that somebody typed
 }
 
 func parseCall(args []string) (c call, err error) {
@@ -44,6 +50,7 @@ func parseCall(args []string) (c call, err error) {
 	if host, _, ok := strings.Cut(ref, ":"); ok && !strings.Contains(ref, "/") && (host == "localhost" || net.ParseIP(host) != nil) {
 		return c, fmt.Errorf(hostAlone, args[0])
 	}
+	c.tagged = strings.ContainsAny(ref[strings.LastIndexByte(ref, '/')+1:], ":@")
 	return c, nil
 }
 
@@ -62,36 +69,53 @@ func (o *options) bound(ctx context.Context) (context.Context, context.CancelFun
 // which nothing has been said yet.
 func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	a.out.quiet = o.quiet
+	to, err := o.targets(c)
+	if err != nil {
+		return exitUsage, err
+	}
 	ctx, cancel := o.bound(ctx)
 	defer cancel()
 
-	var keys credentials.Keychain
+	x := newAccess(o, c)
+	d := &deliveries{}
 	before, _ := conntrack.Now() // for hostResets; elsewhere than on Linux there is none
-	report, err := inTime(ctx, func() (*pusher.Report, error) { return a.deliver(ctx, o, c, &keys) })
+	_, err = inTime(ctx, func() (*struct{}, error) { return nil, a.deliver(ctx, o, c, to, x, d) })
 	if errors.Is(err, source.ErrSpec) {
 		return exitUsage, err
 	}
-	if report == nil {
-		report = &pusher.Report{Reference: c.ref.Name()}
+	done, last := d.taken(c.ref)
+	for _, one := range done {
+		a.out.note(o.summary(one.report))
 	}
-	resets := hostResets(before, report.Breaks > 0)
+	breaks := last.report.Breaks
+	for _, one := range done {
+		breaks += one.report.Breaks
+	}
+	resets := hostResets(before, breaks > 0)
 	if resets > 0 {
 		defer a.out.note(hostResetsLine)
 	}
 	if err == nil {
-		a.out.note(summaryWords(report))
-		return a.written(a.result(o, c.ref, document{report, o.engine.stats.Load(), nil, resets})), nil
+		code := a.written(a.result(o, done, nil, 0))
+		if o.image.digestFile != "" {
+			if err := writeDigests(o.image.digestFile, done); err != nil {
+				a.out.line(err.Error())
+				return exitPermanent, nil
+			}
+		}
+		return code, nil
 	}
 
+	repo, keys := x.concerned(err, last.ref.Context())
 	f := explain(err, scene{
-		host:   c.ref.Context().RegistryStr(),
-		report: report,
+		host:   repo.RegistryStr(),
+		report: last.report,
 		cause:  context.Cause(ctx),
-		from:   func() string { return keys.From(c.ref.Context()) },
+		from:   func() string { return keys.From(repo) },
 		engine: o.engine.elsewhere(),
 	})
 	a.out.lines(f.lines)
-	a.written(a.result(o, c.ref, document{report, o.engine.stats.Load(), f, resets}))
+	a.written(a.result(o, append(done, last), f, resets))
 	return f.Exit, nil
 }
 
@@ -133,27 +157,125 @@ func inTime[T any](ctx context.Context, f func() (*T, error)) (*T, error) {
 	return o.value, o.err
 }
 
-func (a *app) deliver(ctx context.Context, o *options, c call, keys *credentials.Keychain) (*pusher.Report, error) {
-	if image, ok := c.engineImage(); ok {
-		return a.deliverEngine(ctx, o, c, image, keys)
+// deliver pushes to all targets, and notes in d how far that went.
+func (a *app) deliver(ctx context.Context, o *options, c call, to []target, x *access, d *deliveries) error {
+	if fromStdin(c.source) && (o.to.passwordStdin || o.from.passwordStdin) {
+		return fmt.Errorf("%w: %s", source.ErrSpec, oneStdin)
 	}
-	po, err := o.pusher()
+	if err := cmp.Or(o.to.readPassword(a.stdin, x.to), o.from.readPassword(a.stdin, x.from)); err != nil {
+		return err
+	}
+	po, err := o.pusher(&o.to, c.ref.Context().RegistryStr())
 	if err != nil {
-		return nil, err
+		return err
 	}
+	o.image.apply(&po)
 	progress := newProgress(a.out, a.terminal)
 	defer progress.start()()
-
-	src, err := source.Open(ctx, c.source)
-	if err != nil {
-		return nil, err
-	}
-	if err := a.signIn(&po, o, c.ref.Context(), keys); err != nil {
-		return nil, err
-	}
 	po.OnEvent, po.Store = progress.event, a.store(o)
-	progress.doing(pushingPhase(src.Name, c.ref))
-	return a.push(ctx, po, c.ref, src.Image)
+
+	if image, ok := c.engineImage(); ok {
+		return a.deliverEngine(ctx, o, c, image, &delivering{to: to, x: x, d: d, progress: progress, store: po.Store})
+	}
+	images, err := a.open(ctx, o, c, x)
+	if err != nil {
+		return err
+	}
+	defer images.Close()
+	if o.image.allTags {
+		if err := a.signIn(&po, o, c.ref.Context(), x.to); err != nil {
+			return err
+		}
+		return a.deliverAll(ctx, po, c, images, d, progress)
+	}
+	src, err := images.Image(ctx)
+	if err != nil {
+		return err
+	}
+	for _, t := range to {
+		po := po
+		if t.ref.Context().RegistryStr() != c.ref.Context().RegistryStr() {
+			events, store := po.OnEvent, po.Store
+			if po, err = o.pusher(&o.to, t.ref.Context().RegistryStr()); err != nil {
+				return err
+			}
+			o.image.apply(&po)
+			po.OnEvent, po.Store = events, store
+		}
+		if err := a.signIn(&po, o, t.ref.Context(), x.to); err != nil {
+			return err
+		}
+		progress.doing(pushingPhase(src.Name, t.ref))
+		report, err := a.push(ctx, po, t.ref, tagged(src.Image, t.tags))
+		d.add(delivered{ref: t.ref, report: report}, err)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// open opens SOURCE, and the registry that it may name.
+func (a *app) open(ctx context.Context, o *options, c call, x *access) (*source.Images, error) {
+	so := o.source(nil)
+	so.Stdin = a.stdin
+	if x.src != (name.Repository{}) {
+		po, err := o.pusher(&o.from, x.src.RegistryStr())
+		if err != nil {
+			return nil, err
+		}
+		if err := a.signIn(&po, o, x.src, x.from); err != nil {
+			return nil, err
+		}
+		po.Store = resume.NoStore()
+		po.OnEvent = func(e resume.Event) {
+			if e.Kind == resume.Broken || e.Kind == resume.Waiting {
+				a.out.note(sourceWords(e))
+			}
+		}
+		if so.Registry, err = pusher.New(po); err != nil {
+			return nil, err
+		}
+	}
+	return source.Open(ctx, c.source, so)
+}
+
+// deliverAll pushes what has a tag, one after the other.
+func (a *app) deliverAll(ctx context.Context, po pusher.Options, c call, images *source.Images, d *deliveries, progress *progress) error {
+	all, err := images.Tags(ctx)
+	if err != nil {
+		return err
+	}
+	for _, tag := range slices.Sorted(maps.Keys(all)) {
+		ref := c.ref.Context().Tag(tag)
+		progress.doing(openingPhase)
+		src, err := all[tag](ctx)
+		if err != nil {
+			d.add(delivered{ref: ref}, err)
+			return err
+		}
+		progress.doing(pushingPhase(src.Name, ref))
+		report, err := a.push(ctx, po, ref, src.Image)
+		d.add(delivered{ref: ref, report: report}, err)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tagged adds further tags to what is pushed.
+func tagged(img remote.Taggable, tags []string) remote.Taggable {
+	if len(tags) == 0 {
+		return img
+	}
+	b, ok := img.(*pusher.Bundle)
+	if !ok {
+		return &pusher.Bundle{Image: img, Tags: tags}
+	}
+	more := *b
+	more.Tags = tags
+	return &more
 }
 
 // signIn adds credentials and logger to the library's options. Credentials are
@@ -184,28 +306,58 @@ type document struct {
 	HostResets uint64 `json:"hostResets,omitempty"`
 }
 
-// result prints what stdout is for.
-func (a *app) result(o *options, ref name.Reference, d document) error {
+// result prints what stdout is for: one line for each reference, or one
+// document, which is a list where several pushes were asked for.
+func (a *app) result(o *options, all []delivered, f *failure, resets uint64) error {
 	if o.output == "json" {
-		all := *d.Report
-		if all.Blobs == nil {
-			all.Blobs = []pusher.BlobReport{} // a list, also where it is empty
+		docs := make([]document, len(all))
+		for i, one := range all {
+			r := *one.report
+			if r.Blobs == nil {
+				r.Blobs = []pusher.BlobReport{} // a list, also where it is empty
+			}
+			if r.Manifests == nil {
+				r.Manifests = []pusher.ManifestReport{}
+			}
+			docs[i] = document{Report: &r, Engine: one.engine}
 		}
-		if all.Manifests == nil {
-			all.Manifests = []pusher.ManifestReport{}
-		}
+		docs[len(docs)-1].Error, docs[len(docs)-1].HostResets = f, resets
 		enc := json.NewEncoder(a.stdout)
 		enc.SetIndent("", "  ")
-		d.Report = &all
-		return enc.Encode(d)
+		if !o.severalPushes() {
+			return enc.Encode(docs[0])
+		}
+		return enc.Encode(docs)
 	}
-	if d.Error != nil {
-		return nil
+	if f != nil {
+		all = all[:len(all)-1]
 	}
-	line := ref.Name()
-	if _, ok := ref.(name.Digest); !ok {
-		line += "@" + d.Digest.String()
+	for _, one := range all {
+		if err := o.resultText(a.stdout, one); err != nil {
+			return err
+		}
 	}
-	_, err := fmt.Fprintln(a.stdout, line)
-	return err
+	return nil
+}
+
+// resultText prints the line, or lines, about one push.
+func (o *options) resultText(w io.Writer, d delivered) error {
+	if o.image.dryRun {
+		_, err := io.WriteString(w, dryRunWords(d.report))
+		return err
+	}
+	refs := []name.Reference{d.ref}
+	for _, tag := range d.report.Tags {
+		refs = append(refs, d.ref.Context().Tag(tag))
+	}
+	for _, ref := range refs {
+		line := ref.Name()
+		if _, ok := ref.(name.Digest); !ok {
+			line += "@" + d.report.Digest.String()
+		}
+		if _, err := fmt.Fprintln(w, line); err != nil {
+			return err
+		}
+	}
+	return nil
 }

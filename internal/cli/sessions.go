@@ -187,7 +187,7 @@ func (a *app) asks(ctx context.Context, o *options, r resume.Record, f func(cont
 		if err != nil {
 			return nil, err
 		}
-		po, err := o.pusher()
+		po, err := o.pusher(&o.to, repo.RegistryStr())
 		if err != nil {
 			return nil, err
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/opencontainers/go-digest"
+	"github.com/spf13/pflag"
 
 	"github.com/rpush-go/rpush/internal/engine"
 	"github.com/rpush-go/rpush/internal/protocol"
@@ -48,6 +49,18 @@ const (
 	ambiguousDigest  = "%q is the beginning of several digests; give more of it"
 	notKept          = "nothing is kept of %q: rpush sessions lists what is"
 	nothingKept      = "no interrupted uploads are kept"
+	bothOrNone       = "%s and %s go together"
+	badCreds         = "%s is not USER:PASSWORD"
+	badPlatform      = "%q is no platform; one is OS/ARCH[/VARIANT], or all"
+	badTag           = "%q is neither a tag nor a reference"
+	notForSource     = "%s is about the registry that SOURCE docker://REF names, and SOURCE is none"
+	notForEngine     = "%s has no effect on an image of the Docker engine"
+	onlyForEngine    = "%s is about images of the Docker engine, and SOURCE is none"
+	noDigestToKeep   = "%w: the Docker engine keeps no manifest of %s whose digest could be preserved"
+	otherRegistry    = "--mount-from %s is on another registry than %s, which cannot take blobs from there"
+	oneStdin         = "standard input can be read once only: as a password or as the image"
+	contentTrust     = "content trust is asked for and rpush does not sign: push with --disable-content-trust (or without DOCKER_CONTENT_TRUST) and sign with cosign"
+	tagWithAll       = "%q has a tag or a digest; with --all-tags the tags are those in SOURCE"
 	resultNotWritten = "the result could not be written to stdout: %v"
 
 	lateWords    = "some requests did not end in time, leaving them"
@@ -72,9 +85,12 @@ continued, not sent again.
 Without SOURCE the image comes from the Docker engine, as with docker push.
 SOURCE is one of
   docker-daemon:IMAGE            another image of the engine
+  docker://REF                   an image at a registry
   oci:DIR[:TAG|@DIGEST]          an OCI image layout
-  docker-archive:PATH[:REF]      what docker save wrote
-  /PATH, ./PATH, ../PATH         either of them, recognised by its content
+  oci-archive:PATH[:TAG|@DIGEST] one in a tar file, compressed or not
+  docker-archive:PATH[#REF|@N]   what docker save wrote, compressed or not
+  /PATH, ./PATH, ../PATH         any of them, recognised by its content
+  -                              an archive of either kind on standard input
 `
 
 const helpTail = `
@@ -105,7 +121,20 @@ func helpText(head string, groups []flagGroup) string {
 	var b strings.Builder
 	b.WriteString(head)
 	for _, g := range groups {
-		fmt.Fprintf(&b, "\n%s\n%s", g.title, g.FlagUsagesWrapped(80))
+		if !g.brief {
+			fmt.Fprintf(&b, "\n%s\n%s", g.title, g.FlagUsagesWrapped(80))
+			continue
+		}
+		fmt.Fprintf(&b, "\n%s\n", g.title)
+		line := " "
+		g.VisitAll(func(f *pflag.Flag) {
+			if len(line)+len(f.Name) > 76 {
+				b.WriteString(line + "\n")
+				line = " "
+			}
+			line += " --" + f.Name
+		})
+		b.WriteString(line + "\n")
 	}
 	b.WriteString(helpTail)
 	return b.String()
@@ -141,6 +170,12 @@ func refusedHint(host string) string {
 
 func noRegistryHint(host string) string {
 	return fmt.Sprintf("something answers at %s, but no registry: check the host and port in the reference", host)
+}
+
+func certificatesWords(registry string) string { return "certificates for " + registry }
+
+func clobberHint(ref string) string {
+	return fmt.Sprintf("leave out --no-clobber to overwrite %s, or choose another tag", ref)
 }
 
 func addressHint(host string) string {
@@ -228,6 +263,49 @@ func summaryWords(r *pusher.Report) string {
 		durationWords(time.Duration(r.Seconds*float64(time.Second))))
 	return "pushed " + strings.Join(parts, ", ")
 }
+
+// summary is the line about a push that went well.
+func (o *options) summary(r *pusher.Report) string {
+	if !o.image.dryRun {
+		return summaryWords(r)
+	}
+	var missing int64
+	n := 0
+	for _, b := range r.Blobs {
+		if b.State == pusher.BlobPending {
+			n++
+			missing += b.Size
+		}
+	}
+	return fmt.Sprintf("dry run, nothing was sent: %s has %s, %d of %d blobs (%s) are missing",
+		r.Reference, bytesWords(r.Size), n, len(r.Blobs), bytesWords(missing))
+}
+
+// dryRunWords is a line for all that the image consists of.
+func dryRunWords(r *pusher.Report) string {
+	var b strings.Builder
+	for _, blob := range r.Blobs {
+		what := "missing"
+		switch {
+		case blob.State != pusher.BlobPending:
+			what = "exists"
+		case blob.MountFrom != "":
+			what = "missing, would be mounted from " + blob.MountFrom
+		}
+		fmt.Fprintf(&b, "%s %s %s %s\n", blob.Digest, clean(blob.MediaType), bytesWords(blob.Size), what)
+	}
+	for _, m := range r.Manifests {
+		what := "missing"
+		if m.Existed {
+			what = "exists"
+		}
+		fmt.Fprintf(&b, "%s %s %s %s\n", m.Digest, clean(m.MediaType), bytesWords(m.Size), what)
+	}
+	return b.String()
+}
+
+// sourceWords is about reading from a registry.
+func sourceWords(e resume.Event) string { return "source: " + eventWords(e) }
 
 func pushingPhase(src string, ref name.Reference) string {
 	return fmt.Sprintf("pushing %s to %s", src, ref.Name())

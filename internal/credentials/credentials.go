@@ -43,8 +43,32 @@ func (e *Error) Unwrap() error { return e.Err }
 // Each target is resolved once: helper programs can be slow, and may ask the
 // user. The zero value works and is safe for concurrent use.
 type Keychain struct {
+	// File, unless empty, is the only place that is looked in, as with
+	// --authfile of podman and skopeo. Both are set before the first use.
+	File string
+	// Given, unless nil, are the credentials for one registry; nothing is looked
+	// up for it.
+	Given *Given
+
 	mu    sync.Mutex
 	known map[string]result
+}
+
+// Given are credentials that the caller has, for one registry and no other.
+type Given struct {
+	// Registry is as of name.Registry.RegistryStr.
+	Registry string
+	// From says where they come from, in words for a human.
+	From string
+	// Auth is nil for none: the registry is spoken to anonymously.
+	Auth *authn.AuthConfig
+}
+
+func (g *Given) result() result {
+	if g.Auth == nil {
+		return result{auth: authn.Anonymous, from: g.From}
+	}
+	return result{auth: authn.FromConfig(*g.Auth), from: g.From}
 }
 
 type result struct {
@@ -70,8 +94,11 @@ func (k *Keychain) resolve(target authn.Resource) result {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	r, ok := k.known[target.String()]
+	if g := k.Given; g != nil && g.Registry == target.RegistryStr() {
+		return g.result()
+	}
 	if !ok {
-		r = lookUp(target)
+		r = lookUp(target, k.File)
 		if k.known == nil {
 			k.known = map[string]result{}
 		}
@@ -80,16 +107,21 @@ func (k *Keychain) resolve(target authn.Resource) result {
 	return r
 }
 
-func lookUp(target authn.Resource) result {
+// lookUp looks in only, or where it is empty, in all places.
+func lookUp(target authn.Resource, only string) result {
 	fail := func(place string, err error) result {
 		return result{from: place, err: &Error{Place: place, Err: err}}
 	}
 
-	env, err := config.LoadFromReader(strings.NewReader(os.Getenv(envAuths)))
+	vars := os.Getenv(envAuths)
+	if only != "" {
+		vars = ""
+	}
+	env, err := config.LoadFromReader(strings.NewReader(vars))
 	if err != nil {
 		return fail("$"+envAuths, err)
 	}
-	cf, file, err := load()
+	cf, file, err := load(only)
 	if err != nil {
 		return fail(tilde(file), err)
 	}
@@ -166,11 +198,16 @@ func places() []string {
 	return all
 }
 
-// load reads the first of places that exists; file is empty where none does.
-func load() (cf *configfile.ConfigFile, file string, err error) {
-	for _, file := range places() {
+// load reads the only file, or the first of places that exists; file is empty
+// where none does.
+func load(only string) (cf *configfile.ConfigFile, file string, err error) {
+	all := places()
+	if only != "" {
+		all = []string{only}
+	}
+	for _, file := range all {
 		f, err := os.Open(file)
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) { // HOME=/dev/null
+		if only == "" && (errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)) { // HOME=/dev/null
 			continue
 		}
 		if err != nil {

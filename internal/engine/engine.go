@@ -237,6 +237,30 @@ func (e *Engine) Image(ctx context.Context, image string) (Image, error) {
 	return img, nil
 }
 
+// Tags are those of a repository, in order. The error is as of Image;
+// *NoImageError where there is none.
+func (e *Engine) Tags(ctx context.Context, repo name.Repository) (tags []string, err error) {
+	list, err := e.c.ImageList(ctx, client.ImageListOptions{})
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case err != nil:
+		return nil, bad("asking the Docker engine at %s for its images: %w", e.Address, err)
+	}
+	for _, item := range list.Items {
+		for _, s := range item.RepoTags {
+			if tag, err := name.NewTag(s, name.WeakValidation); err == nil && tag.Context().Name() == repo.Name() {
+				tags = append(tags, tag.TagStr())
+			}
+		}
+	}
+	if len(tags) == 0 {
+		return nil, &NoImageError{e.Address, familiar(repo)}
+	}
+	slices.Sort(tags)
+	return slices.Compact(tags), nil
+}
+
 func parseDigests(all []string) (refs []name.Digest) {
 	for _, s := range all {
 		if ref, err := name.NewDigest(s, name.WeakValidation); err == nil {

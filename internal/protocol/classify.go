@@ -52,11 +52,12 @@ type Verdict struct {
 // Classify says what err means. It is the one place that decides. The context
 // is not looked at: a caller that was cancelled knows.
 func Classify(err error) Verdict {
-	if IsTransient(err) {
-		return Verdict{Class: Break, Err: err}
-	}
+	// A source may be read from a registry, whose loop has ended for good then.
 	if errors.Is(err, ErrInterrupted) {
 		return Verdict{Class: Final, Err: err}
+	}
+	if IsTransient(err) {
+		return Verdict{Class: Break, Err: err}
 	}
 	var status *StatusError
 	if errors.As(err, &status) {

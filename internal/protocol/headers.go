@@ -61,6 +61,57 @@ func ContentRange(offset, end int64) string {
 // Range is the header that says that the first n bytes are held.
 func Range(n int64) string { return "0-" + strconv.FormatInt(max(n-1, 0), 10) }
 
+// Part is what an answer to a request for a range of bytes holds.
+type Part struct {
+	// Start is the offset of its first byte, Total the size of the whole, -1
+	// where that is not said.
+	Start, Total int64
+}
+
+// ParsePart reads the Content-Range of an answer of status 206 (RFC 9110,
+// 14.4): "bytes A-B/N" or "bytes A-B/*". ok is false for anything else.
+func ParsePart(h http.Header) (p Part, ok bool) {
+	v, found := strings.CutPrefix(strings.TrimSpace(h.Get("Content-Range")), "bytes ")
+	span, total, slash := strings.Cut(v, "/")
+	first, last, dash := strings.Cut(span, "-")
+	if !found || !slash || !dash {
+		return Part{}, false
+	}
+	a, errA := strconv.ParseUint(first, 10, 62)
+	b, errB := strconv.ParseUint(last, 10, 62)
+	if errA != nil || errB != nil || b < a {
+		return Part{}, false
+	}
+	if total == "*" {
+		return Part{Start: int64(a), Total: -1}, true
+	}
+	n, err := strconv.ParseUint(total, 10, 62)
+	if err != nil || n <= b {
+		return Part{}, false
+	}
+	return Part{Start: int64(a), Total: int64(n)}, true
+}
+
+// RangeFrom is the header of a request for the bytes from offset on.
+func RangeFrom(offset int64) string { return "bytes=" + strconv.FormatInt(offset, 10) + "-" }
+
+// NextPage reads the Link header of a page of a list (distribution-spec v1.1,
+// "Listing Tags"): the query of the URL with rel="next". ok is false where
+// there is none. All but the query is left out: it leads nowhere else.
+func NextPage(h http.Header) (query string, ok bool) {
+	for _, v := range h.Values("Link") {
+		target, params, found := strings.Cut(strings.TrimPrefix(strings.TrimSpace(v), "<"), ">")
+		if !found || !strings.Contains(strings.ReplaceAll(params, " ", ""), "rel=\"next\"") &&
+			!strings.Contains(strings.ReplaceAll(params, " ", ""), "rel=next") {
+			continue
+		}
+		if u, err := url.Parse(target); err == nil && u.RawQuery != "" {
+			return u.RawQuery, true
+		}
+	}
+	return "", false
+}
+
 // ChunkMinLength reads OCI-Chunk-Min-Length in bytes, 0 where there is none. It
 // is bounded: a registry cannot make a chunk larger than 1 GiB.
 func ChunkMinLength(h http.Header) int64 {

@@ -19,6 +19,9 @@ type Policy struct {
 	// First replaces For, where it is shorter, until the registry has answered
 	// for the first time.
 	First time.Duration
+	// Tries bounds how many attempts in a row may fail without progress; 0 does
+	// not.
+	Tries int
 	// Answered is set by whoever receives an answer of that registry.
 	Answered *atomic.Bool
 	// Random returns a number in [0, 1) for the jitter; nil is no jitter.
@@ -45,6 +48,7 @@ type Loop struct {
 	since time.Time // the first failure since there was progress
 	tries int
 	gains int
+	row   int // tries without progress
 	wait  time.Duration
 }
 
@@ -52,6 +56,7 @@ type Loop struct {
 // and the next failure is followed by no wait at all.
 func (l *Loop) Progress() {
 	l.gains++
+	l.row = 0
 	l.since = time.Time{}
 	l.waits.Reset()
 }
@@ -143,6 +148,10 @@ func (l *Loop) NextBackOff() time.Duration {
 		l.since = now
 	}
 	left := budget - now.Sub(l.since)
+	if l.row++; l.p.Tries > 0 && l.row >= l.p.Tries {
+		l.wait = 0
+		return backoff.Stop
+	}
 	if left <= 0 || l.last.After > left {
 		l.wait = l.last.After
 		return backoff.Stop

@@ -1,260 +1,407 @@
 package source
 
 import (
-	"archive/tar"
-	"bufio"
-	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
+	"io/fs"
 	"os"
 	"path"
+	"runtime"
 	"slices"
+	"strconv"
+	"strings"
+	"sync"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/klauspost/pgzip"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/rpush-go/rpush/internal/saved"
+	"github.com/rpush-go/rpush/pusher"
 )
 
 const (
-	// maxEntries bounds the directory of an archive that is held in memory.
-	maxEntries = 1 << 20
-	// maxLinks bounds a chain of links within an archive.
-	maxLinks = 16
+	manifestFile = "manifest.json"
+
+	// maxPlain is the most that a layer may unpack to: more is a bomb.
+	maxPlain = 1 << 40
+	// blockSize is what one worker compresses at a time. It decides the bytes,
+	// and so the digest.
+	blockSize = 1 << 20
+	// maxLayers is more than any engine runs.
+	maxLayers = 10_000
 )
 
-// openDockerArchive opens what `docker save` and `podman save` write.
-func openDockerArchive(ctx context.Context, file string, sel selector) (Source, error) {
-	if sel.digest != (v1.Hash{}) {
-		return Source{}, specError("docker-archive:%s cannot be chosen from by digest; use :REF", file)
-	}
-	var tag *name.Tag
-	if sel.tag != "" {
-		t, err := name.NewTag(sel.tag)
-		if err != nil {
-			return Source{}, specError("docker-archive:%s: %w", file, err)
-		}
-		tag = &t
-	}
-
-	a, err := scan(ctx, file)
-	if err != nil {
-		return Source{}, err
-	}
-	desc, err := a.choose(tag)
-	if err != nil {
-		return Source{}, err
-	}
-	config, ok := a.find(desc.Config)
-	if !ok {
-		return Source{}, bad("%s: the config %q is missing", file, desc.Config)
-	}
-	if config.size > maxDocument {
-		return Source{}, bad("%s: the config %q has %d bytes, more than %d", file, desc.Config, config.size, maxDocument)
-	}
-
-	img, err := tarball.ImageFromPath(file, tag)
-	if err != nil {
-		return Source{}, bad("%s: %w", file, err)
-	}
-	cfg, err := img.ConfigFile()
-	if err != nil {
-		return Source{}, bad("%s: the config %q: %w", file, desc.Config, err)
-	}
-	if got, want := len(desc.Layers), len(cfg.RootFS.DiffIDs); got != want {
-		return Source{}, bad("%s has %d layers, its config %q names %d", file, got, desc.Config, want)
-	}
-	layers, err := img.Layers()
-	if err != nil || len(layers) != len(desc.Layers) {
-		return Source{}, bad("%s: reading its layers: %d of %d, %w", file, len(layers), len(desc.Layers), err)
-	}
-	for i, layer := range desc.Layers {
-		if _, ok := a.find(layer); ok {
-			// The archive gives no digest of what will be sent, only this one of
-			// what is in it: nobody else can notice damage.
-			if err := verifyLayer(ctx, layers[i], cfg.RootFS.DiffIDs[i]); err != nil {
-				return Source{}, bad("%s: layer %d of %d, %q: %w", file, i+1, len(desc.Layers), layer, err)
-			}
-			continue
-		}
-		if foreign, ok := desc.LayerSources[cfg.RootFS.DiffIDs[i]]; ok && !foreign.MediaType.IsDistributable() {
-			continue
-		}
-		return Source{}, bad("%s: layer %d of %d, %q, is missing", file, i+1, len(desc.Layers), layer)
-	}
-	return Source{Name: "docker-archive:" + file, Image: img}, nil
-}
-
-// verifyLayer compares the digest of a layer's uncompressed bytes.
-func verifyLayer(ctx context.Context, l v1.Layer, want v1.Hash) error {
-	r, err := l.Uncompressed()
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	h, err := v1.Hasher(want.Algorithm)
-	if err != nil {
-		return err
-	}
-	for {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		switch _, err := io.CopyN(h, r, 4<<20); {
-		case errors.Is(err, io.EOF):
-			if got := fmt.Sprintf("%x", h.Sum(nil)); got != want.Hex {
-				return fmt.Errorf("it is damaged: its digest is %s:%s, the config says %s", want.Algorithm, got, want)
-			}
-			return nil
-		case err != nil:
-			return err
-		}
-	}
-}
-
-// archive is the directory of a tar file.
-type archive struct {
-	file     string
-	entries  map[string]entry // by cleaned name
-	manifest tarball.Manifest
-}
-
-type entry struct {
-	size int64
-	link string // the cleaned name linked to, if any
-}
-
-// scan reads all headers of the archive, and so finds out too whether it was
-// cut short, and its manifest.json.
-func scan(ctx context.Context, file string) (*archive, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, bad("%w", err)
-	}
-	defer f.Close()
-	if fi, err := f.Stat(); err != nil {
-		return nil, bad("%w", err)
-	} else if !fi.Mode().IsRegular() {
-		return nil, bad("%s is not a regular file", file)
-	}
-	magic, _ := bufio.NewReader(f).Peek(6)
-	if kind := compression(magic); kind != "" {
-		return nil, bad("%s is compressed with %s, which is not supported yet; decompress it first", file, kind)
-	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return nil, bad("%w", err)
-	}
-
-	a := &archive{file: file, entries: map[string]entry{}}
-	for tr := tar.NewReader(f); ; {
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		h, err := tr.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if errors.Is(err, tar.ErrHeader) && len(a.entries) == 0 {
-			return nil, bad("%s is not a tar archive", file)
-		}
-		if err != nil {
-			return nil, bad("%s: %w", file, err)
-		}
-		if len(a.entries) == maxEntries {
-			return nil, bad("%s has more than %d entries", file, maxEntries)
-		}
-		clean := path.Clean(h.Name)
-		if _, ok := a.entries[clean]; ok {
-			continue // readers take the first
-		}
-		e := entry{size: h.Size}
-		if h.Typeflag == tar.TypeSymlink || h.Typeflag == tar.TypeLink {
-			e.link = path.Join(path.Dir(clean), path.Clean(h.Linkname))
-		}
-		a.entries[clean] = e
-		if clean == "manifest.json" {
-			if a.manifest, err = readArchiveManifest(tr, h.Size); err != nil {
-				return nil, bad("%s: manifest.json: %w", file, err)
-			}
-		}
-	}
-
-	if len(a.manifest) > 0 {
-		return a, nil
-	}
-	if _, ok := a.entries[layoutFile]; ok {
-		return nil, bad("%s is an OCI archive, which is not supported yet; unpack it and name the directory: oci:DIR", file)
-	}
-	return nil, bad("%s is no docker archive: it has no manifest.json that names an image", file)
-}
-
-func readArchiveManifest(r io.Reader, size int64) (m tarball.Manifest, err error) {
-	if size > maxDocument {
-		return nil, fmt.Errorf("%d bytes, more than %d", size, maxDocument)
-	}
-	b, err := io.ReadAll(r)
+// openDockerArchive opens what docker save and podman save write.
+func openDockerArchive(ctx context.Context, file string, o Options) (*Images, error) {
+	a, err := openArchive(ctx, file, o)
 	if err != nil {
 		return nil, err
 	}
-	return m, json.Unmarshal(b, &m)
+	return a.images("docker-archive:", o)
 }
 
-// find looks a name up, through links.
-func (a *archive) find(name string) (entry, bool) {
-	name = path.Clean(name)
-	for range maxLinks {
-		e, ok := a.entries[name]
-		if !ok || e.link == "" {
-			return e, ok
+// dockerImages are those that manifest.json names.
+func dockerImages(named string, a *archive, o Options) (*Images, error) {
+	if _, ok := a.find(manifestFile); !ok {
+		if _, ok := a.find(layoutFile); ok {
+			return nil, bad("%s is an OCI archive: name it as oci-archive:", a.name)
 		}
-		name = e.link
+		return nil, bad("%s is no docker archive: it has no manifest.json that names an image", a.name)
 	}
-	return entry{}, false
+	raw, err := a.document(manifestFile)
+	if err != nil {
+		return nil, bad("%w", err)
+	}
+	d := &dockerArchive{archive: a, spool: o.Spool}
+	if err := json.Unmarshal(raw, &d.manifest); err != nil {
+		return nil, bad("%s: manifest.json: %w", a.name, err)
+	}
+	if len(d.manifest) == 0 {
+		return nil, bad("%s is no docker archive: it has no manifest.json that names an image", a.name)
+	}
+	return &Images{
+		name: named,
+		open: func(ctx context.Context, sel selector) (remote.Taggable, error) {
+			desc, err := d.choose(sel)
+			if err != nil {
+				return nil, err
+			}
+			s := d.original(desc)
+			if s == nil && o.PreserveDigests {
+				return nil, bad("%s has no manifest whose digest could be preserved: its layers are not stored as registries have them", a.name)
+			}
+			if s != nil {
+				c := checker{ctx: ctx, p: tarred{a}, nondistributable: o.Nondistributable, seen: map[visit]bool{}}
+				if err := c.checkStored(s); err != nil {
+					return nil, err
+				}
+			} else if s, err = d.image(ctx, desc); err != nil {
+				return nil, err
+			}
+			return o.pick(ctx, s)
+		},
+		all: func(context.Context) (map[string]selector, error) {
+			all := map[string]selector{}
+			for i, desc := range d.manifest {
+				for _, t := range desc.RepoTags {
+					if tag := tagOf(t); tag != "" {
+						if _, ok := all[tag]; ok {
+							return nil, bad("%s holds several images with the tag %q", a.name, tag)
+						}
+						all[tag] = selector{index: strconv.Itoa(i)}
+					}
+				}
+			}
+			return all, nil
+		},
+	}, nil
 }
 
-// choose picks the image tagged tag, or the only one.
-func (a *archive) choose(tag *name.Tag) (*tarball.Descriptor, error) {
-	if tag == nil {
-		if len(a.manifest) == 1 {
-			return &a.manifest[0], nil
+// dockerArchive is an archive with a manifest.json.
+type dockerArchive struct {
+	*archive
+	manifest tarball.Manifest
+	spool    string
+}
+
+// choose picks the image that sel asks for, or the only one.
+func (d *dockerArchive) choose(sel selector) (*tarball.Descriptor, error) {
+	if sel.index != "" {
+		n, err := strconv.Atoi(sel.index)
+		if err != nil || n >= len(d.manifest) {
+			return nil, bad("%s holds %d images, there is none at @%s", d.name, len(d.manifest), sel.index)
 		}
-		return nil, bad("%s holds several images, choose one with :REF: %s", a.file, oneOf(a.names()))
+		return &d.manifest[n], nil
 	}
-	for i, d := range a.manifest {
-		if slices.ContainsFunc(d.RepoTags, func(s string) bool {
+	if sel.tag == "" {
+		if len(d.manifest) == 1 {
+			return &d.manifest[0], nil
+		}
+		return nil, bad("%s holds several images, choose one with #REF or @INDEX: %s", d.name, oneOf(d.names()))
+	}
+	tag, err := name.NewTag(sel.tag)
+	if err != nil {
+		return nil, bad("%q is no name of an image: %w", sel.tag, err)
+	}
+	for i, one := range d.manifest {
+		if slices.ContainsFunc(one.RepoTags, func(s string) bool {
 			t, err := name.NewTag(s)
 			return err == nil && t.Name() == tag.Name()
 		}) {
-			return &a.manifest[i], nil
+			return &d.manifest[i], nil
 		}
 	}
-	return nil, bad("%s holds no image %q; it holds: %s", a.file, tag, oneOf(a.names()))
+	return nil, bad("%s holds no image %q; it holds: %s", d.name, sel.tag, oneOf(d.names()))
 }
 
-func (a *archive) names() []string {
+func (d *dockerArchive) names() []string {
 	var all []string
-	for _, d := range a.manifest {
-		if len(d.RepoTags) == 0 {
-			all = append(all, "an image without a name, with the config "+d.Config)
+	for _, one := range d.manifest {
+		if len(one.RepoTags) == 0 {
+			all = append(all, "an image without a name, with the config "+one.Config)
 		}
-		all = append(all, d.RepoTags...)
+		all = append(all, one.RepoTags...)
 	}
 	return all
 }
 
-// compression names the format that the first bytes of a file belong to.
-func compression(magic []byte) string {
-	for _, f := range []struct{ name, magic string }{
-		{"gzip", "\x1f\x8b"},
-		{"zstd", "\x28\xb5\x2f\xfd"},
-		{"xz", "\xfd7zXZ\x00"},
-		{"bzip2", "BZh"},
-	} {
-		if bytes.HasPrefix(magic, []byte(f.magic)) {
-			return f.name
+// original finds the manifest that the image was pulled or built with, in an
+// OCI layout in the same archive. nil is none, or one with layers that a
+// registry is not sent as they are.
+func (d *dockerArchive) original(desc *tarball.Descriptor) *pusher.Stored {
+	t := tarred{d.archive}
+	top, err := readTop(t)
+	if err != nil {
+		return nil
+	}
+	var search func(ds []v1.Descriptor, depth int) *pusher.Stored
+	search = func(ds []v1.Descriptor, depth int) *pusher.Stored {
+		for _, m := range ds {
+			if depth > maxDepth || !m.MediaType.IsImage() && !m.MediaType.IsIndex() {
+				continue
+			}
+			s := &pusher.Stored{Store: t, Descriptor: m}
+			raw, err := s.RawManifest()
+			if err != nil {
+				continue
+			}
+			below, err := readManifest(raw, m)
+			if err != nil {
+				continue
+			}
+			if m.MediaType.IsIndex() {
+				if found := search(below, depth+1); found != nil {
+					return found
+				}
+				continue
+			}
+			config := func(b v1.Descriptor) bool { return blobName(b.Digest) == path.Clean(desc.Config) }
+			if slices.ContainsFunc(below, config) && d.compressed([]v1.Descriptor{m}, 0) {
+				return s
+			}
+		}
+		return nil
+	}
+	return search(top.Manifests, 0)
+}
+
+// image makes a manifest for an image that has none.
+func (d *dockerArchive) image(ctx context.Context, desc *tarball.Descriptor) (*pusher.Stored, error) {
+	if _, ok := d.find(desc.Config); !ok {
+		return nil, bad("%s: the config %q is missing", d.name, desc.Config)
+	}
+	config, err := d.document(desc.Config)
+	if err != nil {
+		return nil, bad("the config: %w", err)
+	}
+	var cfg v1.ConfigFile
+	if err := json.Unmarshal(config, &cfg); err != nil {
+		return nil, bad("%s: the config %q: %w", d.name, desc.Config, err)
+	}
+	diffIDs := cfg.RootFS.DiffIDs
+	if got, want := len(desc.Layers), len(diffIDs); got != want || got > maxLayers {
+		return nil, bad("%s has %d layers, its config %q names %d", d.name, got, desc.Config, want)
+	}
+	store := &made{archive: d.archive, parts: map[v1.Hash]part{}}
+	layers, done := make([]v1.Descriptor, len(diffIDs)), map[v1.Hash]v1.Descriptor{}
+	zstd := false
+	for i, file := range desc.Layers {
+		l, ok := done[diffIDs[i]]
+		if !ok {
+			if l, err = d.layer(ctx, store, desc, file, diffIDs[i]); err != nil {
+				if ctx.Err() != nil {
+					return nil, context.Cause(ctx)
+				}
+				return nil, bad("%s: layer %d of %d, %q: %w", d.name, i+1, len(desc.Layers), file, err)
+			}
+			done[diffIDs[i]] = l
+		}
+		zstd = zstd || l.MediaType == types.OCILayerZStd
+		layers[i] = l
+	}
+
+	m := v1.Manifest{SchemaVersion: 2, MediaType: types.DockerManifestSchema2, Layers: layers}
+	m.Config = v1.Descriptor{MediaType: types.DockerConfigJSON, Size: int64(len(config)), Digest: hashOf(config)}
+	if zstd { // docker's own format has no such layers
+		m.MediaType, m.Config.MediaType = types.OCIManifestSchema1, types.OCIConfigJSON
+		for i, l := range layers {
+			if l.MediaType == types.DockerLayer {
+				layers[i].MediaType = types.OCILayer
+			}
 		}
 	}
-	return ""
+	raw, err := json.MarshalIndent(m, "", "   ")
+	if err != nil {
+		return nil, err
+	}
+	store.config, store.raw = config, raw
+	store.configDigest = m.Config.Digest
+	return &pusher.Stored{Store: store, Descriptor: v1.Descriptor{MediaType: m.MediaType, Digest: hashOf(raw), Size: int64(len(raw))}}, nil
+}
+
+func hashOf(b []byte) v1.Hash {
+	return v1.Hash{Algorithm: "sha256", Hex: digest.FromBytes(b).Encoded()}
+}
+
+// layer finds out what a layer is as registries have it: as it is where it is
+// compressed, and compressed into the spool where it is not. The archive gives
+// no digest of what will be sent, only the diffID of what is in it: nobody else
+// can notice damage.
+func (d *dockerArchive) layer(ctx context.Context, store *made, desc *tarball.Descriptor, file string, diffID v1.Hash) (v1.Descriptor, error) {
+	e, ok := d.find(file)
+	if !ok {
+		if foreign, ok := desc.LayerSources[diffID]; ok && !foreign.MediaType.IsDistributable() {
+			return foreign, nil
+		}
+		return v1.Descriptor{}, errors.New("it is missing")
+	}
+	if diffID.Algorithm != "sha256" {
+		return v1.Descriptor{}, fmt.Errorf("the config has the diffID %s", diffID)
+	}
+	magic := make([]byte, min(e.size, 6))
+	if _, err := d.f.ReadAt(magic, e.offset); err != nil && !errors.Is(err, io.EOF) {
+		return v1.Descriptor{}, err
+	}
+	r, err := d.open(e, 0)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	defer r.Close()
+	l := v1.Descriptor{MediaType: types.DockerLayer}
+	var p part
+	switch kind := saved.Compression(magic); kind {
+	case "":
+		if p, l.Digest, err = d.compress(ctx, r, diffID); err != nil {
+			return l, err
+		}
+	case saved.Gzip, saved.Zstd:
+		if kind == saved.Zstd {
+			l.MediaType = types.OCILayerZStd
+		}
+		h := sha256.New()
+		if err := verify(ctx, io.TeeReader(r, h), diffID); err != nil {
+			return l, err
+		}
+		if _, err := io.Copy(h, &cancellable{ctx, r}); err != nil { // behind the compressed stream
+			return l, err
+		}
+		p, l.Digest = part{d.f, e.offset, e.size}, sum(h)
+	default:
+		return l, fmt.Errorf("it is compressed with %s, which is not supported", kind)
+	}
+	l.Size = p.size
+	store.add(l.Digest, p)
+	return l, nil
+}
+
+// verify compares the digest of what r unpacks to. It need not read r to its
+// end.
+func verify(ctx context.Context, r io.Reader, want v1.Hash) error {
+	plain, err := saved.Decompress(&cancellable{ctx, r})
+	if err != nil {
+		return err
+	}
+	defer plain.Close()
+	h := sha256.New()
+	n, err := io.Copy(h, io.LimitReader(plain, maxPlain))
+	if err != nil {
+		return err
+	}
+	return damaged(n, h, want)
+}
+
+func damaged(n int64, h hash.Hash, want v1.Hash) error {
+	if n == maxPlain {
+		return fmt.Errorf("it unpacks to more than %d bytes", int64(maxPlain))
+	}
+	if got := sum(h); got != want {
+		return fmt.Errorf("it is damaged: its digest is %s, the config says %s", got, want)
+	}
+	return nil
+}
+
+func sum(h hash.Hash) v1.Hash {
+	return v1.Hash{Algorithm: "sha256", Hex: fmt.Sprintf("%x", h.Sum(nil))}
+}
+
+// compress writes a layer to a file of its own, so that every try sends the
+// same bytes.
+func (d *dockerArchive) compress(ctx context.Context, r io.Reader, diffID v1.Hash) (p part, got v1.Hash, err error) {
+	f, err := newSpool(d.spool)
+	if err != nil {
+		return p, got, err
+	}
+	d.copies = append(d.copies, f)
+	plain, sent := sha256.New(), sha256.New()
+	gz, err := pgzip.NewWriterLevel(io.MultiWriter(f, sent), 6)
+	if err != nil {
+		return p, got, err
+	}
+	if err := gz.SetConcurrency(blockSize, runtime.GOMAXPROCS(0)); err != nil {
+		return p, got, err
+	}
+	n, err := io.Copy(io.MultiWriter(plain, gz), &cancellable{ctx, r})
+	if err == nil {
+		err = gz.Close()
+	}
+	if err != nil {
+		return p, got, err
+	}
+	if err := damaged(n, plain, diffID); err != nil {
+		return p, got, err
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		return p, got, err
+	}
+	return part{f, 0, fi.Size()}, sum(sent), nil
+}
+
+// part is where a blob lies.
+type part struct {
+	f            *os.File
+	offset, size int64
+}
+
+// made is the store of an image whose manifest was made here.
+type made struct {
+	archive      *archive
+	raw, config  []byte
+	configDigest v1.Hash
+
+	mu    sync.Mutex
+	parts map[v1.Hash]part
+}
+
+func (m *made) add(h v1.Hash, p part) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.parts[h] = p
+}
+
+// Manifest implements pusher.Store: there is one.
+func (m *made) Manifest(context.Context, v1.Descriptor) ([]byte, error) { return m.raw, nil }
+
+// Open implements pusher.Store.
+func (m *made) Open(_ context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
+	if d.Digest == m.configDigest {
+		return io.NopCloser(strings.NewReader(string(m.config[min(offset, int64(len(m.config))):]))), nil
+	}
+	m.mu.Lock()
+	p, ok := m.parts[d.Digest]
+	m.mu.Unlock()
+	if !ok {
+		return nil, fmt.Errorf("%s: %w", d.Digest, fs.ErrNotExist)
+	}
+	return openSection(p.f, p.offset+offset, p.size-offset)
 }

@@ -1,7 +1,6 @@
 package source
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,11 +10,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/rpush-go/rpush/pusher"
 )
 
 const (
@@ -28,43 +30,91 @@ const (
 	maxDepth = 8
 )
 
-// openOCI opens an OCI image layout (image-spec v1.1, image-layout.md).
-func openOCI(ctx context.Context, dir string, sel selector) (Source, error) {
-	c := checker{ctx: ctx, dir: dir, seen: map[visit]bool{}}
-	top, err := c.readTop()
-	if err != nil {
-		return Source{}, err
-	}
-	desc, err := choose(dir, top, sel)
-	if err != nil {
-		return Source{}, err
-	}
-	if !desc.MediaType.IsImage() && !desc.MediaType.IsIndex() {
-		return Source{}, bad("%s: %s is neither an image nor an index but %q", dir, desc.Digest, desc.MediaType)
-	}
-	if err := c.check(desc, 0); err != nil {
-		return Source{}, err
-	}
-
-	root, err := layout.Path(dir).ImageIndex()
-	if err != nil {
-		return Source{}, bad("%w", err)
-	}
-	src := Source{Name: "oci:" + dir}
-	if desc.MediaType.IsIndex() {
-		src.Image, err = root.ImageIndex(desc.Digest)
-	} else {
-		src.Image, err = root.Image(desc.Digest)
-	}
-	if err != nil {
-		return Source{}, bad("%s: %w", dir, err)
-	}
-	return src, nil
+// place is where the blobs of a layout lie.
+type place interface {
+	pusher.Store
+	// document reads a small file by its name in the layout.
+	document(name string) ([]byte, error)
+	// stat checks that a blob is there, and of the right size. The error wraps
+	// fs.ErrNotExist where it is not there.
+	stat(d v1.Descriptor) error
+	// String is what a human calls it.
+	String() string
 }
+
+// openOCI opens an OCI image layout (image-spec v1.1, image-layout.md).
+func openOCI(_ context.Context, path string, o Options) (*Images, error) {
+	if fi, err := os.Stat(path); err != nil {
+		return nil, bad("%w", err)
+	} else if !fi.IsDir() {
+		return nil, bad("%s is not a directory; an OCI image layout is one", path)
+	}
+	return layoutImages("oci:"+path, dir(path), o)
+}
+
+// layoutImages are those of the layout at p.
+func layoutImages(named string, p place, o Options) (*Images, error) {
+	top, err := readTop(p)
+	if err != nil {
+		return nil, err
+	}
+	return &Images{
+		name: named,
+		open: func(ctx context.Context, sel selector) (remote.Taggable, error) {
+			desc, err := choose(p.String(), top, sel)
+			if err != nil {
+				return nil, err
+			}
+			return layoutImage(ctx, p, top, desc, o)
+		},
+		all: func(context.Context) (map[string]selector, error) {
+			all := map[string]selector{}
+			for _, d := range top.Manifests {
+				tag := d.Annotations[refName]
+				if t := tagOf(tag); t != "" { // skopeo writes whole references on request
+					tag = t
+				}
+				if tag == "" {
+					tag = tagOf(d.Annotations[containerdName])
+				}
+				if tag != "" {
+					all[tag] = selector{digest: d.Digest}
+				}
+			}
+			return all, nil
+		},
+	}, nil
+}
+
+// layoutImage checks what the chosen descriptor names, and makes it ready.
+func layoutImage(ctx context.Context, p place, top *v1.IndexManifest, desc v1.Descriptor, o Options) (remote.Taggable, error) {
+	if !desc.MediaType.IsImage() && !desc.MediaType.IsIndex() && desc.MediaType != artifactManifest {
+		return nil, bad("%s: %s is neither an image nor an index but %q", p, desc.Digest, desc.MediaType)
+	}
+	c := checker{ctx: ctx, p: p, nondistributable: o.Nondistributable, seen: map[visit]bool{}}
+	img, err := o.pick(ctx, &pusher.Stored{Store: p, Descriptor: desc})
+	if err != nil {
+		return nil, err
+	}
+	out, err := o.accompany(ctx, img, &layoutFriends{p: p, top: top})
+	if err != nil {
+		return nil, err
+	}
+	return out, everything(out, c.checkStored)
+}
+
+const artifactManifest types.MediaType = "application/vnd.oci.artifact.manifest.v1+json"
 
 // choose picks the descriptor that sel asks for. Several names for one digest
 // are one image.
 func choose(dir string, top *v1.IndexManifest, sel selector) (v1.Descriptor, error) {
+	if sel.index != "" {
+		n, err := strconv.Atoi(sel.index)
+		if err != nil || n >= len(top.Manifests) {
+			return v1.Descriptor{}, bad("%s holds %d images, there is none at @%s", dir, len(top.Manifests), sel.index)
+		}
+		return top.Manifests[n], nil
+	}
 	var found []v1.Descriptor
 	for _, match := range []func(v1.Descriptor) bool{
 		func(d v1.Descriptor) bool {
@@ -90,6 +140,8 @@ func choose(dir string, top *v1.IndexManifest, sel selector) (v1.Descriptor, err
 	}
 
 	switch {
+	case len(found) > 1 && sel == (selector{}) && len(images(found)) == 1:
+		return images(found)[0], nil // what else is there belongs to it
 	case len(found) == 1:
 		return found[0], nil
 	case len(top.Manifests) == 0:
@@ -130,11 +182,50 @@ func tagOf(ref string) string {
 	return ""
 }
 
-// checker looks at every file of a layout that an image names.
+// images leaves out what belongs to another image: referrers, which have an
+// artifact type and no name, and what has a tag made of a digest.
+func images(ds []v1.Descriptor) []v1.Descriptor {
+	return slices.DeleteFunc(slices.Clone(ds), func(d v1.Descriptor) bool {
+		artifact := d.ArtifactType != "" && !types.MediaType(d.ArtifactType).IsConfig()
+		return artifact && d.Annotations[refName] == "" || digestTag.MatchString(d.Annotations[refName])
+	})
+}
+
+// readTop reads oci-layout and index.json.
+func readTop(p place) (*v1.IndexManifest, error) {
+	var marker struct {
+		Version string `json:"imageLayoutVersion"`
+	}
+	if err := readJSON(p, layoutFile, &marker); err != nil {
+		return nil, bad("%s is not an OCI image layout: %w", p, err)
+	}
+	if !strings.HasPrefix(marker.Version, "1.") {
+		return nil, bad("%s has the unknown layout version %q", p, marker.Version)
+	}
+	var top v1.IndexManifest
+	if err := readJSON(p, "index.json", &top); err != nil {
+		return nil, bad("%w", err)
+	}
+	return &top, nil
+}
+
+func readJSON(p place, name string, into any) error {
+	b, err := p.document(name)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, into); err != nil {
+		return fmt.Errorf("%s in %s: %w", name, p, err)
+	}
+	return nil
+}
+
+// checker looks at every blob of a layout that an image names.
 type checker struct {
-	ctx  context.Context // of one Open call
-	dir  string
-	seen map[visit]bool
+	ctx              context.Context // of one call
+	p                place
+	nondistributable bool
+	seen             map[visit]bool
 }
 
 // visit is what makes a check of a blob different from another.
@@ -144,47 +235,17 @@ type visit struct {
 	mediaType types.MediaType
 }
 
-// readTop reads index.json.
-func (c *checker) readTop() (*v1.IndexManifest, error) {
-	if fi, err := os.Stat(c.dir); err != nil {
-		return nil, bad("%w", err)
-	} else if !fi.IsDir() {
-		return nil, bad("%s is not a directory; an OCI image layout is one", c.dir)
+// checkStored verifies a manifest, which may have been made here, and all that
+// it names in turn.
+func (c *checker) checkStored(s *pusher.Stored) error {
+	if _, ok := s.Store.(*edited); !ok {
+		return c.check(s.Descriptor, 0)
 	}
-	var marker struct {
-		Version string `json:"imageLayoutVersion"`
-	}
-	if err := c.readJSON(layoutFile, &marker); err != nil {
-		return nil, bad("%s is not an OCI image layout: %w", c.dir, err)
-	}
-	if !strings.HasPrefix(marker.Version, "1.") {
-		return nil, bad("%s has the unknown layout version %q", c.dir, marker.Version)
-	}
-	var top v1.IndexManifest
-	if err := c.readJSON("index.json", &top); err != nil {
-		return nil, bad("%w", err)
-	}
-	return &top, nil
-}
-
-func (c *checker) readJSON(name string, into any) error {
-	file := filepath.Join(c.dir, name)
-	f, err := os.Open(file)
+	raw, err := s.RawManifest()
 	if err != nil {
-		return err
+		return bad("%w", err)
 	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxDocument+1))
-	if err != nil {
-		return err
-	}
-	if len(b) > maxDocument {
-		return fmt.Errorf("%s is larger than %d bytes", file, maxDocument)
-	}
-	if err := json.Unmarshal(b, into); err != nil {
-		return fmt.Errorf("%s: %w", file, err)
-	}
-	return nil
+	return c.children(s.Descriptor, raw, 0)
 }
 
 // check verifies the blob of d and all that it names in turn.
@@ -196,24 +257,37 @@ func (c *checker) check(d v1.Descriptor, depth int) error {
 	if c.seen[at] {
 		return nil
 	}
-	c.seen[at] = true
+	if c.seen[at] = true; len(c.seen) > maxVisits {
+		return bad("%s: an image that names more than %d blobs", c.p, maxVisits)
+	}
 
-	isManifest := d.MediaType.IsImage() || d.MediaType.IsIndex()
-	file, err := c.stat(d)
+	isManifest := d.MediaType.IsImage() || d.MediaType.IsIndex() || d.MediaType == artifactManifest
+	err := c.stat(d)
 	switch {
-	case errors.Is(err, fs.ErrNotExist) && !d.MediaType.IsDistributable():
+	case errors.Is(err, fs.ErrNotExist) && !d.MediaType.IsDistributable() && !c.nondistributable:
 		return nil // a foreign layer: the registry is not sent it either
+	case errors.Is(err, fs.ErrNotExist) && isManifest && depth > 0:
+		return fmt.Errorf("%w; where only some platforms are there, pick them with --platform", err)
 	case err != nil:
 		return err
 	case !isManifest:
 		return nil
 	case depth >= maxDepth:
-		return bad("%s: indexes nested deeper than %d at %s", c.dir, maxDepth, d.Digest)
+		return bad("%s: indexes nested deeper than %d at %s", c.p, maxDepth, d.Digest)
 	case d.Size > maxDocument:
-		return bad("manifest %s: %s has %d bytes, more than %d", d.Digest, file, d.Size, maxDocument)
+		return bad("manifest %s has %d bytes, more than %d", d.Digest, d.Size, maxDocument)
 	}
+	raw, err := (&pusher.Stored{Store: c.p, Descriptor: d}).Manifest(c.ctx)
+	if err != nil {
+		return bad("%w", err)
+	}
+	return c.children(d, raw, depth)
+}
 
-	children, err := readManifest(file, d)
+const maxVisits = 1 << 20
+
+func (c *checker) children(d v1.Descriptor, raw []byte, depth int) error {
+	children, err := readManifest(raw, d)
 	if err != nil {
 		return err
 	}
@@ -225,66 +299,102 @@ func (c *checker) check(d v1.Descriptor, depth int) error {
 	return nil
 }
 
-// stat checks that the blob's file is there, and of the right size, and
-// returns its path. The digest was parsed by v1.Hash: nothing but hex digits
-// of the right number comes in, so the path cannot leave the layout.
-func (c *checker) stat(d v1.Descriptor) (string, error) {
+// stat checks a descriptor before the place is asked. The digest was parsed by
+// v1.Hash: nothing but hex digits of the right number comes in, so that a path
+// made of it cannot leave the layout.
+func (c *checker) stat(d v1.Descriptor) error {
 	if d.Digest == (v1.Hash{}) {
-		return "", bad("%s: a descriptor of type %q has no digest", c.dir, d.MediaType)
+		return bad("%s: a descriptor of type %q has no digest", c.p, d.MediaType)
 	}
 	if d.Size < 0 {
-		return "", bad("blob %s has the size %d in its descriptor", d.Digest, d.Size)
+		return bad("blob %s has the size %d in its descriptor", d.Digest, d.Size)
 	}
-	file := filepath.Join(c.dir, "blobs", d.Digest.Algorithm, d.Digest.Hex)
-	fi, err := os.Lstat(file) // links are refused when the blob is read
-	switch {
-	case err != nil:
-		return "", bad("blob %s: %w", d.Digest, err)
-	case !fi.Mode().IsRegular():
-		return "", bad("blob %s: %s is not a regular file", d.Digest, file)
-	case fi.Size() != d.Size:
-		return "", bad("blob %s: %s has %d bytes, want %d", d.Digest, file, fi.Size(), d.Size)
-	}
-	return file, nil
+	return c.p.stat(d)
 }
 
-// readManifest reads and verifies a manifest and returns what it names.
-func readManifest(file string, d v1.Descriptor) ([]v1.Descriptor, error) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return nil, bad("manifest %s: %w", d.Digest, err)
-	}
-	hash, err := v1.Hasher(d.Digest.Algorithm)
-	if err != nil {
-		return nil, bad("manifest %s: %w", d.Digest, err)
-	}
-	hash.Write(b)
-	if got := fmt.Sprintf("%x", hash.Sum(nil)); got != d.Digest.Hex {
-		return nil, bad("manifest %s: %s has the digest %s:%s", d.Digest, file, d.Digest.Algorithm, got)
-	}
-
+// readManifest gives what a manifest names.
+func readManifest(raw []byte, d v1.Descriptor) ([]v1.Descriptor, error) {
 	// One document may be valid as both kinds; its own word must agree with the
 	// descriptor's, or the check would not be about what is pushed.
-	var self struct {
+	var m struct {
 		MediaType types.MediaType `json:"mediaType"`
+		Config    *v1.Descriptor  `json:"config"`
+		Layers    []v1.Descriptor `json:"layers"`
+		Blobs     []v1.Descriptor `json:"blobs"`
+		Manifests []v1.Descriptor `json:"manifests"`
 	}
-	if err := json.Unmarshal(b, &self); err != nil {
-		return nil, bad("manifest %s: %s: %w", d.Digest, file, err)
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return nil, bad("manifest %s: it is no JSON: %w", d.Digest, err)
 	}
-	if self.MediaType != "" && self.MediaType != d.MediaType {
-		return nil, bad("manifest %s: %s says it is %q, its descriptor %q", d.Digest, file, self.MediaType, d.MediaType)
+	if m.MediaType != "" && m.MediaType != d.MediaType {
+		return nil, bad("manifest %s says it is %q, its descriptor %q", d.Digest, m.MediaType, d.MediaType)
 	}
-
 	if d.MediaType.IsIndex() {
-		m, err := v1.ParseIndexManifest(bytes.NewReader(b))
-		if err != nil {
-			return nil, bad("index %s: %s: %w", d.Digest, file, err)
-		}
 		return m.Manifests, nil
 	}
-	m, err := v1.ParseManifest(bytes.NewReader(b))
-	if err != nil {
-		return nil, bad("manifest %s: %s: %w", d.Digest, file, err)
+	all := slices.Concat(m.Layers, m.Blobs)
+	if m.Config != nil {
+		all = append(all, *m.Config)
 	}
-	return append([]v1.Descriptor{m.Config}, m.Layers...), nil
+	return all, nil
+}
+
+// dir is a layout in a directory.
+type dir string
+
+func (d dir) String() string { return string(d) }
+
+func (d dir) document(name string) ([]byte, error) {
+	f, err := os.Open(filepath.Join(string(d), name))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxDocument+1))
+	if err == nil && len(b) > maxDocument {
+		err = fmt.Errorf("%s is larger than %d bytes", f.Name(), maxDocument)
+	}
+	return b, err
+}
+
+func (d dir) path(h v1.Hash) string { return filepath.Join(string(d), "blobs", h.Algorithm, h.Hex) }
+
+func (d dir) stat(desc v1.Descriptor) error {
+	file := d.path(desc.Digest)
+	fi, err := os.Lstat(file) // a link could lead anywhere
+	switch {
+	case err != nil:
+		return bad("blob %s: %w", desc.Digest, err)
+	case !fi.Mode().IsRegular():
+		return bad("blob %s: %s is not a regular file", desc.Digest, file)
+	case fi.Size() != desc.Size:
+		return bad("blob %s: %s has %d bytes, want %d", desc.Digest, file, fi.Size(), desc.Size)
+	}
+	return nil
+}
+
+// Manifest implements pusher.Store.
+func (d dir) Manifest(ctx context.Context, desc v1.Descriptor) ([]byte, error) {
+	f, err := d.Open(ctx, desc, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxDocument+1))
+}
+
+// Open implements pusher.Store.
+func (d dir) Open(_ context.Context, desc v1.Descriptor, offset int64) (io.ReadCloser, error) {
+	if err := d.stat(desc); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(d.path(desc.Digest))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := f.Seek(offset, io.SeekStart); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }

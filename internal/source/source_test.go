@@ -23,6 +23,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
 
@@ -59,10 +60,26 @@ func blob(p layout.Path, h v1.Hash) string {
 	return filepath.Join(string(p), "blobs", h.Algorithm, h.Hex)
 }
 
+// openOne opens the image that spec names, for as long as the test runs.
+func openOne(ctx context.Context, spec string) (Source, error) {
+	i, err := Open(ctx, spec, Options{})
+	if err != nil {
+		return Source{}, err
+	}
+	return i.Image(ctx)
+}
+
+// configOf is the digest of the image's config.
+func configOf(t *testing.T, s Source) v1.Hash {
+	t.Helper()
+	m := must(v1.ParseManifest(bytes.NewReader(must(s.Image.RawManifest()))))
+	return m.Config.Digest
+}
+
 // wantDigest opens spec and compares what it leads to.
 func wantDigest(t *testing.T, spec string, want interface{ Digest() (v1.Hash, error) }) {
 	t.Helper()
-	src, err := Open(t.Context(), spec)
+	src, err := openOne(t.Context(), spec)
 	if err != nil {
 		t.Fatalf("Open(%q): %v", spec, err)
 	}
@@ -78,7 +95,7 @@ func wantDigest(t *testing.T, spec string, want interface{ Digest() (v1.Hash, er
 // wantError opens spec and looks for all of words in the error.
 func wantError(t *testing.T, spec string, kind error, words ...string) {
 	t.Helper()
-	_, err := Open(t.Context(), spec)
+	_, err := openOne(t.Context(), spec)
 	if !errors.Is(err, kind) {
 		t.Fatalf("Open(%q): %v, want %q", spec, err, kind)
 	}
@@ -99,7 +116,7 @@ func TestNoSource(t *testing.T) {
 		kind error
 		word string
 	}{
-		{"", ErrSpec, "supported: oci:DIR"},
+		{"", ErrSpec, "supported: docker://REF, oci:DIR"},
 		{"image", ErrSpec, "supported"},
 		{"foo:bar", ErrSpec, "supported"},
 		{"oci:", ErrSpec, "no path"},
@@ -109,11 +126,13 @@ func TestNoSource(t *testing.T) {
 		{"oci:dir@sha256:123", ErrSpec, "malformed digest"},
 		{"docker-archive:a.tar:UPPER", ErrSpec, "UPPER"},
 		{"docker-archive:a.tar@sha256:" + strings.Repeat("0", 64), ErrSpec, "by digest"},
-		{"-", resume.ErrSource, "not supported yet"},
-		{"docker-daemon:alpine", resume.ErrSource, "docker-daemon: is not supported yet"},
-		{"docker://alpine", resume.ErrSource, "not supported yet"},
-		{"oci-archive:a.tar", resume.ErrSource, "not supported yet"},
-		{"dir:d", resume.ErrSource, "not supported yet"},
+		{"archive:a.tar", ErrSpec, "supported"},
+		{"-", resume.ErrSource, "no standard input"},
+		{"docker-daemon:alpine", resume.ErrSource, "docker-daemon: is not supported"},
+		{"docker://UPPER", ErrSpec, "UPPER"},
+		{"oci-archive:", ErrSpec, "no path"},
+		{"oci-archive:absent.tar", resume.ErrSource, "absent.tar"},
+		{"dir:d", resume.ErrSource, "not supported"},
 		{"containers-storage:alpine", resume.ErrSource, "podman save --format oci-archive alpine | rpush - REF"},
 		{"oci:absent", resume.ErrSource, "absent"},
 		{"oci:absent:tag", resume.ErrSource, "absent"},
@@ -176,9 +195,9 @@ func TestOCIOne(t *testing.T) {
 	idx := must(random.Index(1000, 2, 2))
 	p = newLayout(t, "index")
 	check(t, p.AppendIndex(mutate.AppendManifests(idx, mutate.IndexAddendum{Add: must(random.Index(100, 1, 2))})))
-	src := must(Open(t.Context(), "oci:"+string(p)))
-	if _, ok := src.Image.(v1.ImageIndex); !ok {
-		t.Errorf("Image is a %T, want a v1.ImageIndex", src.Image)
+	src := must(openOne(t.Context(), "oci:"+string(p)))
+	if s, ok := src.Image.(*pusher.Stored); !ok || !s.Descriptor.MediaType.IsIndex() {
+		t.Errorf("Image is a %T, want an index", src.Image)
 	}
 	if want := "oci:" + string(p); src.Name != want {
 		t.Errorf("Name: %q, want %q", src.Name, want)
@@ -237,7 +256,7 @@ func TestOCIDamaged(t *testing.T) {
 			b := must(os.ReadFile(blob(p, digest)))
 			b[len(b)-1] = ' '
 			return os.WriteFile(blob(p, digest), b, 0o600)
-		}, []string{digest.String(), "has the digest sha256:"}},
+		}, []string{digest.String(), "is damaged: it is sha256:"}},
 		{"a directory for a blob", func(p layout.Path) error {
 			check(t, os.Remove(blob(p, layer.Digest)))
 			return os.Mkdir(blob(p, layer.Digest), 0o700)
@@ -348,19 +367,19 @@ func TestSymlinkedBlobIsRefused(t *testing.T) {
 func TestCancelled(t *testing.T) {
 	p := newLayout(t, "image")
 	check(t, p.AppendImage(randomImage(t)))
-	archive := saved(t, map[string]v1.Image{"app:1": randomImage(t)})
+	archive := dockerSaved(t, map[string]v1.Image{"app:1": randomImage(t)})
 	stop := errors.New("stop")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(stop)
 	for _, spec := range []string{"oci:" + string(p), "docker-archive:" + archive} {
-		if _, err := Open(ctx, spec); !errors.Is(err, stop) || errors.Is(err, resume.ErrSource) {
+		if _, err := openOne(ctx, spec); !errors.Is(err, stop) || errors.Is(err, resume.ErrSource) {
 			t.Errorf("Open(%q): %v, want %v", spec, err, stop)
 		}
 	}
 }
 
-// saved writes images as docker save does.
-func saved(t *testing.T, images map[string]v1.Image) string {
+// dockerSaved writes images as docker save does.
+func dockerSaved(t *testing.T, images map[string]v1.Image) string {
 	t.Helper()
 	byTag := map[name.Tag]v1.Image{}
 	for tag, img := range images {
@@ -373,23 +392,31 @@ func saved(t *testing.T, images map[string]v1.Image) string {
 
 func TestDockerArchive(t *testing.T) {
 	a, b := randomImage(t), randomImage(t)
-	one := saved(t, map[string]v1.Image{"app:1": a})
+	one := dockerSaved(t, map[string]v1.Image{"app:1": a})
 	for _, spec := range []string{"docker-archive:%s", "docker-archive:%s:app:1", "docker-archive:%s:docker.io/library/app:1", "%s", "%s:app:1"} {
-		src, err := Open(t.Context(), fmt.Sprintf(spec, one))
+		src, err := openOne(t.Context(), fmt.Sprintf(spec, one))
 		check(t, err)
-		got, want := must(src.Image.(v1.Image).ConfigName()), must(a.ConfigName())
+		got, want := configOf(t, src), must(a.ConfigName())
 		if got != want {
 			t.Errorf("config %s, want %s", got, want)
 		}
 	}
 
-	two := saved(t, map[string]v1.Image{"app:1": a, "reg.example:5000/other:2": b})
-	src := must(Open(t.Context(), "docker-archive:"+two+":reg.example:5000/other:2"))
-	if got, want := must(src.Image.(v1.Image).ConfigName()), must(b.ConfigName()); got != want {
+	two := dockerSaved(t, map[string]v1.Image{"app:1": a, "reg.example:5000/other:2": b})
+	src := must(openOne(t.Context(), "docker-archive:"+two+":reg.example:5000/other:2"))
+	if got, want := configOf(t, src), must(b.ConfigName()); got != want {
 		t.Errorf("config %s, want %s", got, want)
 	}
 	wantError(t, "docker-archive:"+two, resume.ErrSource, "choose one", "app:1", "reg.example:5000/other:2")
 	wantError(t, "docker-archive:"+two+":app:3", resume.ErrSource, `no image "app:3"`, "app:1")
+}
+
+// plainFile writes a file that is no archive.
+func plainFile(t *testing.T, content string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "plain")
+	check(t, os.WriteFile(file, []byte(content), 0o600))
+	return file
 }
 
 // tarFile writes name, content pairs.
@@ -422,16 +449,17 @@ func TestDockerArchiveDamaged(t *testing.T) {
 	zipped := filepath.Join(t.TempDir(), "a.tar.gz")
 	var buf bytes.Buffer
 	gz := gzip.NewWriter(&buf)
-	must(gz.Write(whole))
+	must(gz.Write(whole[:len(whole)-5000]))
 	check(t, gz.Close())
 	check(t, os.WriteFile(zipped, buf.Bytes(), 0o600))
 
 	for _, tt := range []struct{ name, file, word string }{
 		{"no tar", plain, "not a tar archive"},
 		{"cut short", short, "unexpected EOF"},
-		{"compressed", zipped, "compressed with gzip"},
-		{"no manifest.json", tarFile(t, "a", "b"), "no docker archive"},
-		{"an OCI archive", tarFile(t, layoutFile, "{}", "index.json", "{}"), "OCI archive"},
+		{"cut short, compressed", zipped, "unexpected EOF"},
+		{"compressed with xz", plainFile(t, "\xfd7zXZ\x00 and so on"), "compressed with xz"},
+		{"empty", plainFile(t, ""), "empty"},
+		{"no manifest.json", tarFile(t, "a", "b"), "manifest.json"},
 		{"malformed manifest.json", tarFile(t, "manifest.json", "{"), "manifest.json"},
 		{"no config", tarFile(t, "manifest.json", manifest, "l.tar", "x"), `"c.json" is missing`},
 		{"no layer", tarFile(t, "manifest.json", manifest, "c.json", config), "l.tar"},

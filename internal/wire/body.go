@@ -56,9 +56,15 @@ type used struct{ flag atomic.Bool }
 func (u *used) take() bool { return !u.flag.Swap(true) }
 
 // NewBody makes a body of the next length bytes of r, which it closes; all of
-// them where length is negative. An *os.File keeps sendfile.
+// them where length is negative. An *os.File keeps sendfile, and so does a part
+// of one: a reader with a method File that gives the file it reads from, at the
+// same position.
 func NewBody(r io.ReadCloser, length int64) Body {
-	if f, ok := r.(*os.File); ok && length >= 0 {
+	f, ok := r.(*os.File)
+	if part, is := r.(interface{ File() *os.File }); is {
+		f, ok = part.File(), true
+	}
+	if ok && length >= 0 {
 		if start, ok := Position(f); ok {
 			return &fileBody{f: f, start: start, end: start + length}
 		}

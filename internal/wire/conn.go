@@ -9,6 +9,7 @@ package wire
 import (
 	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -39,6 +40,10 @@ type Conn struct {
 	used           atomic.Int64 // when a Tracker last saw it, in Unix nanoseconds
 	user           atomic.Pointer[user]
 	ended          atomic.Pointer[error] // what the first Read that failed said
+
+	limit  *Limiter
+	closed chan struct{}
+	once   sync.Once // closes closed
 }
 
 // user is the request that has a connection.
@@ -50,7 +55,9 @@ type user struct {
 	body bool
 }
 
-func newConn(c net.Conn) *Conn { return &Conn{Conn: c, born: time.Now()} }
+func newConn(c net.Conn, limit *Limiter) *Conn {
+	return &Conn{Conn: c, born: time.Now(), limit: limit, closed: make(chan struct{})}
+}
 
 // Info says where the connection goes and what it has carried.
 func (c *Conn) Info() Info {
@@ -77,6 +84,7 @@ func (c *Conn) Close() error {
 	} else {
 		linger(c.Conn, politely)
 	}
+	c.once.Do(func() { close(c.closed) })
 	return c.Conn.Close()
 }
 
@@ -105,9 +113,19 @@ func (c *Conn) Read(b []byte) (int, error) {
 }
 
 func (c *Conn) Write(b []byte) (int, error) {
-	n, err := c.Conn.Write(b)
-	c.moved(int64(n))
-	return n, err // no pause here: TLS holds a lock that closing needs
+	done := 0
+	for {
+		piece := c.limit.grant(int64(len(b)-done), c.closed)
+		n, err := c.Conn.Write(b[done : done+int(piece)])
+		done += n
+		c.moved(int64(n))
+		if err != nil || piece == 0 || done == len(b) {
+			if err == nil && done < len(b) {
+				err = net.ErrClosed
+			}
+			return done, err // no pause here: TLS holds a lock that closing needs
+		}
+	}
 }
 
 // hearOut gives the reader a moment after a write failed: a server that refuses
@@ -135,7 +153,11 @@ func (c *Conn) ReadFrom(r io.Reader) (n int64, err error) {
 	}
 	piece := int64(leastPiece)
 	for from.N > 0 {
-		want, began := min(from.N, piece), time.Now()
+		want := c.limit.grant(min(from.N, piece), c.closed)
+		if want == 0 {
+			return n, net.ErrClosed
+		}
+		began := time.Now()
 		m, err := to.ReadFrom(&io.LimitedReader{R: from.R, N: want})
 		from.N -= m
 		n += m

@@ -65,7 +65,7 @@ func (t *Tracker) conn(nc net.Conn) *Conn {
 				}
 			}
 		}
-		c = newConn(below(nc))
+		c = newConn(below(nc), nil)
 		t.conns[nc] = c
 	}
 	c.used.Store(now.UnixNano())

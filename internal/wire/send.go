@@ -84,8 +84,8 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 	// Whoever cancels wants the bytes to stop now.
 	defer context.AfterFunc(ctx, w.kill)()
 
-	req = req.WithContext(httptrace.WithClientTrace(ctx, w.trace()))
 	if get := req.GetBody; get != nil {
+		req = req.WithContext(ctx) // a copy
 		req.GetBody = func() (io.ReadCloser, error) {
 			r, err := get()
 			if b, ok := r.(Body); ok {
@@ -94,23 +94,10 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 			return r, err
 		}
 	}
-	resp, err := roundTripOrLeave(rt, req)
 	defer w.closeBody()
-	if errors.Is(err, ErrSpent) {
-		// The connection had its answer, and may be in other hands.
-		return nil, &Error{Err: err}
-	}
-	var quoting textproto.ProtocolError
-	if errors.As(err, &quoting) {
-		err = errMalformed
-	}
+	resp, err := w.roundTrip(ctx, rt, req)
 	if err != nil {
-		err = w.ended(err)
-		w.kill()
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-		}
-		return nil, &Error{Conn: w.info(), Err: err}
+		return nil, err
 	}
 	w.enter(reading)
 	// A body cut short does not unsay the status and the headers.
@@ -144,6 +131,29 @@ func (r *reread) Read(p []byte) (int, error) {
 		err = r.err
 	}
 	return n, err
+}
+
+// roundTrip sends req and returns when the answer begins. A failure is an
+// *Error, and the connection is dead then.
+func (w *watch) roundTrip(ctx context.Context, rt http.RoundTripper, req *http.Request) (*http.Response, error) {
+	resp, err := roundTripOrLeave(rt, req.WithContext(httptrace.WithClientTrace(ctx, w.trace())))
+	if err == nil {
+		return resp, nil
+	}
+	if errors.Is(err, ErrSpent) {
+		// The connection had its answer, and may be in other hands.
+		return nil, &Error{Err: err}
+	}
+	var quoting textproto.ProtocolError
+	if errors.As(err, &quoting) {
+		err = errMalformed
+	}
+	err = w.ended(err)
+	w.kill()
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	return nil, &Error{Conn: w.info(), Err: err}
 }
 
 // leaveAfter is how long a cancelled request may take to return.
@@ -196,6 +206,7 @@ const (
 	sending phase = iota // connecting too
 	waiting
 	reading
+	idle // nobody asks for more
 )
 
 // watch ends an exchange that has stopped moving.
@@ -272,8 +283,12 @@ func (w *watch) unsent(length int64) bool {
 // limit is the patience of the present phase.
 func (w *watch) limit() time.Duration {
 	d := w.lim.Stall
-	if w.phase == waiting {
+	switch w.phase {
+	case waiting:
 		d = w.lim.Answer
+	case idle:
+		d = 0
+	case sending, reading:
 	}
 	if d <= 0 {
 		return 1<<63 - 1

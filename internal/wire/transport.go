@@ -28,6 +28,8 @@ type Options struct {
 	// Proxy says which proxy carries a request, as of http.Transport; nil is
 	// http.ProxyFromEnvironment.
 	Proxy func(*http.Request) (*url.URL, error)
+	// Limit bounds what is sent, whatever the connection; nil does not.
+	Limit *Limiter
 	// Dial replaces the dialler, in tests.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 }
@@ -132,7 +134,7 @@ func (t *Transport) connect(ctx context.Context, network, addr string, control f
 		if err != nil {
 			return nil, err
 		}
-		return newConn(c), nil
+		return newConn(c, t.o.Limit), nil
 	}
 	d := net.Dialer{Timeout: 30 * time.Second, Control: control}
 	c, err := d.DialContext(ctx, network, addr)
@@ -143,7 +145,7 @@ func (t *Transport) connect(ctx context.Context, network, addr string, control f
 		setUserTimeout(tc, t.o.Stall)
 		linger(tc, reset)
 	}
-	return newConn(c), nil
+	return newConn(c, t.o.Limit), nil
 }
 
 // ErrPrivate means that a registry with a public address named an upload location on a
@@ -157,6 +159,11 @@ var ErrPrivate = errors.New("upload location on a private address, named by a re
 func (t *Transport) External(registry string) *External {
 	e := &External{t: t, registry: registry}
 	e.base = t.pair(e.proxy, e.dial)
+	for _, b := range []*http.Transport{e.base.kept, e.base.fresh} {
+		if b.TLSClientConfig != nil { // a client certificate is a credential
+			b.TLSClientConfig.Certificates, b.TLSClientConfig.GetClientCertificate = nil, nil
+		}
+	}
 	return e
 }
 

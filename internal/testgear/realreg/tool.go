@@ -54,6 +54,7 @@ var packages = map[string]string{
 	"iptables-nft":    "iptables",
 	"nft":             "nftables",
 	"setpriv":         "util-linux",
+	"buildah":         "buildah",
 }
 
 // Find is Tool without a test.

@@ -1,0 +1,208 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/rpush-go/rpush/internal/credentials"
+	"github.com/rpush-go/rpush/internal/stream"
+	"github.com/rpush-go/rpush/pusher"
+	"github.com/rpush-go/rpush/resume"
+)
+
+// target is one push: a reference, and further tags of its repository.
+type target struct {
+	ref  name.Reference
+	tags []string
+}
+
+var tagText = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
+
+// targets puts the tags of --tag beside the reference, by repository.
+func (o *options) targets(c call) ([]target, error) {
+	if o.image.allTags && c.tagged {
+		return nil, fmt.Errorf(tagWithAll, c.ref)
+	}
+	if err := o.useful(c); err != nil {
+		return nil, err
+	}
+	all := []target{{ref: c.ref}}
+	for _, t := range o.image.tags {
+		ref := name.Reference(c.ref.Context().Tag(t))
+		if !tagText.MatchString(t) {
+			var err error
+			if ref, err = name.ParseReference(strings.TrimPrefix(t, "docker://"), name.WeakValidation); err != nil {
+				return nil, fmt.Errorf(badTag, t)
+			}
+		}
+		_, byDigest := ref.(name.Digest)
+		i := slices.IndexFunc(all, func(o target) bool { return o.ref.Context().Name() == ref.Context().Name() })
+		switch {
+		case i < 0:
+			all = append(all, target{ref: ref})
+		case byDigest:
+			return nil, fmt.Errorf(badTag, t)
+		default:
+			all[i].tags = append(all[i].tags, ref.Identifier())
+		}
+	}
+	return all, nil
+}
+
+// useful finds flags that would do nothing. Variables may be set for other
+// calls.
+func (o *options) useful(c call) error {
+	if !strings.HasPrefix(c.source, "docker://") {
+		for _, flag := range slices.Sorted(maps.Keys(o.spelled)) {
+			if strings.HasPrefix(o.spelled[flag], "--"+o.from.prefix) {
+				return fmt.Errorf(notForSource, o.spelled[flag])
+			}
+		}
+	}
+	if _, ok := c.engineImage(); !ok {
+		for _, flag := range []string{"docker-host", "docker-context", "compression", "format", "cache-from", "no-engine-update"} {
+			if o.spelled[flag] == "--"+flag {
+				return fmt.Errorf(onlyForEngine, o.spelled[flag])
+			}
+		}
+	} else {
+		for _, flag := range []string{"platform", "referrers", "digest-tags", "allow-nondistributable-artifacts"} {
+			if o.spelled[flag] == "--"+flag {
+				return fmt.Errorf(notForEngine, o.spelled[flag])
+			}
+		}
+	}
+	for _, r := range o.image.mounts {
+		if r.RegistryStr() != c.ref.Context().RegistryStr() && o.spelled["mount-from"] == "--mount-from" {
+			return fmt.Errorf(otherRegistry, r, c.ref.Context().RegistryStr())
+		}
+	}
+	return nil
+}
+
+// severalPushes holds where the result is a list.
+func (o *options) severalPushes() bool {
+	return o.image.allTags || slices.ContainsFunc(o.image.tags, func(t string) bool { return !tagText.MatchString(t) })
+}
+
+// spellOut makes an argument of what would be taken for flags: "-#REF" and "-@N"
+// pick an image on standard input.
+func spellOut(args []string) []string {
+	out := slices.Clone(args)
+	for i, a := range out {
+		if a == "--" {
+			break
+		}
+		if strings.HasPrefix(a, "-#") || strings.HasPrefix(a, "-@") {
+			out[i] = "archive:" + a
+		}
+	}
+	return out
+}
+
+// fromStdin reports whether a SOURCE is read from standard input.
+func fromStdin(spec string) bool {
+	_, path, ok := strings.Cut(spec, ":")
+	if !ok || strings.HasPrefix(spec, "-") {
+		path = spec
+	}
+	return path == "-" || strings.HasPrefix(path, "-#") || strings.HasPrefix(path, "-@") || strings.HasPrefix(path, "-:")
+}
+
+// apply adds what the flags say to the library's options.
+func (i *imageFlags) apply(p *pusher.Options) {
+	p.MountFrom, p.NoClobber, p.DryRun = i.mounts, i.noClobber, i.dryRun
+	p.Nondistributable = i.nondistributable
+}
+
+// access is who signs in where.
+type access struct {
+	to, from *credentials.Keychain
+	src      name.Repository // zero where the source is no registry
+}
+
+func newAccess(o *options, c call) *access {
+	x := &access{}
+	if spec, ok := strings.CutPrefix(c.source, "docker://"); ok {
+		if ref, err := name.ParseReference(spec, name.WeakValidation); err == nil {
+			x.src = ref.Context()
+		}
+	}
+	x.to = o.to.keychain(c.ref.Context().RegistryStr())
+	x.from = o.from.keychain(x.src.RegistryStr())
+	return x
+}
+
+// concerned is the repository that a failure is about, and who signed in there.
+func (x *access) concerned(err error, target name.Repository) (name.Repository, *credentials.Keychain) {
+	var one *resume.Error
+	for x.src != (name.Repository{}) && errors.As(err, &one) {
+		if one.Repository == x.src.Name() {
+			return x.src, x.from
+		}
+		err = one.Err
+	}
+	return target, x.to
+}
+
+// delivered is what came of one push.
+type delivered struct {
+	ref    name.Reference
+	report *pusher.Report
+	engine *stream.Stats // nil for other sources
+}
+
+// deliveries are noted by a push that may be left behind.
+type deliveries struct {
+	mu     sync.Mutex
+	done   []delivered
+	failed *delivered
+}
+
+func (d *deliveries) add(one delivered, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil {
+		d.failed = &one
+		return
+	}
+	d.done = append(d.done, one)
+}
+
+// taken gives what is done, and the push that failed, which may not have come
+// as far as having a report.
+func (d *deliveries) taken(first name.Reference) (done []delivered, failed delivered) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	failed = delivered{ref: first}
+	if d.failed != nil {
+		failed = *d.failed
+	}
+	if failed.report == nil {
+		failed.report = &pusher.Report{Reference: failed.ref.Name()}
+	}
+	return slices.Clone(d.done), failed
+}
+
+// writeDigests writes what --digest-file asks for: the digest alone, as skopeo
+// and podman do, or where there are several, a line for each.
+func writeDigests(file string, all []delivered) error {
+	var lines []string
+	for _, d := range all {
+		if s := d.report.Digest.String(); !slices.Contains(lines, s) {
+			lines = append(lines, s)
+		}
+	}
+	if err := os.WriteFile(file, []byte(strings.Join(lines, "\n")), 0o644); err != nil { //nolint:gosec // others read it
+		return &localError{"--digest-file", err}
+	}
+	return nil
+}

@@ -1,0 +1,176 @@
+package cli
+
+import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/spf13/pflag"
+
+	"github.com/rpush-go/rpush/internal/certificates"
+	"github.com/rpush-go/rpush/internal/credentials"
+	"github.com/rpush-go/rpush/pusher"
+)
+
+// endpoint is how one registry is spoken to: the one pushed to, or the one read
+// from, whose flags begin with "src-".
+type endpoint struct {
+	prefix string
+
+	plainHTTP, tlsVerify, insecure           bool
+	caFile, certFile, keyFile, certDir       string
+	creds, username, registryToken, authFile string
+	passwordStdin, noCreds                   bool
+	spelled                                  func(flag string) string
+}
+
+func (e *endpoint) tlsFlags(f *pflag.FlagSet) {
+	n := func(s string) string { return e.prefix + s }
+	f.StringVar(&e.caFile, n("ca-file"), "", "trust the PEM certificates in `FILE` too")
+	f.StringVar(&e.certFile, n("cert-file"), "", "show the certificate in `FILE`")
+	f.StringVar(&e.keyFile, n("key-file"), "", "the key in `FILE` belongs to it")
+	f.StringVar(&e.certDir, n("cert-dir"), "", "use `DIR` as docker uses certs.d/HOST")
+	f.BoolVar(&e.plainHTTP, n("plain-http"), false, "speak HTTP, never HTTPS")
+	f.BoolVar(&e.tlsVerify, n("tls-verify"), true, "=false is --insecure")
+	f.BoolVar(&e.insecure, n("insecure"), false, "check no certificate, and take HTTP")
+}
+
+func (e *endpoint) signInFlags(f *pflag.FlagSet) {
+	n := func(s string) string { return e.prefix + s }
+	f.StringVar(&e.authFile, n("authfile"), "", "look for credentials in `FILE` only")
+	f.StringVar(&e.creds, n("creds"), "", "sign in as `USER:PASSWORD`; other users of this host can see it, not so its variable")
+	f.StringVar(&e.username, n("username"), "", "sign in as `USER`")
+	f.BoolVar(&e.passwordStdin, n("password-stdin"), false, "read the password of that user from standard input")
+	f.StringVar(&e.registryToken, n("registry-token"), "", "send `TOKEN` as bearer token")
+	f.BoolVar(&e.noCreds, n("no-creds"), false, "do not sign in, whatever is stored")
+}
+
+// contradictions are those between flags of one endpoint.
+func (e *endpoint) contradictions() []contradiction {
+	n := func(s string) string { return e.prefix + s }
+	verifyGiven := e.spelled(n("tls-verify")) != ""
+	all := []contradiction{
+		{e.plainHTTP && e.insecure, n("plain-http"), n("insecure")},
+		{verifyGiven && e.tlsVerify && e.insecure, n("tls-verify"), n("insecure")},
+		{e.caFile != "" && e.insecure, n("ca-file"), n("insecure")},
+		{e.caFile != "" && verifyGiven && !e.tlsVerify, n("ca-file"), n("tls-verify")},
+		{e.certDir != "" && e.certFile != "", n("cert-dir"), n("cert-file")},
+	}
+	ways := []struct {
+		flag string
+		set  bool
+	}{
+		{"no-creds", e.noCreds},
+		{"registry-token", e.registryToken != ""},
+		{"creds", e.creds != ""},
+		{"username", e.username != ""},
+	}
+	for i, a := range ways {
+		for _, b := range ways[i+1:] {
+			all = append(all, contradiction{a.set && b.set, n(a.flag), n(b.flag)})
+		}
+	}
+	return all
+}
+
+// check finds what is missing.
+func (e *endpoint) check() error {
+	n := func(s string) string { return "--" + e.prefix + s }
+	switch user, _, _ := strings.Cut(e.creds, ":"); {
+	case (e.certFile == "") != (e.keyFile == ""):
+		return fmt.Errorf(bothOrNone, n("cert-file"), n("key-file"))
+	case (e.username == "") != !e.passwordStdin:
+		return fmt.Errorf(bothOrNone, n("username"), n("password-stdin"))
+	case e.creds != "" && (user == "" || !strings.Contains(e.creds, ":")):
+		return fmt.Errorf(badCreds, e.spelled(e.prefix+"creds"))
+	}
+	return nil
+}
+
+// readPassword takes the first line of standard input, for keys to give.
+func (e *endpoint) readPassword(in io.Reader, keys *credentials.Keychain) error {
+	if !e.passwordStdin {
+		return nil
+	}
+	line, err := bufio.NewReader(io.LimitReader(in, 64<<10)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return &localError{"--" + e.prefix + "password-stdin", err}
+	}
+	password := strings.TrimRight(line, "\r\n")
+	if password == "" {
+		return &localError{"--" + e.prefix + "password-stdin", errors.New("standard input has no password")}
+	}
+	keys.Given.Auth.Password = password
+	return nil
+}
+
+// signsIn reports whether credentials are given for this endpoint alone.
+func (e *endpoint) signsIn() bool {
+	return e.noCreds || e.creds != "" || e.username != "" || e.registryToken != ""
+}
+
+// keychain finds the credentials for a registry.
+func (e *endpoint) keychain(registry string) *credentials.Keychain {
+	k := &credentials.Keychain{File: e.authFile}
+	if !e.signsIn() {
+		return k
+	}
+	flag, auth := "no-creds", (*authn.AuthConfig)(nil)
+	switch {
+	case e.creds != "":
+		user, password, _ := strings.Cut(e.creds, ":")
+		flag, auth = "creds", &authn.AuthConfig{Username: user, Password: password}
+	case e.username != "":
+		flag, auth = "username", &authn.AuthConfig{Username: e.username} // see readPassword
+	case e.registryToken != "":
+		flag, auth = "registry-token", &authn.AuthConfig{RegistryToken: e.registryToken}
+	}
+	k.Given = &credentials.Given{Registry: registry, From: e.spelled(e.prefix + flag), Auth: auth}
+	return k
+}
+
+// apply tells the library how to speak to registry. It reads files.
+func (e *endpoint) apply(p *pusher.Options, registry string) error {
+	lax := e.insecure || !e.tlsVerify
+	switch {
+	case e.plainHTTP:
+		p.Scheme = pusher.SchemeHTTP
+	case lax:
+		p.Scheme = pusher.SchemeEither
+	}
+	set, err := certificates.For(registry)
+	if e.certDir != "" {
+		set, err = certificates.Dir(e.certDir)
+	}
+	if err != nil {
+		return &localError{certificatesWords(registry), err}
+	}
+	if e.caFile != "" {
+		pem, err := os.ReadFile(e.caFile)
+		if err != nil {
+			return &localError{fmt.Sprintf("%s=%s", e.spelled(e.prefix+"ca-file"), e.caFile), err}
+		}
+		set.CAs = append(set.CAs, pem)
+	}
+	if e.certFile != "" {
+		pair, err := certificates.Pair(e.certFile, e.keyFile)
+		if err != nil {
+			return &localError{e.spelled(e.prefix + "cert-file"), err}
+		}
+		set.Client = []tls.Certificate{pair}
+	}
+	if set.Empty() && !lax {
+		return nil
+	}
+	pool, err := set.Pool()
+	if err != nil {
+		return &localError{fmt.Sprintf("%s=%s", e.spelled(e.prefix+"ca-file"), e.caFile), err}
+	}
+	p.TLSClientConfig = &tls.Config{RootCAs: pool, Certificates: set.Client, InsecureSkipVerify: lax} //nolint:gosec // asked for
+	return nil
+}

@@ -1,0 +1,337 @@
+package source
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/rpush-go/rpush/pusher"
+	"github.com/rpush-go/rpush/resume"
+)
+
+// attestsTo is how buildx says in an index which image an attestation is about.
+const attestsTo = "vnd.docker.reference.digest"
+
+// pick takes what Options.Platforms asks for.
+func (o Options) pick(ctx context.Context, s *pusher.Stored) (*pusher.Stored, error) {
+	if len(o.Platforms) == 0 {
+		return s, nil
+	}
+	raw, err := s.Manifest(ctx)
+	if err != nil {
+		return nil, kept(err)
+	}
+	if !s.Descriptor.MediaType.IsIndex() {
+		return s, o.fits(ctx, s, raw)
+	}
+	idx, err := readIndex(raw)
+	if err != nil {
+		return nil, bad("index %s: %w", s.Descriptor.Digest, err)
+	}
+	var picked []v1.Descriptor
+	for _, p := range o.Platforms {
+		d, err := one(idx, p)
+		if err != nil {
+			return nil, bad("index %s: %w", s.Descriptor.Digest, err)
+		}
+		if !slices.ContainsFunc(picked, func(o v1.Descriptor) bool { return o.Digest == d.Digest }) {
+			picked = append(picked, d)
+		}
+	}
+	if len(o.Platforms) == 1 {
+		return &pusher.Stored{Store: s.Store, Descriptor: picked[0], MountFrom: s.MountFrom}, nil
+	}
+	for _, d := range idx.Manifests {
+		about := d.Annotations[attestsTo]
+		if about != "" && slices.ContainsFunc(picked, func(o v1.Descriptor) bool { return o.Digest.String() == about }) {
+			picked = append(picked, d)
+		}
+	}
+	return edit(s, raw, picked)
+}
+
+// readIndex is strict about nothing but size and shape.
+func readIndex(raw []byte) (*v1.IndexManifest, error) {
+	var m v1.IndexManifest
+	return &m, json.Unmarshal(raw, &m)
+}
+
+// one finds the image for a platform: the one that says exactly the same, or
+// the only one that fits.
+func one(idx *v1.IndexManifest, p v1.Platform) (v1.Descriptor, error) {
+	var fit []v1.Descriptor
+	var have []string
+	for _, d := range idx.Manifests {
+		if d.Platform == nil || d.Annotations[attestsTo] != "" {
+			continue
+		}
+		have = append(have, d.Platform.String())
+		if d.Platform.Equals(p) {
+			return d, nil
+		}
+		if d.Platform.Satisfies(p) {
+			fit = append(fit, d)
+		}
+	}
+	switch len(fit) {
+	case 0:
+		return v1.Descriptor{}, fmt.Errorf("no image for %s; it has: %s", p, oneOf(have))
+	case 1:
+		return fit[0], nil
+	}
+	return v1.Descriptor{}, fmt.Errorf("several images fit %s, say which; it has: %s", p, oneOf(have))
+}
+
+// fits checks that an image which is no index is for the platform asked for.
+func (o Options) fits(ctx context.Context, s *pusher.Stored, raw []byte) error {
+	var m struct {
+		Config *v1.Descriptor `json:"config"`
+	}
+	if err := json.Unmarshal(raw, &m); err != nil || m.Config == nil {
+		return bad("manifest %s is no image, and for no platform", s.Descriptor.Digest)
+	}
+	r, err := s.Store.Open(ctx, *m.Config, 0)
+	if err != nil {
+		return kept(err)
+	}
+	defer r.Close()
+	var p v1.Platform
+	b, err := io.ReadAll(io.LimitReader(r, maxDocument))
+	if err != nil {
+		return kept(err)
+	}
+	if err := json.Unmarshal(b, &p); err != nil || p.OS == "" {
+		return bad("the image %s does not say which platform it is for", s.Descriptor.Digest)
+	}
+	for _, want := range o.Platforms {
+		if p.Satisfies(want) {
+			return nil
+		}
+	}
+	return bad("the image is for %s, not %s", p, o.Platforms[0])
+}
+
+// kept leaves errors that say what they are as they are.
+func kept(err error) error {
+	var named *resume.Error
+	if errors.As(err, &named) || errors.Is(err, resume.ErrSource) {
+		return err
+	}
+	return bad("%w", err)
+}
+
+// edited is a store with one manifest more.
+type edited struct {
+	pusher.Store
+	digest v1.Hash
+	raw    []byte
+}
+
+// Manifest implements pusher.Store.
+func (e *edited) Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error) {
+	if d.Digest == e.digest {
+		return e.raw, nil
+	}
+	return e.Store.Manifest(ctx, d)
+}
+
+// edit makes an index of some manifests of another; all else it says stays.
+func edit(s *pusher.Stored, raw []byte, manifests []v1.Descriptor) (*pusher.Stored, error) {
+	all := map[string]json.RawMessage{}
+	if err := json.Unmarshal(raw, &all); err != nil {
+		return nil, bad("index %s: %w", s.Descriptor.Digest, err)
+	}
+	var old []json.RawMessage
+	if err := json.Unmarshal(all["manifests"], &old); err != nil {
+		return nil, bad("index %s: %w", s.Descriptor.Digest, err)
+	}
+	var left []json.RawMessage
+	for _, one := range old {
+		var d v1.Descriptor
+		if err := json.Unmarshal(one, &d); err == nil && slices.ContainsFunc(manifests, func(o v1.Descriptor) bool { return o.Digest == d.Digest }) {
+			left = append(left, one)
+		}
+	}
+	var err error
+	if all["manifests"], err = json.Marshal(left); err != nil {
+		return nil, err
+	}
+	out, err := json.Marshal(all)
+	if err != nil {
+		return nil, err
+	}
+	h, err := v1.NewHash(digest.FromBytes(out).String())
+	if err != nil {
+		return nil, err
+	}
+	d := s.Descriptor
+	d.Digest, d.Size = h, int64(len(out))
+	return &pusher.Stored{Store: &edited{s.Store, h, out}, Descriptor: d, MountFrom: s.MountFrom}, nil
+}
+
+// friends finds what belongs to a manifest.
+type friends interface {
+	referrers(ctx context.Context, d v1.Hash) ([]*pusher.Stored, error)
+	// tagged gives what has a tag that begins with the digest, by tag.
+	tagged(ctx context.Context, d v1.Hash) (map[string]*pusher.Stored, error)
+}
+
+// maxFriends bounds what belongs to one image.
+const maxFriends = 10_000
+
+// digestTag is how cosign and the fallback for referrers name things.
+var digestTag = regexp.MustCompile(`^sha(256-[a-f0-9]{64}|512-[a-f0-9]{114,128})(\..+)?$`)
+
+// accompany adds what Options.Referrers and Options.DigestTags ask for, and
+// what belongs to that in turn.
+func (o Options) accompany(ctx context.Context, s *pusher.Stored, f friends) (remote.Taggable, error) {
+	if !o.Referrers && !o.DigestTags {
+		return s, nil
+	}
+	b := &pusher.Bundle{Image: s, Tagged: map[string]remote.Taggable{}}
+	queue := []*pusher.Stored{s}
+	known := map[v1.Hash]bool{s.Descriptor.Digest: true}
+	add := func(n *pusher.Stored) bool {
+		if known[n.Descriptor.Digest] {
+			return false
+		}
+		known[n.Descriptor.Digest] = true
+		queue = append(queue, n)
+		return true
+	}
+	for len(queue) > 0 {
+		if len(known) > maxFriends {
+			return nil, bad("more than %d manifests belong to %s", maxFriends, s.Descriptor.Digest)
+		}
+		m := queue[0]
+		queue = queue[1:]
+		if m.Descriptor.MediaType.IsIndex() {
+			raw, err := m.Manifest(ctx)
+			if err != nil {
+				return nil, kept(err)
+			}
+			idx, err := readIndex(raw)
+			if err != nil {
+				return nil, bad("index %s: %w", m.Descriptor.Digest, err)
+			}
+			for _, d := range idx.Manifests {
+				if d.MediaType.IsImage() || d.MediaType.IsIndex() {
+					add(&pusher.Stored{Store: m.Store, Descriptor: d, MountFrom: m.MountFrom})
+				}
+			}
+		}
+		if o.Referrers {
+			all, err := f.referrers(ctx, m.Descriptor.Digest)
+			if err != nil {
+				return nil, err
+			}
+			for _, r := range all {
+				if add(r) {
+					b.Referrers = append(b.Referrers, r)
+				}
+			}
+		}
+		if o.DigestTags {
+			all, err := f.tagged(ctx, m.Descriptor.Digest)
+			if err != nil {
+				return nil, err
+			}
+			for tag, t := range all {
+				add(t)
+				b.Tagged[tag] = t
+			}
+		}
+	}
+	if len(b.Referrers)+len(b.Tagged) == 0 {
+		return s, nil
+	}
+	return b, nil
+}
+
+// everything calls f for the image and for what accompanies it.
+func everything(t remote.Taggable, f func(*pusher.Stored) error) error {
+	all := []remote.Taggable{t}
+	if b, ok := t.(*pusher.Bundle); ok {
+		all = append([]remote.Taggable{b.Image}, b.Referrers...)
+		for _, one := range b.Tagged {
+			all = append(all, one)
+		}
+	}
+	for _, one := range all {
+		if s, ok := one.(*pusher.Stored); ok {
+			if err := f(s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// layoutFriends finds them among the manifests that index.json names.
+type layoutFriends struct {
+	p     place
+	top   *v1.IndexManifest
+	about map[v1.Hash][]*pusher.Stored // by subject, once read
+}
+
+func (l *layoutFriends) referrers(ctx context.Context, h v1.Hash) ([]*pusher.Stored, error) {
+	if l.about != nil {
+		return l.about[h], nil
+	}
+	l.about = map[v1.Hash][]*pusher.Stored{}
+	// A fallback tag in the layout lists what index.json need not name.
+	all := slices.Clone(l.top.Manifests)
+	for _, d := range l.top.Manifests {
+		tag := d.Annotations[refName]
+		if !d.MediaType.IsIndex() || !digestTag.MatchString(tag) || strings.Contains(tag, ".") {
+			continue
+		}
+		raw, err := (&pusher.Stored{Store: l.p, Descriptor: d}).Manifest(ctx)
+		if err != nil {
+			return nil, kept(err)
+		}
+		if idx, err := readIndex(raw); err == nil {
+			all = append(all, idx.Manifests...)
+		}
+	}
+	for _, d := range all[:min(len(all), maxFriends)] {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if !d.MediaType.IsImage() && !d.MediaType.IsIndex() && d.MediaType != artifactManifest {
+			continue
+		}
+		s := &pusher.Stored{Store: l.p, Descriptor: d}
+		raw, err := s.Manifest(ctx)
+		if err != nil {
+			return nil, kept(err)
+		}
+		var m struct {
+			Subject *v1.Descriptor `json:"subject"`
+		}
+		if json.Unmarshal(raw, &m) == nil && m.Subject != nil {
+			l.about[m.Subject.Digest] = append(l.about[m.Subject.Digest], s)
+		}
+	}
+	return l.about[h], nil
+}
+
+func (l *layoutFriends) tagged(_ context.Context, h v1.Hash) (map[string]*pusher.Stored, error) {
+	all := map[string]*pusher.Stored{}
+	for _, d := range l.top.Manifests {
+		tag := d.Annotations[refName]
+		if strings.HasPrefix(tag, h.Algorithm+"-"+h.Hex+".") && digestTag.MatchString(tag) {
+			all[tag] = &pusher.Stored{Store: l.p, Descriptor: d}
+		}
+	}
+	return all, nil
+}

@@ -1,0 +1,183 @@
+package pusher
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
+)
+
+// maxManifest bounds a manifest: 4 MiB is what registries accept
+// (distribution-spec v1.1, "Pushing manifests").
+const maxManifest = 4 << 20
+
+// Store is where manifests and blobs lie under their digests: a directory, an
+// archive, a repository. Its methods are called by several goroutines.
+type Store interface {
+	// Manifest returns the bytes of a manifest. What does not have the digest
+	// and size of d is refused by the caller.
+	Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error)
+	// Open returns a reader of the blob from offset, as resume.Blob has it.
+	Open(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error)
+}
+
+// Stored is a manifest in a store, with all that it names. Push delivers it as
+// it is, byte by byte: images, indexes of any depth, artifacts.
+type Stored struct {
+	Store      Store
+	Descriptor v1.Descriptor
+	// MountFrom, unless zero, is the repository the store is, whose blobs a
+	// registry may take over by itself.
+	MountFrom name.Repository
+}
+
+var _ remote.Taggable = (*Stored)(nil)
+
+// RawManifest is Manifest without a context.
+func (s *Stored) RawManifest() ([]byte, error) { return s.Manifest(context.Background()) }
+
+// MediaType is that of the descriptor.
+func (s *Stored) MediaType() (types.MediaType, error) { return s.Descriptor.MediaType, nil }
+
+// Digest is that of the descriptor.
+func (s *Stored) Digest() (v1.Hash, error) { return s.Descriptor.Digest, nil }
+
+// Manifest reads the manifest and verifies it.
+func (s *Stored) Manifest(ctx context.Context) ([]byte, error) {
+	d := s.Descriptor
+	if d.Size < 0 || d.Size > maxManifest {
+		return nil, fmt.Errorf("manifest %s has %d bytes, more than %d", d.Digest, d.Size, maxManifest)
+	}
+	raw, err := s.Store.Manifest(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	v := digest.Digest(d.Digest.String())
+	if err := v.Validate(); err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", d.Digest, err)
+	}
+	if got := v.Algorithm().FromBytes(raw); got != v || int64(len(raw)) != d.Size {
+		return nil, fmt.Errorf("manifest %s of %d bytes is damaged: it is %s of %d bytes", v, d.Size, got, len(raw))
+	}
+	return raw, nil
+}
+
+// child is another manifest of the same store.
+func (s *Stored) child(d v1.Descriptor) *Stored {
+	return &Stored{Store: s.Store, Descriptor: d, MountFrom: s.MountFrom}
+}
+
+// names is what a manifest of any kind names.
+type names struct {
+	MediaType   types.MediaType   `json:"mediaType"`
+	Config      *v1.Descriptor    `json:"config"`
+	Layers      []v1.Descriptor   `json:"layers"`
+	Blobs       []v1.Descriptor   `json:"blobs"` // of an artifact manifest, which image-spec 1.1 dropped
+	Manifests   []v1.Descriptor   `json:"manifests"`
+	Subject     *v1.Descriptor    `json:"subject"`
+	Artifact    string            `json:"artifactType"`
+	Annotations map[string]string `json:"annotations"`
+}
+
+const artifactManifest types.MediaType = "application/vnd.oci.artifact.manifest.v1+json"
+
+func isManifest(mt types.MediaType) bool {
+	return mt.IsImage() || mt.IsIndex() || mt == artifactManifest
+}
+
+// parse reads a manifest. Its own word on its type must agree with the
+// descriptor's: one document may be valid as two kinds.
+func parse(raw []byte, mt types.MediaType) (*names, error) {
+	n := &names{}
+	if err := json.NewDecoder(bytes.NewReader(raw)).Decode(n); err != nil {
+		return nil, err
+	}
+	if n.MediaType != "" && n.MediaType != mt {
+		return nil, fmt.Errorf("it says it is %q, and is named as %q", n.MediaType, mt)
+	}
+	return n, nil
+}
+
+func (g *graph) addStored(s *Stored, raw []byte, depth int) (height int, err error) {
+	mt := s.Descriptor.MediaType
+	if !isManifest(mt) {
+		return 0, fmt.Errorf("manifests of type %q are not supported", mt)
+	}
+	n, err := parse(raw, mt)
+	if err != nil {
+		return 0, err
+	}
+	if mt.IsIndex() {
+		for _, d := range n.Manifests {
+			if !isManifest(d.MediaType) && !d.MediaType.IsSchema1() {
+				if err := g.addStoredBlob(s, d); err != nil {
+					return 0, err
+				}
+				continue
+			}
+			h, err := g.add(s.child(d), depth+1)
+			if err != nil {
+				return 0, err
+			}
+			height = max(height, h+1)
+		}
+		return height, nil
+	}
+	for _, d := range slices.Concat(n.Layers, n.Blobs) {
+		if err := g.addStoredBlob(s, d); err != nil {
+			return 0, err
+		}
+	}
+	if n.Config == nil {
+		return 0, nil
+	}
+	return 0, g.addStoredBlob(s, *n.Config)
+}
+
+func (g *graph) addStoredBlob(s *Stored, d v1.Descriptor) error {
+	if !d.MediaType.IsDistributable() && !g.nondistributable {
+		return nil // fetched from its own URLs by whoever pulls
+	}
+	if d.Digest == (v1.Hash{}) {
+		return fmt.Errorf("a descriptor of type %q has no digest", d.MediaType)
+	}
+	if d.Size < 0 {
+		return fmt.Errorf("blob %s has the size %d", d.Digest, d.Size)
+	}
+	from := ""
+	if s.MountFrom != (name.Repository{}) {
+		from = s.MountFrom.Name()
+	}
+	return g.addBlob(d.Digest, d.Size, d.MediaType, func(ctx context.Context, offset int64) (io.ReadCloser, error) {
+		return s.Store.Open(ctx, d, offset)
+	}, from)
+}
+
+// Bundle is an image and what is to arrive together with it.
+type Bundle struct {
+	// Image goes under the reference of the push, last.
+	Image remote.Taggable
+	// Tags are further tags of the same repository for the image.
+	Tags []string
+	// Referrers are manifests about the image, such as signatures. They arrive
+	// under their digests, after the image did under its own and before any tag
+	// shows it.
+	Referrers []remote.Taggable
+	// Tagged are manifests that arrive under tags of their own, as those of
+	// cosign do, before the image's.
+	Tagged map[string]remote.Taggable
+}
+
+// RawManifest is that of the image.
+func (b *Bundle) RawManifest() ([]byte, error) { return b.Image.RawManifest() }
+
+// MediaType is that of the image.
+func (b *Bundle) MediaType() (types.MediaType, error) { return mediaType(b.Image), nil }

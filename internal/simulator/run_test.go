@@ -112,7 +112,14 @@ func (s *scenario) play(o *outcome) {
 	var process life
 	options.Intercept = func(q scripted.Request) scripted.Action {
 		if slices.Contains(s.deaths, position{q.Kind, q.Seq}) {
-			process.kill()
+			// Before or after the registry acts, and at rest before the next
+			// process has connected.
+			if q.Seq%2 == 1 {
+				process.kill()
+				return scripted.Action{DelayBefore: network.Connecting / 2}
+			}
+			time.AfterFunc(network.Connecting/4, process.kill)
+			return scripted.Action{DelayAfter: network.Connecting / 2}
 		}
 		if s.cancel == (position{q.Kind, q.Seq}) {
 			o.cancelled = true

@@ -504,10 +504,13 @@ func (d *drawer) failures(s *scenario) {
 	if o.Range == scripted.OffByOne && o.LooseRange && o.MaxBody > 0 {
 		may(resume.ErrInterrupted, "after a refused digest every chunk seems to end in another place")
 	}
-	restarts, rejects, denials := 0, 0, 0
+	restarts, rejects, denials, unauthorizeds := 0, 0, 0, 0
 	for _, f := range s.faults {
 		if f.what == restart {
 			restarts++
+		}
+		if f.what == unauthorized {
+			unauthorizeds++
 		}
 		if o.Range == scripted.NoRange && f.kind == scripted.Patch && f.what == after && f.status/100 == 4 {
 			denials++
@@ -519,8 +522,8 @@ func (d *drawer) failures(s *scenario) {
 	if denials > 1 {
 		may(resume.ErrRefused, "it says no to what it takes, and not where it stands")
 	}
-	if o.Auth.Scheme == scripted.Bearer && (restarts > 1 && s.image || restarts > 0 && s.has(is(unauthorized))) {
-		may(resume.ErrDenied, "a restart may end the token that was got because of another")
+	if o.Auth.Scheme == scripted.Bearer && (restarts > 1 && s.image || unauthorizeds > 0 && restarts+unauthorizeds > 1) {
+		may(resume.ErrDenied, "the token that was got because of one refusal may be refused at once")
 	}
 	// Bytes may have been stored in the wrong place: the digest tells. Behind
 	// 0-0 there may be one byte every time.
@@ -590,6 +593,7 @@ func (s *scenario) mostBytes() int64 {
 	if s.hopeless() {
 		// Given up after eight sessions in a row; chunks that grow get further.
 		times := 12 + s.troubles()
+		times += 8 * len(s.deaths) // each process anew
 		if s.dialect.MinChunk > 0 || s.dialect.MaxBody > 0 || s.hint.Chunk > 0 {
 			times += 8
 		}

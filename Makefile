@@ -60,6 +60,7 @@ fuzz:
 		go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/protocol || exit 1; done
 	for f in FuzzNFT FuzzXtables FuzzTables FuzzRecord; do \
 		go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/conntrack || exit 1; done
+	go test -run '^$$' -fuzz '^FuzzRecord$$' -fuzztime 60s ./resume
 
 tools: $(BIN)/registry $(BIN)/crane $(BIN)/golangci-lint
 

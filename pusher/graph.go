@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
@@ -33,7 +34,8 @@ type graph struct {
 
 type blob struct {
 	resume.Blob
-	report BlobReport
+	checked time.Time // when the registry said that it does not have it
+	report  BlobReport
 }
 
 type manifest struct {

@@ -292,7 +292,7 @@ func (d *delivery) check(ctx context.Context, parallel int) error {
 	return each(ctx, parallel, d.g.blobs, func(ctx context.Context, b *blob) error {
 		began := time.Now()
 		exists, err := d.c.Exists(ctx, b.Digest, b.Size)
-		b.Missing = !exists
+		b.Missing, b.checked = !exists, time.Now()
 		b.report.Seconds = seconds(time.Since(began))
 		if exists {
 			b.report.State = BlobExisted
@@ -305,6 +305,8 @@ func (d *delivery) upload(ctx context.Context, parallel int) error {
 	missing := slices.DeleteFunc(slices.Clone(d.g.blobs), func(b *blob) bool { return !b.Missing })
 	slices.SortStableFunc(missing, order)
 	return each(ctx, parallel, missing, func(ctx context.Context, b *blob) error {
+		// Another push may have delivered it since.
+		b.Missing = time.Since(b.checked) < time.Second
 		r, err := d.c.Upload(ctx, b.Blob)
 		b.report.Sent, b.report.Breaks, b.report.Resumes, b.report.Restarts = r.Sent, r.Breaks, r.Resumes, r.Restarts
 		b.report.Continued, b.report.Kept = r.Continued, r.Kept

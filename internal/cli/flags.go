@@ -54,15 +54,21 @@ func (o *options) pushFlags() []flagGroup {
 	return []flagGroup{o.connectionFlags(), e, o.stateFlags(), o.outputFlags()}
 }
 
-// sessionsFlags are those of the verb sessions.
-func (o *options) sessionsFlags() []flagGroup {
+// sessionsFlags are those of the verb sessions. What only list or forget takes
+// is returned apart.
+func (o *options) sessionsFlags() (common []flagGroup, list, forget flagGroup) {
 	o.parallel, o.retryFor = pusher.DefaultParallel, 0
 	o.stallTimeout, o.answerTimeout = resume.DefaultStallTimeout, resume.DefaultAnswerTimeout
 	s := newGroup("State")
 	s.StringVar(&o.stateDir, "state-dir", "", stateDirUsage)
-	s.BoolVar(&o.alive, "check", false, "list: ask the registries whether the sessions are alive")
-	s.BoolVar(&o.all, "all", false, "forget: all of them")
-	return []flagGroup{s, o.connectionFlags(), o.outputFlags()}
+	list = newGroup("List")
+	list.BoolVar(&o.alive, "check", false, "ask the registries whether the sessions are alive")
+	forget = newGroup("Forget")
+	forget.BoolVar(&o.all, "all", false, "all of them")
+	c := newGroup("Connection")
+	c.StringVar(&o.caFile, "ca-file", "", "trust the PEM certificates in `FILE` too")
+	c.BoolVar(&o.tlsVerify, "tls-verify", true, "check the registry's certificate")
+	return []flagGroup{s, c, o.outputFlags()}, list, forget
 }
 
 const stateDirUsage = "keep open uploads in `DIR`, not in the user's state directory"

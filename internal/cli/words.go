@@ -42,6 +42,7 @@ const (
 	badReference     = "%q is no reference; one is [HOST[:PORT]/]NAME[:TAG|@DIGEST], with NAME in lower case"
 	noEngine         = "reading from the Docker engine is not supported yet; name a source: oci:DIR, docker-archive:PATH"
 	noSessionsVerb   = "%q is none of list, forget, prune"
+	noArgument       = "unexpected argument %q"
 	nothingToForget  = "what is to be forgotten is missing: rpush sessions forget DIGEST|REFERENCE, or --all"
 	allAndOne        = "--all forgets everything; leave it out or name nothing"
 	tooManyForgotten = "unexpected argument %q: rpush sessions forget DIGEST|REFERENCE"

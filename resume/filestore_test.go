@@ -323,11 +323,7 @@ func TestRecordsAndPrune(t *testing.T) {
 	for _, k := range []string{"new", "old", "held"} {
 		n := filepath.Base(s.path(key(k)))
 		want[".json "+n+".json"] = true
-		if k == "held" || runtime.GOOS == "windows" {
-			want[".lock "+n+".lock"] = true
-		} else {
-			want[".lock "+n+".lock"] = true // beside its record
-		}
+		want[".lock "+n+".lock"] = true // beside its record
 	}
 	if !maps.Equal(got, want) {
 		t.Errorf("left: %v\nwant: %v", got, want)

@@ -30,6 +30,7 @@ demo: $(BIN)/registry $(BIN)/crane $(RPUSH)
 # reason; with RPUSH_TEST_REQUIRE=1, as in CI, that is a failure.
 test: tools debian lint cross
 	go test $(RACE) $$(go list ./... | grep -v -e /internal/e2e -e /internal/enginetest -e /internal/matrix -e /internal/simulator -e /internal/conntracklab)
+	go test $(RACE) -short -count=1 -timeout 10m ./internal/simulator
 	go test -count=1 -timeout 10m ./internal/simulator
 	go test -count=1 -timeout 5m ./internal/conntracklab
 	go test -count=1 -timeout 20m ./internal/e2e
@@ -65,6 +66,7 @@ fuzz:
 		go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/conntrack || exit 1; done
 	go test -run '^$$' -fuzz '^FuzzWalk$$' -fuzztime 60s ./internal/saved
 	go test -run '^$$' -fuzz '^FuzzArchive$$' -fuzztime 60s -fuzzminimizetime 10x ./internal/source
+	go test -run '^$$' -fuzz '^FuzzRecord$$' -fuzztime 60s ./resume
 
 tools: $(BIN)/registry $(BIN)/crane $(BIN)/golangci-lint
 

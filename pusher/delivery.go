@@ -313,7 +313,7 @@ func (d *Delivery) check(ctx context.Context, g *graph) error {
 	return each(ctx, d.p.o.Checks, pending(g), func(ctx context.Context, b *blob) error {
 		began := time.Now()
 		exists, err := d.c.Exists(ctx, b.Digest, b.Size)
-		b.Missing = !exists
+		b.Missing, b.checked = !exists, time.Now()
 		b.report.Seconds = seconds(time.Since(began))
 		if exists {
 			b.report.State = BlobExisted
@@ -326,6 +326,8 @@ func (d *Delivery) upload(ctx context.Context, g *graph) error {
 	missing := pending(g)
 	slices.SortStableFunc(missing, order)
 	return each(ctx, d.p.o.Parallel, missing, func(ctx context.Context, b *blob) error {
+		// Another push may have delivered it since.
+		b.Missing = time.Since(b.checked) < time.Second
 		r, err := d.c.Upload(ctx, b.Blob)
 		b.report.took(r, err)
 		return err

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
@@ -49,7 +50,8 @@ type graph struct {
 
 type blob struct {
 	resume.Blob
-	report BlobReport
+	checked time.Time // when the registry said that it does not have it
+	report  BlobReport
 }
 
 type manifest struct {

@@ -82,7 +82,6 @@
 //
 // What is kept on disk, the records of a FileStore and the file of
 // [FileDialects], is read by every later version of the same major version.
-// Where an older one meets what it does not know it says so, leaves it alone,
-// and goes on without. Both are hints: losing them costs bytes, not
-// correctness.
+// Where an older one meets what it does not know it starts anew in its place.
+// Both are hints: losing them costs bytes, not correctness.
 package resume

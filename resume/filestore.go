@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -43,6 +44,10 @@ func StateDir() (string, error) {
 	if err == nil && !filepath.IsAbs(home) {
 		err = fmt.Errorf("the home directory %q is not absolute", home)
 	}
+	if err == nil {
+		// root with a user's HOME would leave directories there that are root's.
+		err = owned(home)
+	}
 	return filepath.Join(home, ".local", "state", "rpush"), err
 }
 
@@ -58,14 +63,13 @@ type FileStore struct {
 	dir  string
 	disk disk
 
-	once sync.Once
-	err  error // of preparing the directory
+	pruned sync.Once
 }
 
 // NewFileStore keeps records below dir, which is made when there is something
 // to keep.
 func NewFileStore(dir string) *FileStore {
-	return &FileStore{dir: filepath.Join(dir, "uploads"), disk: osDisk{}}
+	return &FileStore{dir: filepath.Join(dir, "rpush-uploads"), disk: osDisk{}}
 }
 
 type recordFile struct {
@@ -79,18 +83,20 @@ func (s *FileStore) path(k Key) string {
 	return filepath.Join(s.dir, hex.EncodeToString(h[:16]))
 }
 
-// prepare makes the directory, once, and takes out what has expired.
+// prepare makes the directory, and takes out once what has expired.
 func (s *FileStore) prepare() error {
-	s.once.Do(func() {
-		if s.err = os.MkdirAll(s.dir, 0o700); s.err == nil {
-			s.err = private(s.dir)
-		}
-		if s.err == nil {
-			_, _ = s.Prune(time.Now())
-		}
-	})
-	return s.err
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	if err := s.private(); err != nil {
+		return err
+	}
+	s.pruned.Do(func() { _, _ = s.Prune(time.Now()) })
+	return nil
 }
+
+// ours matches the names of this package's files, without the directory.
+var ours = regexp.MustCompile(`^[0-9a-f]{32}(` + regexp.QuoteMeta(recordExt) + `|` + regexp.QuoteMeta(lockExt) + `|` + regexp.QuoteMeta(newExt) + `)$`)
 
 // Reserve implements Store.
 func (s *FileStore) Reserve(_ context.Context, k Key) (Lease, error) {
@@ -107,7 +113,11 @@ func (s *FileStore) Reserve(_ context.Context, k Key) (Lease, error) {
 
 // Forget implements Store.
 func (s *FileStore) Forget(ctx context.Context, k Key) error {
-	if _, err := os.Lstat(s.path(k) + recordExt); errors.Is(err, fs.ErrNotExist) {
+	left := func(ext string) bool {
+		_, err := os.Lstat(s.path(k) + ext)
+		return err == nil
+	}
+	if !left(recordExt) && !left(newExt) && !left(lockExt) {
 		return nil
 	}
 	l, err := s.Reserve(ctx, k)
@@ -122,6 +132,9 @@ func (s *FileStore) Forget(ctx context.Context, k Key) error {
 // locked.
 func reserve(path string) (*flock.Flock, error) {
 	for range 10 {
+		if fi, err := os.Lstat(path); err == nil && !fi.Mode().IsRegular() {
+			return nil, fmt.Errorf("%s is no file", path) // and may block whoever opens it
+		}
 		lock := flock.New(path, flock.SetPermissions(0o600))
 		switch locked, err := lock.TryLock(); {
 		case err != nil:
@@ -129,18 +142,25 @@ func reserve(path string) (*flock.Flock, error) {
 		case !locked:
 			return nil, errors.Join(ErrHeld, lock.Close())
 		}
-		mine, err := lock.Stat()
-		if err == nil {
-			var there os.FileInfo
-			if there, err = os.Lstat(path); err == nil && os.SameFile(mine, there) {
-				return lock, nil
-			}
+		held, err := holds(lock)
+		if held {
+			return lock, nil
 		}
-		if err := errors.Join(lock.Close(), ignore(err, fs.ErrNotExist)); err != nil {
+		if err := errors.Join(lock.Close(), err); err != nil {
 			return nil, err
 		}
 	}
 	return nil, ErrHeld // somebody is always quicker
+}
+
+// holds reports whether the path of a lock leads to the file that is locked.
+func holds(lock *flock.Flock) (bool, error) {
+	mine, err := lock.Stat()
+	if err != nil {
+		return false, err
+	}
+	there, err := os.Lstat(lock.Path())
+	return err == nil && os.SameFile(mine, there), ignore(err, fs.ErrNotExist)
 }
 
 func ignore(err, target error) error {
@@ -184,13 +204,28 @@ func load(path string) (Record, error) {
 	if json.Unmarshal(b, &r) != nil {
 		return Record{}, fmt.Errorf("%s is damaged", path) // the error would quote it
 	}
-	if r.Version != recordVersion {
+	switch {
+	case r.Version != recordVersion:
 		return Record{}, fmt.Errorf("%s is of version %d, not %d", path, r.Version, recordVersion)
+	case !r.sound():
+		return Record{}, fmt.Errorf("%s is damaged", path)
 	}
 	return r.Record, nil
 }
 
+// held fails where somebody took the lock file away: another process may have
+// the record by now.
+func (l *fileLease) held() error {
+	if ok, err := holds(l.lock); !ok {
+		return errors.Join(err, errors.New("the lock file of the upload was taken away"))
+	}
+	return nil
+}
+
 func (l *fileLease) Save(_ context.Context, r Record) error {
+	if err := l.held(); err != nil {
+		return err
+	}
 	b, err := json.MarshalIndent(recordFile{recordVersion, r}, "", "  ")
 	if err != nil {
 		return err
@@ -199,26 +234,32 @@ func (l *fileLease) Save(_ context.Context, r Record) error {
 }
 
 func (l *fileLease) Remove(context.Context) error {
-	return ignore(l.s.disk.Remove(l.path+recordExt), fs.ErrNotExist)
+	if err := l.held(); err != nil {
+		return err
+	}
+	return errors.Join(
+		ignore(l.s.disk.Remove(l.path+newExt), fs.ErrNotExist),
+		ignore(l.s.disk.Remove(l.path+recordExt), fs.ErrNotExist))
 }
 
 // Release removes the lock file, unless there is a record to find it by: one
 // for every blob that was ever pushed would pile up.
 func (l *fileLease) Release() error {
-	var err error
-	if _, e := os.Lstat(l.path + recordExt); errors.Is(e, fs.ErrNotExist) {
-		err = removeLocked(l.path + lockExt)
+	if _, err := os.Lstat(l.path + recordExt); errors.Is(err, fs.ErrNotExist) && l.held() == nil {
+		return removeLock(l.lock)
 	}
-	return errors.Join(err, l.lock.Close())
+	return l.lock.Close()
 }
 
-// removeLocked removes a lock file that is held. Windows does not remove open
-// files.
-func removeLocked(path string) error {
+// removeLock removes a lock file that is held, and lets go of it. Windows does
+// not remove open files: there the next process may be quicker, and keep it.
+func removeLock(lock *flock.Flock) error {
 	if runtime.GOOS == "windows" {
-		return nil
+		err := lock.Close()
+		_ = os.Remove(lock.Path())
+		return err
 	}
-	return ignore(os.Remove(path), fs.ErrNotExist)
+	return errors.Join(ignore(os.Remove(lock.Path()), fs.ErrNotExist), lock.Close())
 }
 
 // Records returns what is kept, the oldest first, those that have expired
@@ -262,25 +303,16 @@ func (s *FileStore) Prune(now time.Time) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	var pruned int
+	pruned := 0
 	var errs []error
 	for _, name := range names {
 		path := filepath.Join(s.dir, name)
-		ext := filepath.Ext(name)
-		if ext != recordExt && ext != newExt && ext != lockExt {
-			continue // not ours
-		}
-		fi, err := os.Lstat(path)
-		if err != nil || !fi.Mode().IsRegular() || now.Sub(fi.ModTime()) < RecordsFor && !expired(path, ext, now) {
+		if !ours.MatchString(name) || !stale(path, now) {
 			continue
 		}
-		if ext != lockExt {
-			err = s.pruneFile(path, ext)
-			if err == nil && ext == recordExt {
-				pruned++
-			}
-		} else {
-			err = pruneLock(path)
+		removed, err := s.pruneFile(path, now)
+		if removed && filepath.Ext(path) == recordExt {
+			pruned++
 		}
 		if !errors.Is(err, ErrHeld) {
 			errs = append(errs, err)
@@ -289,30 +321,37 @@ func (s *FileStore) Prune(now time.Time) (int, error) {
 	return pruned, errors.Join(errs...)
 }
 
-func expired(path, ext string, now time.Time) bool {
-	if ext != recordExt {
+// stale reports whether a file has been of no use for long enough.
+func stale(path string, now time.Time) bool {
+	fi, err := os.Lstat(path)
+	if err != nil || !fi.Mode().IsRegular() {
+		return false
+	}
+	if now.Sub(fi.ModTime()) >= RecordsFor {
+		return true
+	}
+	if filepath.Ext(path) != recordExt {
 		return false
 	}
 	r, err := load(path)
 	return err == nil && r.Expired(now)
 }
 
-func (s *FileStore) pruneFile(path, ext string) error {
-	base := strings.TrimSuffix(path, ext)
+func (s *FileStore) pruneFile(path string, now time.Time) (bool, error) {
+	base := strings.TrimSuffix(path, filepath.Ext(path))
 	lock, err := reserve(base + lockExt)
 	if err != nil {
-		return err
+		return false, err
 	}
 	l := &fileLease{s, base, lock}
-	return errors.Join(ignore(os.Remove(path), fs.ErrNotExist), l.Release())
-}
-
-func pruneLock(path string) error {
-	lock, err := reserve(path)
-	if err != nil {
-		return err
+	if filepath.Ext(path) == lockExt {
+		return true, l.Release()
 	}
-	return errors.Join(removeLocked(path), lock.Close())
+	if !stale(path, now) { // somebody has just continued it
+		return false, l.Release()
+	}
+	err = ignore(os.Remove(path), fs.ErrNotExist)
+	return err == nil, errors.Join(err, l.Release())
 }
 
 // disk is the part of a file system that durability rests on. It is an

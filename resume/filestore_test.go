@@ -3,6 +3,7 @@ package resume
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -90,7 +91,7 @@ func TestFilesArePrivateAndGoAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := 0
-	err := filepath.WalkDir(filepath.Join(dir, "uploads"), func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(filepath.Join(dir, "rpush-uploads"), func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -116,12 +117,12 @@ func TestFilesArePrivateAndGoAway(t *testing.T) {
 	}
 
 	// A directory that others can write is closed to them.
-	if err := os.Chmod(filepath.Join(dir, "uploads"), 0o777); err != nil {
+	if err := os.Chmod(filepath.Join(dir, "rpush-uploads"), 0o777); err != nil {
 		t.Fatal(err)
 	}
 	l = mustReserve(t, NewFileStore(dir), key("a"))
 	defer l.Release()
-	if fi, err := os.Stat(filepath.Join(dir, "uploads")); err != nil || fi.Mode().Perm() != 0o700 {
+	if fi, err := os.Stat(filepath.Join(dir, "rpush-uploads")); err != nil || fi.Mode().Perm() != 0o700 {
 		t.Errorf("the directory is %v, %v", fi.Mode(), err)
 	}
 }
@@ -132,7 +133,7 @@ func TestDirectoryOfAnotherUser(t *testing.T) {
 		t.Skip("only root can give a directory away")
 	}
 	dir := t.TempDir()
-	if err := errors.Join(os.Mkdir(filepath.Join(dir, "uploads"), 0o700), os.Chown(filepath.Join(dir, "uploads"), 12345, 12345)); err != nil {
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "rpush-uploads"), 0o700), os.Chown(filepath.Join(dir, "rpush-uploads"), 12345, 12345)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := NewFileStore(dir).Reserve(t.Context(), key("a")); err == nil || errors.Is(err, ErrHeld) {
@@ -210,18 +211,33 @@ func TestOneHolder(t *testing.T) {
 	}
 }
 
+// sound is a record, but for one field.
+func sound(field string) string {
+	b, err := json.Marshal(recordFile{recordVersion, recordOf(key("a"))})
+	if err != nil {
+		panic(err)
+	}
+	return string(b[:len(b)-1]) + "," + field + "}"
+}
+
 func TestForeignRecords(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.json")
 	for name, text := range map[string]string{
-		"empty":          "",
-		"no JSON":        "hello",
-		"another type":   "[]",
-		"a future one":   `{"version": 2, "location": {"url": "x"}}`,
-		"no version":     `{"location": "x"}`,
-		"a wrong type":   `{"version": 1, "size": "ten"}`,
-		"far too large":  `{"version": 1, "location": "` + strings.Repeat("x", maxRecord) + `"}`,
-		"a huge number":  `{"version": 1, "size": 1e400}`,
-		"not even UTF-8": "\xff\xfe\x00",
+		"empty":             "",
+		"no JSON":           "hello",
+		"another type":      "[]",
+		"a future one":      `{"version": 2, "location": {"url": "x"}}`,
+		"no version":        `{"location": "x"}`,
+		"a wrong type":      `{"version": 1, "size": "ten"}`,
+		"far too large":     `{"version": 1, "location": "` + strings.Repeat("x", maxRecord) + `"}`,
+		"a negative count":  sound(`"idle": -5`),
+		"a count too large": sound(`"idle": 1000000`),
+		"no digest":         sound(`"digest": "sha256-x"`),
+		"no registry":       sound(`"registry": "file:///"`),
+		"no repository":     sound(`"repository": "../A b"`),
+		"too far":           sound(`"offset": 11`),
+		"a huge number":     `{"version": 1, "size": 1e400}`,
+		"not even UTF-8":    "\xff\xfe\x00",
 	} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -238,6 +254,15 @@ func TestForeignRecords(t *testing.T) {
 	}
 	if _, err := load(path); err == nil || errors.Is(err, ErrNoRecord) {
 		t.Errorf("a directory: got %v", err)
+	}
+	if _, err := reserve(path); err == nil || errors.Is(err, ErrHeld) {
+		t.Errorf("a directory for a lock: got %v", err)
+	}
+	if err := os.WriteFile(path+"2", []byte(sound(`"idle": 5`)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := load(path + "2"); err != nil || r.Idle != 5 {
+		t.Errorf("a good one: %+v, %v", r, err)
 	}
 }
 
@@ -260,9 +285,11 @@ func TestRecordsAndPrune(t *testing.T) {
 		}
 	}
 	// What is not a record, new and long forgotten.
-	at := func(name string) string { return filepath.Join(dir, "uploads", name) }
+	at := func(name string) string { return filepath.Join(dir, "rpush-uploads", name) }
+	hex := func(c byte) string { return strings.Repeat(string(c), 32) }
+	young, rotten := hex('1')+".json", hex('2')+".json"
 	long := time.Now().Add(-71 * time.Hour)
-	for name, old := range map[string]bool{"young.json": false, "rotten.json": true, "cut.new": true, "free.lock": true, "notes.txt": true} {
+	for name, old := range map[string]bool{young: false, rotten: true, hex('c') + ".new": true, hex('f') + ".lock": true, "notes.txt": true, "customers.json": true} {
 		if err := os.WriteFile(at(name), []byte("{"), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -274,7 +301,7 @@ func TestRecordsAndPrune(t *testing.T) {
 	}
 	// A record that is not where its key leads.
 	b, err := os.ReadFile(s.path(key("new")) + recordExt)
-	if err := errors.Join(err, os.WriteFile(at("planted.json"), b, 0o600)); err != nil {
+	if err := errors.Join(err, os.WriteFile(at(hex('3')+".json"), b, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	all, err := s.Records()
@@ -290,30 +317,103 @@ func TestRecordsAndPrune(t *testing.T) {
 		got[filepath.Ext(n)+" "+n] = true
 	}
 	want := map[string]bool{}
-	for _, n := range []string{"young.json", "planted.json", "notes.txt"} {
+	for _, n := range []string{young, hex('3') + ".json", "notes.txt", "customers.json"} {
 		want[filepath.Ext(n)+" "+n] = true
 	}
 	for _, k := range []string{"new", "old", "held"} {
 		n := filepath.Base(s.path(key(k)))
 		want[".json "+n+".json"] = true
-		if k == "held" || runtime.GOOS == "windows" {
-			want[".lock "+n+".lock"] = true
-		} else {
-			want[".lock "+n+".lock"] = true // beside its record
-		}
+		want[".lock "+n+".lock"] = true // beside its record
 	}
 	if !maps.Equal(got, want) {
 		t.Errorf("left: %v\nwant: %v", got, want)
 	}
 	// A new process prunes by itself.
-	if err := os.Chtimes(at("young.json"), long, long); err != nil {
+	if err := os.Chtimes(at(young), long, long); err != nil {
 		t.Fatal(err)
 	}
 	l := mustReserve(t, NewFileStore(dir), key("other"))
 	defer l.Release()
-	if _, err := os.Stat(at("young.json")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(at(young)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("rotten files stay: %v", err)
 	}
+}
+
+// What is not ours is left alone, and a directory with it is not closed.
+func TestDirectoryWithOtherFiles(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("Windows has other permissions")
+	}
+	dir := t.TempDir()
+	at := filepath.Join(dir, "rpush-uploads")
+	if err := errors.Join(os.Mkdir(at, 0o755), os.WriteFile(filepath.Join(at, "customers.json"), []byte("{}"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := NewFileStore(dir).Reserve(t.Context(), key("a")); err == nil {
+		t.Error("it was taken")
+	}
+	if fi, err := os.Stat(at); err != nil || fi.Mode().Perm() != 0o755 {
+		t.Errorf("the directory is %v, %v", fi.Mode(), err)
+	}
+}
+
+// Somebody removes everything while an upload is under way: it writes no more,
+// since another may have the record by now, and the next one starts anew.
+func TestDirectoryTakenAway(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("Windows does not remove open files")
+	}
+	dir := t.TempDir()
+	s := NewFileStore(dir)
+	first := mustReserve(t, s, key("a"))
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	second := mustReserve(t, s, key("a"))
+	want := recordOf(key("a"))
+	if err := second.Save(t.Context(), want); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Save(t.Context(), recordOf(key("a"))); err == nil {
+		t.Error("the first one wrote")
+	}
+	if err := first.Remove(t.Context()); err == nil {
+		t.Error("the first one removed")
+	}
+	if err := first.Release(); err != nil {
+		t.Error(err)
+	}
+	if got, err := second.Load(t.Context()); err != nil || got != want {
+		t.Errorf("got %v, %v", got, err)
+	}
+	if _, err := s.Reserve(t.Context(), key("a")); !errors.Is(err, ErrHeld) {
+		t.Errorf("a third one: %v", err)
+	}
+	if err := second.Release(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Records that no version ever wrote are not believed in any part.
+func FuzzRecord(f *testing.F) {
+	path := filepath.Join(f.TempDir(), "x.json")
+	f.Add([]byte(`{"version":1,"registry":"https://r:443","repository":"a/b","digest":"sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","location":"https://r/x","size":10,"offset":5,"acked":3,"idle":2,"opened":"2026-01-01T00:00:00Z","updated":"2026-01-01T00:00:00Z"}`))
+	f.Add([]byte(`{"version":1,"idle":-5,"digest":"x"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, err := load(path)
+		if err != nil {
+			return
+		}
+		// What is done with one must not panic.
+		_, _, _, _ = r.Name(), r.String(), r.Digest.Encoded(), r.Expired(time.Now())
+		newPacer("h", MemoryDialects()).stoodStill(r.Idle + 1)
+		if r.Offset < 0 || r.Offset > r.Size || r.Idle < 0 || !r.valid(r.Key, r.Size) {
+			t.Errorf("believed: %+v", r)
+		}
+	})
 }
 
 func TestRecordIsPrintedWithoutItsLocation(t *testing.T) {
@@ -436,7 +536,7 @@ func (f *powerlessFile) Close() error { return nil }
 // record or the new one, and once replace has returned, the new one.
 func TestPowerCut(t *testing.T) {
 	before, after := []byte("the old record"), []byte("the new one")
-	dir := filepath.Join("state", "uploads")
+	dir := filepath.Join("state", "rpush-uploads")
 	name, temp := filepath.Join(dir, "a.json"), filepath.Join(dir, "a.new")
 	for cut := 1; ; cut++ {
 		p := &powerless{now: map[string][]byte{name: before}, safe: map[string][]byte{name: before}, synced: map[string]bool{name: true}, cutAt: cut}

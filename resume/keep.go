@@ -17,8 +17,8 @@ const (
 	// keepEvery is how old a record may get where only the offset has changed,
 	// which the registry knows better.
 	keepEvery = 10 * time.Second
-	// maxKeptFailures is how often another host than the registry may fail to say
-	// where an earlier upload stands, before that is given up.
+	// maxKeptFailures is how often nobody may say where an earlier upload stands,
+	// before that is given up if the registry answers other questions.
 	maxKeptFailures = 3
 	// heldPause is between two looks at a blob that another push uploads.
 	heldPause = 500 * time.Millisecond
@@ -28,12 +28,12 @@ func (c *Client) key(dgst digest.Digest) Key {
 	return Key{Registry: c.base.Scheme + "://" + protocol.HostPort(c.base), Repository: c.repo.RepositoryStr(), Digest: dgst}
 }
 
-// reserve gets the right to the record of the blob, and continues from what is
-// in it. While another push has it, this one waits, as long as its budget is.
+// reserve gets the right to the record of the blob. While another push has it,
+// this one waits, as long as its budget is.
 func (u *upload) reserve(ctx context.Context) error {
 	store := u.c.o.Store
 	if store == nil || u.blob.Size < u.c.o.KeepFrom {
-		u.reserved = true
+		u.reserved, u.recalled = true, true
 		return nil
 	}
 	k := u.c.key(u.blob.Digest)
@@ -64,39 +64,62 @@ func (u *upload) reserve(ctx context.Context) error {
 			return err
 		}
 	}
-	u.reserved = true
-	if u.lease != nil {
-		u.recall(ctx, k)
-	}
+	u.reserved, u.recalled = true, u.lease == nil
 	return nil
 }
 
-// recall makes a session of the record, if it is good for one. It is settled by
-// asking; an old connection of the process that wrote it may still be draining.
-func (u *upload) recall(ctx context.Context, k Key) {
-	r, err := u.lease.Load(ctx)
-	switch {
-	case errors.Is(err, ErrNoRecord):
-		return
-	case err != nil:
-		u.unkept(err)
-		return
-	case !r.valid(k, u.blob.Size) || r.Expired(time.Now()):
-		u.forget()
-		return
+// recall makes a session of the record, if it is good for one and the blob is
+// not there. It is settled by asking; an old connection of the process that
+// wrote it may still be draining.
+func (u *upload) recall(ctx context.Context) error {
+	if there, err := u.existed(ctx); err != nil || there {
+		return err
 	}
-	// It may be from anywhere, and is checked like a fresh one.
-	l, err := protocol.ParseLocation(u.c.base, u.c.base, http.Header{"Location": {r.Location}})
+	u.recalled = true
+	r, err := u.lease.Load(ctx)
+	if err == nil && (!r.valid(u.c.key(u.blob.Digest), u.blob.Size) || r.Expired(time.Now())) {
+		err = errors.New("it is of another blob, or has expired")
+	}
+	var l protocol.Location
+	if err == nil {
+		// It may be from anywhere, and is checked like a fresh one.
+		l, err = protocol.ParseLocation(u.c.base, u.c.base, http.Header{"Location": {r.Location}})
+	}
+	if errors.Is(err, ErrNoRecord) {
+		return nil
+	}
 	if err != nil {
+		u.warn(fmt.Errorf("the record of an earlier upload is of no use, starting anew: %w", err))
 		u.forget()
-		return
+		return nil
 	}
 	u.saved = r
 	u.c.pace.needs(r.MinChunk)
 	u.sess = &session{
-		minChunk: r.MinChunk, location: l.URL, kept: &r, opened: r.Opened, draining: true, broken: true,
-		acked: r.Acked, sent: u.blob.Size,
+		location: l.URL, kept: &r, opened: r.Opened, draining: true, broken: true,
+		acked: r.Acked, sent: u.blob.Size, minChunk: r.MinChunk,
 	}
+	return nil
+}
+
+// existed ends the upload where the blob is there already, unless the caller
+// has just asked.
+func (u *upload) existed(ctx context.Context) (bool, error) {
+	if u.blob.Missing || u.blob.Digest == "" {
+		return false, nil
+	}
+	exists, err := u.c.exists(ctx, u.blob.Digest, u.blob.Size)
+	if err != nil || !exists {
+		u.blob.Missing = err == nil
+		return false, err
+	}
+	// After a loss it is our own commit that was late.
+	k := Committed
+	if u.res.Sent == 0 && u.res.Restarts == 0 {
+		u.res.Existed, k = true, Existed
+	}
+	u.finish(k)
+	return true, nil
 }
 
 // found takes note of where the registry stands with an upload that an earlier
@@ -106,7 +129,7 @@ func (u *upload) found(said int64) {
 	r := s.kept
 	s.kept, u.res.Continued = nil, min(said, u.blob.Size)
 	if said == r.Offset && said < u.blob.Size {
-		s.idle = r.Idle + 1
+		s.idle = min(r.Idle+1, maxIdle)
 		u.c.pace.stoodStill(s.idle)
 	} else if said > r.Offset {
 		u.c.pace.wentOn(said - r.Offset)
@@ -114,12 +137,22 @@ func (u *upload) found(said int64) {
 }
 
 // leadsNowhere judges a failure to ask where a session stands that an earlier
-// process left. Another host than the registry may be gone for good.
-func (u *upload) leadsNowhere(err error) bool {
+// process left. Another host than the registry may be gone for good, and a
+// registry may have damaged what it stores of this one session.
+func (u *upload) leadsNowhere(ctx context.Context, err error) bool {
+	v := protocol.Classify(err)
+	if v.Class != protocol.Break {
+		return true
+	}
+	if v.After > 0 {
+		return false
+	}
 	s := u.sess
-	s.failures++
-	return protocol.Classify(err).Class != protocol.Break ||
-		s.failures >= maxKeptFailures && !protocol.SameOrigin(u.c.base, s.location)
+	if s.failures++; s.failures < maxKeptFailures {
+		return false
+	}
+	_, err = u.c.exists(ctx, u.blob.Digest, u.blob.Size)
+	return err == nil // the registry answers everything else
 }
 
 // expired forgets a session of an earlier process that the registry does not
@@ -147,7 +180,8 @@ func (u *upload) keep(ctx context.Context) {
 		Location: s.location.String(), Size: u.blob.Size, Offset: s.offset, Acked: s.acked, MinChunk: s.minChunk, Idle: s.idle,
 		Opened: s.opened.UTC().Truncate(time.Second), Updated: time.Now().UTC().Truncate(time.Second),
 	}
-	if old := u.saved; r.Location == old.Location && r.Idle == old.Idle && r.Updated.Sub(old.Updated) < keepEvery {
+	old := u.saved
+	if age := r.Updated.Sub(old.Updated); r.Location == old.Location && r.Idle == old.Idle && r.Offset < r.Size && 0 <= age && age < keepEvery {
 		return
 	}
 	if err := u.lease.Save(ctx, r); err != nil {

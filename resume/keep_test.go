@@ -150,7 +150,7 @@ func TestRecordCutAtEveryByte(t *testing.T) {
 	inLab(t, scripted.Options{}, resume.Options{Store: resume.NewFileStore(dir), KeepFrom: 1}, func(l *lab) {
 		data := content(3000)
 		l.dies(data, 1000)
-		files, err := filepath.Glob(filepath.Join(dir, "uploads", "*.json"))
+		files, err := filepath.Glob(filepath.Join(dir, "rpush-uploads", "*.json"))
 		if err != nil || len(files) != 1 {
 			t.Fatalf("%v, %v", files, err)
 		}
@@ -171,7 +171,7 @@ func TestRecordCutAtEveryByte(t *testing.T) {
 			l.events = nil
 			l.delivers(data)
 		}
-		if left, err := filepath.Glob(filepath.Join(dir, "uploads", "*")); err != nil || len(left) > 0 {
+		if left, err := filepath.Glob(filepath.Join(dir, "rpush-uploads", "*")); err != nil || len(left) > 0 {
 			t.Errorf("left: %v, %v", left, err)
 		}
 	})
@@ -241,8 +241,8 @@ func TestStoredOffsetIsAHint(t *testing.T) {
 		if res := l.delivers(data); res.Continued != 600_000 {
 			t.Errorf("%+v", res)
 		}
-		if first := l.reg.Requests()[before]; first.Kind != scripted.Status {
-			t.Errorf("the first request is %s %s", first.Method, first.Path)
+		if asked := l.reg.Requests()[before:]; asked[0].Kind != scripted.HeadBlob || asked[1].Kind != scripted.Status {
+			t.Errorf("the first requests are %s %s, %s %s", asked[0].Method, asked[0].Path, asked[1].Method, asked[1].Path)
 		}
 	})
 }
@@ -253,8 +253,8 @@ func TestLocationIsKeptBeforeTheNextChunk(t *testing.T) {
 	saves := &counting{Store: resume.MemoryStore()}
 	ro := scripted.Options{Intercept: func(q scripted.Request) scripted.Action {
 		if q.Kind == scripted.Patch || q.Kind == scripted.Put {
-			if loc, _ := saves.last.Load().(string); !strings.HasSuffix(q.Path, loc[strings.Index(loc, "/v2/"):]) && q.Kind == scripted.Patch ||
-				q.Kind == scripted.Put && !strings.Contains(q.Path, loc[strings.Index(loc, "/v2/"):]) {
+			loc, _ := saves.last.Load().(string)
+			if _, path, ok := strings.Cut(loc, "reg.test"); !ok || !strings.HasPrefix(q.Path, path) {
 				saves.late.Add(1)
 			}
 		}
@@ -394,6 +394,63 @@ func TestWaitsNoLongerThanItsBudget(t *testing.T) {
 		}
 		if r, err := lease.Load(context.Background()); !errors.Is(err, resume.ErrNoRecord) {
 			t.Errorf("it wrote %v, %v", r, err)
+		}
+	})
+}
+
+// A session that the registry cannot speak about is given up, if the registry
+// answers otherwise.
+func TestDamagedSession(t *testing.T) {
+	store := resume.MemoryStore()
+	ro := scripted.Options{Intercept: func(q scripted.Request) scripted.Action {
+		if q.Kind == scripted.Status && q.Session == 1 {
+			return scripted.Action{Before: http.StatusInternalServerError}
+		}
+		return scripted.Action{}
+	}}
+	inLab(t, ro, resume.Options{Store: store}, func(l *lab) {
+		data := content(kept)
+		l.dies(data, 600_000)
+		began := time.Now()
+		if res := l.delivers(data); res.Sent != kept || res.Continued != 0 {
+			t.Errorf("%+v", res)
+		}
+		if took := time.Since(began); took > time.Minute {
+			t.Errorf("it took %s", took)
+		}
+	})
+}
+
+// The blob is there although its record is: nothing is sent.
+func TestThereDespiteTheRecord(t *testing.T) {
+	inLab(t, scripted.Options{}, resume.Options{Store: resume.MemoryStore()}, func(l *lab) {
+		data := content(kept)
+		l.dies(data, 600_000)
+		l.reg.PutBlob("team/app", digest.FromBytes(data).String(), data)
+		if res := l.delivers(data); res.Sent != 0 || !res.Existed {
+			t.Errorf("%+v", res)
+		}
+	})
+}
+
+// A panic of the source lets go of the lease.
+func TestPanicReleases(t *testing.T) {
+	inLab(t, scripted.Options{}, resume.Options{Store: resume.MemoryStore()}, func(l *lab) {
+		data := content(kept)
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("no panic")
+				}
+			}()
+			b := blobOf(data)
+			b.Open = func(context.Context, int64) (io.ReadCloser, error) { panic("oh") }
+			l.client.Upload(context.Background(), b)
+		}()
+		began := time.Now()
+		l.delivers(data)
+		if took := time.Since(began); took > time.Minute {
+			t.Errorf("it waited %s", took)
 		}
 	})
 }

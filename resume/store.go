@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -77,9 +78,26 @@ func (r Record) Expired(now time.Time) bool {
 
 // valid reports whether the record is about a blob of this size.
 func (r Record) valid(k Key, size int64) bool {
-	return r.Key == k && r.Size == size && r.Location != "" &&
-		0 <= r.Offset && r.Offset <= size && 0 <= r.Acked && r.Acked <= size && 0 <= r.MinChunk && r.MinChunk <= 1<<30
+	return r.sound() && r.Key == k && r.Size == size
 }
+
+// sound reports whether a record can have been written by this package.
+func (r Record) sound() bool {
+	if r.Digest.Validate() != nil || r.Location == "" {
+		return false
+	}
+	if scheme, _, _ := strings.Cut(r.Registry, "://"); scheme != "http" && scheme != "https" {
+		return false
+	}
+	if _, err := name.NewRepository(r.Name(), name.WeakValidation); err != nil {
+		return false
+	}
+	return 0 <= r.Offset && r.Offset <= r.Size && 0 <= r.Acked && r.Acked <= r.Size &&
+		0 <= r.MinChunk && r.MinChunk <= 1<<30 && 0 <= r.Idle && r.Idle <= maxIdle
+}
+
+// maxIdle bounds Record.Idle.
+const maxIdle = 1000
 
 // Store keeps the records of open upload sessions, so that the next process
 // continues them, and sees to it that a session has one writer. Its methods are

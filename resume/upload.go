@@ -116,7 +116,8 @@ type upload struct {
 
 	sess     *session
 	lease    Lease // nil where nothing is kept
-	reserved bool  // it was tried to get one
+	reserved bool  // it was tried to get one,
+	recalled bool  // and to continue from its record
 	saved    Record
 	done     bool
 	doubt    time.Time // when a commit was sent that nobody answered
@@ -141,7 +142,6 @@ func (c *Client) Upload(ctx context.Context, blob Blob) (Result, error) {
 	if err == nil {
 		err = u.deliver(ctx)
 	}
-	u.release(err)
 	u.res.Duration = time.Since(began)
 	if err != nil {
 		return u.res, u.failure(err)
@@ -150,7 +150,8 @@ func (c *Client) Upload(ctx context.Context, blob Blob) (Result, error) {
 }
 
 // deliver runs the upload in the one loop.
-func (u *upload) deliver(ctx context.Context) error {
+func (u *upload) deliver(ctx context.Context) (err error) {
+	defer func() { u.release(err) }() // also where the source panics
 	s := subject{digest: u.blob.Digest, size: max(u.blob.Size, 0), broken: u.broke}
 	return u.c.retry(ctx, s, func(ctx context.Context, l *retry.Loop) error {
 		u.loop = l
@@ -191,6 +192,8 @@ func (u *upload) run(ctx context.Context) error {
 		switch {
 		case !u.reserved:
 			err = u.reserve(ctx)
+		case !u.recalled:
+			u.op, err = "check", u.recall(ctx)
 		case u.guest.waits(u.c.pace):
 			u.op, err = "send", u.pass(ctx)
 		case !u.doubt.IsZero():
@@ -215,20 +218,8 @@ func (u *upload) run(ctx context.Context) error {
 
 // open gets a session, unless the blob is there already.
 func (u *upload) open(ctx context.Context) error {
-	if !u.blob.Missing && u.blob.Digest != "" {
-		exists, err := u.c.exists(ctx, u.blob.Digest, u.blob.Size)
-		if err != nil {
-			return err
-		}
-		if exists {
-			// After a loss it is our own commit that was late.
-			k := Committed
-			if u.res.Sent == 0 && u.res.Restarts == 0 {
-				u.res.Existed, k = true, Existed
-			}
-			u.finish(k)
-			return nil
-		}
+	if there, err := u.existed(ctx); err != nil || there {
+		return err
 	}
 	at := u.c.url("blobs/uploads/")
 	if u.blob.MountFrom != "" {
@@ -405,7 +396,7 @@ func (u *upload) settle(ctx context.Context) error {
 			return err
 		}
 		if err != nil {
-			if s.kept != nil && ctx.Err() == nil && u.leadsNowhere(err) {
+			if s.kept != nil && ctx.Err() == nil && u.leadsNowhere(ctx, err) {
 				return u.drop(err)
 			}
 			return err
@@ -455,7 +446,7 @@ func (u *upload) accept(said int64) error {
 	n := min(s.refused, maxRefused-1)
 	offset = tries[n]
 	s.guessed = n == 1 && offset == said-1 && offset > s.acked
-	if u.rejected > 0 && offset == s.acked+1 {
+	if u.rejected > 0 && s.acked > 0 && offset == s.acked+1 {
 		offset = s.acked // rather Quay's way of counting than a lie again
 	}
 	if u.rejected > 0 && offset != s.acked {
@@ -669,7 +660,7 @@ func (u *upload) drop(why error) error {
 	if err := u.guest.cannot(why); err != nil {
 		return err
 	}
-	u.sess = nil
+	u.sess, u.res.Continued = nil, 0
 	u.forget()
 	u.res.Restarts++
 	u.c.log.WithField("digest", u.blob.Digest).WithField("error", protocol.Text(why)).Warn("upload session lost")

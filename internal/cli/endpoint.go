@@ -31,13 +31,19 @@ type endpoint struct {
 
 func (e *endpoint) tlsFlags(f *pflag.FlagSet) {
 	n := func(s string) string { return e.prefix + s }
+	e.trustFlags(f)
+	f.BoolVar(&e.plainHTTP, n("plain-http"), false, "speak HTTP, never HTTPS")
+	f.BoolVar(&e.insecure, n("insecure"), false, "check no certificate, and take HTTP")
+}
+
+// trustFlags are about certificates alone.
+func (e *endpoint) trustFlags(f *pflag.FlagSet) {
+	n := func(s string) string { return e.prefix + s }
 	f.StringVar(&e.caFile, n("ca-file"), "", "trust the PEM certificates in `FILE` too")
 	f.StringVar(&e.certFile, n("cert-file"), "", "show the certificate in `FILE`")
 	f.StringVar(&e.keyFile, n("key-file"), "", "the key in `FILE` belongs to it")
 	f.StringVar(&e.certDir, n("cert-dir"), "", "use `DIR` as docker uses certs.d/HOST")
-	f.BoolVar(&e.plainHTTP, n("plain-http"), false, "speak HTTP, never HTTPS")
-	f.BoolVar(&e.tlsVerify, n("tls-verify"), true, "=false is --insecure")
-	f.BoolVar(&e.insecure, n("insecure"), false, "check no certificate, and take HTTP")
+	f.BoolVar(&e.tlsVerify, n("tls-verify"), true, "=false: no certificate is checked")
 }
 
 func (e *endpoint) signInFlags(f *pflag.FlagSet) {

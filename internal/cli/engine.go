@@ -202,6 +202,9 @@ func (j *engineJob) deliver(ctx context.Context, all *delivering) (*pusher.Repor
 		return nil, err
 	}
 	j.o.image.apply(&j.po)
+	for _, ref := range j.before {
+		j.po.MountFrom = append(slices.Clone(j.po.MountFrom), ref.Context())
+	}
 	j.a.adopt(ctx, j.o, &j.po, j.eng, host)
 	if err := j.a.signIn(&j.po, j.o, j.ref.Context(), all.x.to); err != nil {
 		return nil, err

@@ -56,17 +56,20 @@ func (o *options) pushFlags() []flagGroup {
 	}
 }
 
-// sessionsFlags are those of the verb sessions.
-func (o *options) sessionsFlags() []flagGroup {
+// sessionsFlags are those of the verb sessions. What only list or forget takes
+// is returned apart.
+func (o *options) sessionsFlags() (common []flagGroup, list, forget flagGroup) {
 	o.parallel, o.retryFor, o.image.retryTimes, o.image.noContentTrust = pusher.DefaultParallel, 0, -1, true
 	o.stallTimeout, o.answerTimeout = resume.DefaultStallTimeout, resume.DefaultAnswerTimeout
 	s := newGroup("State")
 	s.StringVar(&o.stateDir, "state-dir", "", stateDirUsage)
-	s.BoolVar(&o.alive, "check", false, "list: ask the registries whether the sessions are alive")
-	s.BoolVar(&o.all, "all", false, "forget: all of them")
+	list = newGroup("List")
+	list.BoolVar(&o.alive, "check", false, "ask the registries whether the sessions are alive")
+	forget = newGroup("Forget")
+	forget.BoolVar(&o.all, "all", false, "all of them")
 	c := newGroup("Connection")
-	o.to.tlsFlags(c.FlagSet)
-	return []flagGroup{s, c, o.outputFlags()}
+	o.to.trustFlags(c.FlagSet)
+	return []flagGroup{s, c, o.outputFlags()}, list, forget
 }
 
 const stateDirUsage = "keep open uploads in `DIR`, not in the user's state directory"

@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/rpush-go/rpush/internal/credentials"
 	"github.com/rpush-go/rpush/pusher"
@@ -31,8 +34,10 @@ type kept struct {
 	Expires    time.Time `json:"expires"`
 	Expired    bool      `json:"expired"`
 	// Alive is what the registry says, where it was asked and answered.
-	Alive *bool  `json:"alive,omitempty"`
-	Error string `json:"error,omitempty"`
+	Alive *bool `json:"alive,omitempty"`
+	// Uploading: a push has it at this moment. Only where it was to be asked.
+	Uploading bool   `json:"uploading,omitempty"`
+	Error     string `json:"error,omitempty"`
 
 	record resume.Record
 }
@@ -46,10 +51,10 @@ func newKept(r resume.Record, now time.Time) *kept {
 
 func (a *app) sessionsCommand() *cobra.Command {
 	var o options
-	groups := o.sessionsFlags()
-	cmd := &cobra.Command{Use: "sessions [list]", Short: sessionsShort}
-	sub := func(use, short string, args cobra.PositionalArgs, run func(ctx context.Context, store *resume.FileStore, args []string) (int, error)) *cobra.Command {
-		return &cobra.Command{Use: use, Short: short, Args: args, RunE: func(cmd *cobra.Command, args []string) error {
+	common, listFlags, forgetFlags := o.sessionsFlags()
+	verb := func(use, short string, run func(ctx context.Context, store *resume.FileStore, args []string) (int, error), own ...flagGroup) *cobra.Command {
+		cmd := &cobra.Command{Use: use, Short: short}
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			if err := o.load(cmd.Flags(), a.env); err != nil {
 				return err
 			}
@@ -62,46 +67,36 @@ func (a *app) sessionsCommand() *cobra.Command {
 			}
 			a.exit, err = run(cmd.Context(), resume.NewFileStore(dir), args)
 			return err
-		}}
+		}
+		for _, g := range slices.Concat(common, own) {
+			cmd.Flags().AddFlagSet(g.FlagSet)
+		}
+		return cmd
 	}
-	list := sub("list", sessionsShort, cobra.NoArgs, func(ctx context.Context, s *resume.FileStore, _ []string) (int, error) {
+	list := func(ctx context.Context, s *resume.FileStore, args []string) (int, error) {
+		if len(args) > 0 {
+			return 0, fmt.Errorf(noSessionsVerb, args[0])
+		}
 		return a.listSessions(ctx, &o, s), nil
-	})
-	cmd.Args, cmd.RunE = onlyList, list.RunE
-	cmd.AddCommand(list,
-		sub("forget DIGEST|REFERENCE", forgetShort, o.forgetArgs, func(ctx context.Context, s *resume.FileStore, args []string) (int, error) {
-			return a.forgetSessions(ctx, &o, s, args)
-		}),
-		sub("prune", pruneShort, cobra.NoArgs, func(_ context.Context, s *resume.FileStore, _ []string) (int, error) {
-			return a.pruneSessions(s), nil
-		}))
-	for _, g := range groups {
-		cmd.PersistentFlags().AddFlagSet(g.FlagSet)
 	}
+	cmd := verb("sessions", sessionsShort, list, listFlags)
+	cmd.Args = cobra.ArbitraryArgs // list says what is wrong with them
+	cmd.AddCommand(verb("list", sessionsShort, list, listFlags),
+		verb("forget DIGEST|REFERENCE", forgetShort, func(ctx context.Context, s *resume.FileStore, args []string) (int, error) {
+			return a.forgetSessions(ctx, &o, s, args)
+		}, forgetFlags),
+		verb("prune", pruneShort, func(_ context.Context, s *resume.FileStore, args []string) (int, error) {
+			if len(args) > 0 {
+				return 0, fmt.Errorf(noArgument, args[0])
+			}
+			return a.pruneSessions(&o, s), nil
+		}))
+	all := []flagGroup{listFlags, forgetFlags}
 	cmd.SetHelpFunc(func(*cobra.Command, []string) {
-		_, err := io.WriteString(a.stdout, helpText(sessionsHelp, groups))
+		_, err := io.WriteString(a.stdout, helpText(sessionsHelp, append(all, common...)))
 		a.exit = a.written(err)
 	})
 	return cmd
-}
-
-func onlyList(_ *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return fmt.Errorf(noSessionsVerb, args[0])
-	}
-	return nil
-}
-
-func (o *options) forgetArgs(_ *cobra.Command, args []string) error {
-	switch {
-	case len(args) == 0 && !o.all:
-		return errors.New(nothingToForget)
-	case len(args) > 0 && o.all:
-		return errors.New(allAndOne)
-	case len(args) > 1:
-		return fmt.Errorf(tooManyForgotten, args[1])
-	}
-	return nil
 }
 
 func (a *app) listSessions(ctx context.Context, o *options, store *resume.FileStore) int {
@@ -115,41 +110,92 @@ func (a *app) listSessions(ctx context.Context, o *options, store *resume.FileSt
 		all = append(all, newKept(r, time.Now()))
 	}
 	if o.alive {
-		for _, k := range all {
-			err := a.asks(ctx, o, k.record, func(ctx context.Context, p *pusher.Pusher) error {
-				offset, alive, err := p.Check(ctx, k.record)
-				if err == nil {
-					k.Alive = &alive
-				}
-				if alive {
-					k.Offset = offset
-				}
-				return err
-			})
-			if err != nil {
-				k.Error = clean(err.Error())
-			}
-		}
+		a.checkAll(ctx, o, store, all)
+	}
+	if code := stopped(ctx); code != exitOK {
+		return code
 	}
 	if o.output == "json" {
-		enc := json.NewEncoder(a.stdout)
-		enc.SetIndent("", "  ")
-		return a.written(enc.Encode(map[string]any{"sessions": all}))
+		return a.written(a.json(map[string]any{"sessions": all}))
 	}
 	if len(all) == 0 {
 		a.out.note(nothingKept)
 		return exitOK
 	}
-	return a.written(writeTable(a.stdout, all, o.alive))
+	return a.written(writeTable(a.stdout, all))
 }
 
-func writeTable(w io.Writer, all []*kept, checked bool) error {
+// checkAll asks several registries at once. One that does not answer is not
+// asked again.
+func (a *app) checkAll(ctx context.Context, o *options, store *resume.FileStore, all []*kept) {
+	var silent sync.Map
+	var eg errgroup.Group
+	eg.SetLimit(8)
+	for _, k := range all {
+		eg.Go(func() error {
+			if err, ok := silent.Load(k.record.Registry); ok {
+				k.Error = err.(string)
+				return nil
+			}
+			err := a.checkOne(ctx, o, store, k)
+			if err != nil {
+				k.Error = clean(err.Error())
+			}
+			if errors.Is(err, resume.ErrInterrupted) {
+				silent.Store(k.record.Registry, k.Error)
+			}
+			return nil
+		})
+	}
+	_ = eg.Wait() // errors are in the list
+}
+
+// checkOne asks about one. What a push is uploading just now is left alone:
+// some registries do not answer for it.
+func (a *app) checkOne(ctx context.Context, o *options, store *resume.FileStore, k *kept) (err error) {
+	lease, err := store.Reserve(ctx, k.record.Key)
+	if errors.Is(err, resume.ErrHeld) {
+		k.Uploading = true
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lease.Release()) }()
+	return a.asks(ctx, o, k.record, func(ctx context.Context, p *pusher.Pusher) error {
+		offset, alive, err := p.Check(ctx, k.record)
+		if err == nil {
+			k.Alive = &alive
+		}
+		if alive {
+			k.Offset = offset
+		}
+		return err
+	})
+}
+
+// stopped is the exit code of a verb whose context a signal has ended.
+func stopped(ctx context.Context) int {
+	var s *signalError
+	if errors.As(context.Cause(ctx), &s) {
+		return s.exit()
+	}
+	return exitOK
+}
+
+func (a *app) json(v any) error {
+	enc := json.NewEncoder(a.stdout)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+func writeTable(w io.Writer, all []*kept) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	_, err := fmt.Fprint(t, "REFERENCE\tDIGEST\tOFFSET\tAGE\tSTATE\n")
 	for _, k := range all {
 		if err == nil {
 			_, err = fmt.Fprintf(t, "%s\t%s\t%s of %s\t%s\t%s\n", clean(k.place()), shortDigest(k.record.Digest),
-				bytesWords(k.Offset), bytesWords(k.Size), durationWords(max(time.Since(k.Opened), 0).Round(time.Second)), clean(k.state(checked)))
+				bytesWords(k.Offset), bytesWords(k.Size), durationWords(max(time.Since(k.Opened), 0).Round(time.Second)), clean(k.state()))
 		}
 	}
 	return errors.Join(err, t.Flush())
@@ -163,13 +209,15 @@ func (k *kept) place() string {
 	return k.Repository
 }
 
-func (k *kept) state(checked bool) string {
+func (k *kept) state() string {
 	switch {
+	case k.Uploading:
+		return "being uploaded"
 	case k.Error != "":
 		return "not known: " + k.Error
-	case checked && *k.Alive:
+	case k.Alive != nil && *k.Alive:
 		return "alive"
-	case checked:
+	case k.Alive != nil:
 		return "gone"
 	case k.Expired:
 		return "expired"
@@ -192,6 +240,9 @@ func (a *app) asks(ctx context.Context, o *options, r resume.Record, f func(cont
 			return nil, err
 		}
 		po.Store = resume.NoStore()
+		if strings.HasPrefix(r.Registry, "http://") {
+			po.Scheme = pusher.SchemeHTTP // as the push that left it was told
+		}
 		if err := a.signIn(&po, o, repo, &credentials.Keychain{}); err != nil {
 			return nil, err
 		}
@@ -205,14 +256,21 @@ func (a *app) asks(ctx context.Context, o *options, r resume.Record, f func(cont
 }
 
 func (a *app) forgetSessions(ctx context.Context, o *options, store *resume.FileStore, args []string) (int, error) {
-	records, err := store.Records()
+	switch {
+	case len(args) == 0 && !o.all:
+		return 0, errors.New(nothingToForget)
+	case len(args) > 0 && o.all && strings.HasPrefix(o.spelled["all"], "-"):
+		return 0, errors.New(allAndOne)
+	case len(args) > 1:
+		return 0, fmt.Errorf(tooManyForgotten, args[1])
+	}
+	chosen, err := store.Records()
 	if err != nil {
 		a.out.line(noStateWords(err))
 		return exitPermanent, nil
 	}
-	chosen := records
-	if !o.all {
-		if chosen, err = choose(records, args[0]); err != nil {
+	if len(args) > 0 { // which is more than a variable says
+		if chosen, err = choose(chosen, args[0]); err != nil {
 			return 0, err
 		}
 		if len(chosen) == 0 {
@@ -221,11 +279,21 @@ func (a *app) forgetSessions(ctx context.Context, o *options, store *resume.File
 		}
 	}
 	exit := exitOK
+	forgotten := []*kept{}
 	for _, r := range chosen {
 		if err := a.forget(ctx, o, store, r); err != nil {
 			a.out.line(forgetFailedWords(r, err))
 			exit = exitPermanent
+		} else {
+			forgotten = append(forgotten, newKept(r, time.Now()))
 		}
+		if code := stopped(ctx); code != exitOK {
+			exit = code
+			break
+		}
+	}
+	if o.output == "json" {
+		exit = max(exit, a.written(a.json(map[string]any{"forgotten": forgotten})))
 	}
 	return exit, nil
 }
@@ -236,8 +304,17 @@ func (a *app) forget(ctx context.Context, o *options, store *resume.FileStore, r
 		return err
 	}
 	defer func() { err = errors.Join(err, lease.Release()) }()
+	if r, err = lease.Load(ctx); err != nil { // a push may have gone on with it
+		if errors.Is(err, resume.ErrNoRecord) {
+			err = nil
+		}
+		return err
+	}
 	if !r.Expired(time.Now()) {
 		err := a.asks(ctx, o, r, func(ctx context.Context, p *pusher.Pusher) error { return p.Cancel(ctx, r) })
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if err != nil {
 			a.out.note(notCancelledWords(r, err))
 		}
@@ -279,11 +356,14 @@ func named(s string) string {
 	return ref.Name()
 }
 
-func (a *app) pruneSessions(store *resume.FileStore) int {
+func (a *app) pruneSessions(o *options, store *resume.FileStore) int {
 	n, err := store.Prune(time.Now())
 	if err != nil {
 		a.out.line(noStateWords(err))
 		return exitPermanent
+	}
+	if o.output == "json" {
+		return a.written(a.json(map[string]int{"pruned": n}))
 	}
 	a.out.note(fmt.Sprintf("%s pruned", plural(n, "session")))
 	return exitOK

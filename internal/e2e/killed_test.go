@@ -41,7 +41,7 @@ func stateOf(t *testing.T) (dir, env string) {
 // records are the files of what is kept.
 func records(t *testing.T, dir string) []string {
 	t.Helper()
-	names, err := filepath.Glob(filepath.Join(dir, "uploads", "*"))
+	names, err := filepath.Glob(filepath.Join(dir, "rpush-uploads", "*"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -492,7 +492,7 @@ func TestSecretsStayOnDisk(t *testing.T) {
 			}
 		}
 	}
-	for _, d := range []string{dir, filepath.Join(dir, "uploads")} {
+	for _, d := range []string{dir, filepath.Join(dir, "rpush-uploads")} {
 		if fi, err := os.Stat(d); err != nil || fi.Mode().Perm() != 0o700 {
 			t.Errorf("%s: %v, %v", d, fi.Mode(), err)
 		}
@@ -522,11 +522,11 @@ func TestUnusableStateDirectories(t *testing.T) {
 	reg := realreg.Start(t, realreg.Options{})
 	img := binary.Layout(t, 57, 2*mib, 3*mib)
 	garbage := filepath.Join(t.TempDir(), "garbage")
-	if err := os.MkdirAll(filepath.Join(garbage, "uploads", "0123.json"), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(garbage, "rpush-uploads", "0123.json"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 100 {
-		if err := os.WriteFile(filepath.Join(garbage, "uploads", fmt.Sprint(i, ".json")), []byte{byte(i), 0xff}, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(garbage, "rpush-uploads", fmt.Sprint(i, ".json")), []byte{byte(i), 0xff}, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}

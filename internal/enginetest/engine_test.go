@@ -117,13 +117,19 @@ func (r report) count(state string) (n int) {
 	return n
 }
 
+// command is rpush, which has a minute.
+func (l *lab) command(args ...string) *exec.Cmd {
+	ctx, cancel := context.WithTimeout(l.t.Context(), time.Minute)
+	l.t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, string(rpush), args...)
+	cmd.Env = l.env
+	return cmd
+}
+
 // run calls rpush, and returns its report, exit code and stderr.
 func (l *lab) run(args ...string) (r report, exit int, stderr string) {
 	l.t.Helper()
-	ctx, cancel := context.WithTimeout(l.t.Context(), time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, string(rpush), append([]string{"--output", "json"}, args...)...)
-	cmd.Env = l.env
+	cmd := l.command(append([]string{"--output", "json"}, args...)...)
 	var errs strings.Builder
 	cmd.Stderr = &errs
 	out, _ := cmd.Output()

@@ -58,8 +58,8 @@ func (u *upload) sameReader(r interface {
 	one("Location of a PATCH answer ignored", "resume/upload.go",
 		"if err := u.newer(s, a); err != nil {\n\t\treturn err", "if err := u.newer(&session{location: s.location}, a); err != nil {\n\t\treturn err"),
 	one("a commit without an answer taken for success", "resume/upload.go",
-		"a, err := u.c.send(ctx, req, u.c.slow(), nil)\n\tif err != nil {\n\t\tu.doubt = time.Now()\n\t\treturn err",
-		"a, err := u.c.send(ctx, req, u.c.slow(), nil)\n\tif err != nil {\n\t\tu.finish(Committed)\n\t\treturn nil"),
+		"u.doubt = time.Now()\n\t\tu.guest.broke(err)\n\t\treturn err",
+		"u.finish(Committed)\n\t\treturn nil"),
 	one("200 to a commit taken for success", "resume/upload.go",
 		"case a.Status == http.StatusCreated:\n\t\tu.finish", "case a.Status < 300:\n\t\tu.finish"),
 	one("a blob that is not there after a commit in doubt taken for there", "resume/upload.go",
@@ -96,6 +96,12 @@ func (u *upload) sameReader(r interface {
 		`"request": what,`, `"request": what, "url": r.URL.String(),`),
 	one("OCI-Chunk-Min-Length ignored", "resume/upload.go",
 		"protocol.ChunkMinLength(a.Header)", "0*protocol.ChunkMinLength(a.Header)"),
+	one("OCI-Chunk-Min-Length not kept", "resume/keep.go",
+		"u.c.pace.needs(r.MinChunk)", "u.c.pace.needs(0)"),
+	one("a record of a session that is gone taken for final", "resume/keep.go",
+		"return u.drop(lost)", "return protocol.Kind(ErrRefused, protocol.Plain(lost))"),
+	one("records kept after the commit and never dropped", "resume/keep.go",
+		"if err := u.lease.Remove(context.Background()); err != nil {", "if err := error(nil); err != nil {"),
 	one("413 taken for final", "resume/upload.go",
 		"case a.Status == http.StatusRequestEntityTooLarge &&", "case a.Status == 0 &&"),
 }
@@ -184,7 +190,7 @@ func seeds(t *testing.T, root, overlay string) (string, error) {
 			cmd.Env = append(cmd.Env, v)
 		}
 	}
-	cmd.Env = append(cmd.Env, "RPUSH_SIM_FAILURES=1", fmt.Sprint("RPUSH_SIM_SEEDS=", 2*defaultSeeds))
+	cmd.Env = append(cmd.Env, "RPUSH_SIM_FAILURES=1", fmt.Sprint("RPUSH_SIM_SEEDS=", 6*defaultSeeds))
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }

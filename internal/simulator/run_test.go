@@ -112,7 +112,14 @@ func (s *scenario) play(o *outcome) {
 	var process life
 	options.Intercept = func(q scripted.Request) scripted.Action {
 		if slices.Contains(s.deaths, position{q.Kind, q.Seq}) {
-			process.kill()
+			// Before or after the registry acts, and at rest before the next
+			// process has connected.
+			if q.Seq%2 == 1 {
+				process.kill()
+				return scripted.Action{DelayBefore: network.Connecting / 2}
+			}
+			time.AfterFunc(network.Connecting/4, process.kill)
+			return scripted.Action{DelayAfter: network.Connecting / 2}
 		}
 		if s.cancel == (position{q.Kind, q.Seq}) {
 			o.cancelled = true
@@ -189,7 +196,8 @@ func (s *scenario) play(o *outcome) {
 			reg.PutBlob(base, digest.FromBytes(blobs[0]).String(), blobs[0])
 		}
 		jitter := rand.New(rand.NewPCG(s.seed, 0x717))
-		store := resume.MemoryStore()
+		store := &counted{Store: resume.MemoryStore(), records: map[resume.Key]bool{}}
+		defer func() { store.left(o) }()
 		for born := true; born; born = process.end() && o.err != nil {
 			o.result, o.err = s.upload(process.begin(ctx), blobs[0], resume.Options{
 				Transport: &signer{base: wired, scheme: scheme, auth: s.dialect.Auth}, External: external,
@@ -212,6 +220,51 @@ func (s *scenario) play(o *outcome) {
 	if img != nil && !bytes.Equal(reg.Manifest(repository, "v1"), img.raw) {
 		o.missing = append(o.missing, "the manifest is not there")
 	}
+}
+
+// counted knows which records are kept.
+type counted struct {
+	resume.Store
+	mu      sync.Mutex
+	records map[resume.Key]bool
+}
+
+func (c *counted) Reserve(ctx context.Context, k resume.Key) (resume.Lease, error) {
+	l, err := c.Store.Reserve(ctx, k)
+	if err != nil {
+		return nil, err
+	}
+	return &countedLease{l, c, k}, nil
+}
+
+func (c *counted) left(o *outcome) {
+	if n := len(c.records); o.err == nil && n > 0 {
+		o.missing = append(o.missing, fmt.Sprintf("%d records are left after success", n))
+	}
+}
+
+type countedLease struct {
+	resume.Lease
+	c *counted
+	k resume.Key
+}
+
+func (l *countedLease) note(kept bool) {
+	l.c.mu.Lock()
+	defer l.c.mu.Unlock()
+	if l.c.records[l.k] = kept; !kept {
+		delete(l.c.records, l.k)
+	}
+}
+
+func (l *countedLease) Save(ctx context.Context, r resume.Record) error {
+	l.note(true)
+	return l.Lease.Save(ctx, r)
+}
+
+func (l *countedLease) Remove(ctx context.Context) error {
+	l.note(false)
+	return l.Lease.Remove(ctx)
 }
 
 // life is that of one process.

@@ -77,7 +77,10 @@ func (l *lab) gone(ref string) {
 	l.t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		l.engine.Run(ctx, "rmi", "-f", ref)
+		// By its ID, or it stays under the digests that it was pushed as.
+		if id, err := l.engine.Run(ctx, "inspect", "-f", "{{.Id}}", ref); err == nil {
+			l.engine.Run(ctx, "rmi", "-f", id)
+		}
 	})
 }
 

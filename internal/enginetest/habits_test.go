@@ -114,6 +114,19 @@ func TestNoClobberOfTheEngine(t *testing.T) {
 	l.arrived(one, l.id(one))
 }
 
+// The digest does not depend on how the image came out of the engine.
+func TestSameFromAnArchive(t *testing.T) {
+	l := start(t, realreg.Options{})
+	ref := l.ref("team/app:1")
+	l.build(ref, "scratch", 78, docker.Layer{Text: 3 * mib}, docker.Layer{Random: mib})
+	want := l.push(ref)
+	file := filepath.Join(t.TempDir(), "saved.tar")
+	l.docker("save", "-o", file, ref)
+	if got := l.push("docker-archive:"+file, ref); got.Digest != want.Digest || got.Sent != 0 {
+		t.Errorf("from an archive it is %s and %d bytes are sent, from the engine %s", got.Digest, got.Sent, want.Digest)
+	}
+}
+
 // What a flag cannot do for the engine is said.
 func TestFlagsOfOtherSources(t *testing.T) {
 	l := start(t, realreg.Options{})

@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,9 +21,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
-	"github.com/klauspost/pgzip"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/rpush-go/rpush/internal/compress"
 	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/pusher"
 )
@@ -34,9 +33,6 @@ const (
 
 	// maxPlain is the most that a layer may unpack to: more is a bomb.
 	maxPlain = 1 << 40
-	// blockSize is what one worker compresses at a time. It decides the bytes,
-	// and so the digest.
-	blockSize = 1 << 20
 	// maxLayers is more than any engine runs.
 	maxLayers = 10_000
 )
@@ -343,16 +339,13 @@ func (d *dockerArchive) compress(ctx context.Context, r io.Reader, diffID v1.Has
 	}
 	d.copies = append(d.copies, f)
 	plain, sent := sha256.New(), sha256.New()
-	gz, err := pgzip.NewWriterLevel(io.MultiWriter(f, sent), 6)
+	gz, err := compress.Gzip.Writer(io.MultiWriter(f, sent)) // as from the engine: the digest is the same
 	if err != nil {
 		return p, got, err
 	}
-	if err := gz.SetConcurrency(blockSize, runtime.GOMAXPROCS(0)); err != nil {
-		return p, got, err
-	}
 	n, err := io.Copy(io.MultiWriter(plain, gz), &cancellable{ctx, r})
-	if err == nil {
-		err = gz.Close()
+	if cerr := gz.Close(); err == nil {
+		err = cerr
 	}
 	if err != nil {
 		return p, got, err

@@ -197,3 +197,13 @@ func TestStatusHeadForbidden(t *testing.T) {
 		}
 	})
 }
+
+// Bodies that are too large cost a session each where nobody says where it
+// stands; that is no reason to give up.
+func TestTooLargeForABlindRegistry(t *testing.T) {
+	inLab(t, scripted.Options{MaxBody: 64 << 10, Status: scripted.NoStatus}, resume.Options{}, func(l *lab) {
+		if res := l.delivers(content(48 << 20)); res.Restarts < 8 {
+			t.Errorf("%+v", res)
+		}
+	})
+}

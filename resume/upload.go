@@ -126,6 +126,7 @@ type upload struct {
 	rejected int       // digests refused
 	hopeless int       // sessions that refused their first PATCH
 	headway  bool
+	excused  bool // the next loss is that of a body too large
 	told     atomic.Int64 // when Sent was last emitted, in Unix nanoseconds
 
 	// guest is the request of another client that this upload carries out on a
@@ -283,7 +284,7 @@ func (u *upload) send(ctx context.Context) error {
 	switch {
 	case a.Status == http.StatusRequestEntityTooLarge && u.c.pace.tooLarge(n):
 		u.c.log.WithField("digest", u.blob.Digest).WithField("size", n).Info("body too large for the registry, trying smaller ones")
-		u.headway = true
+		u.headway, u.excused = true, true
 		u.unsettle(true)
 		return nil
 	case a.Status >= 200 && a.Status < 300:
@@ -345,7 +346,7 @@ func (u *upload) acknowledge(ctx context.Context, end int64, a *wire.Answer) err
 		u.c.pace.endsAtCount()
 	}
 	u.c.pace.acknowledged()
-	s.acked, s.refused, s.guessed = end, 0, false
+	s.acked, s.refused, s.guessed, u.excused = end, 0, false, false
 	if err := u.newer(s, a); err != nil {
 		return err
 	}
@@ -665,7 +666,9 @@ func (u *upload) drop(why error) error {
 	u.res.Restarts++
 	u.c.log.WithField("digest", u.blob.Digest).WithField("error", protocol.Text(why)).Warn("upload session lost")
 	u.emit(Event{Kind: Lost, Err: why})
-	if u.lost++; u.lost >= maxLost {
+	if u.excused { // it took a smaller body to find out, and may take more
+		u.excused = false
+	} else if u.lost++; u.lost >= maxLost {
 		return protocol.Kind(protocol.ErrInterrupted, &LostError{Times: u.lost, Err: protocol.Plain(why)})
 	}
 	return protocol.Transient(fmt.Errorf("upload session lost: %w", why))

@@ -38,7 +38,7 @@ type Repository struct {
 	done func()
 }
 
-var _ Store = (*Repository)(nil)
+var _ Content = (*Repository)(nil)
 
 // Repository makes ready to read from repo. The context bounds all reading. Only
 // finding out which scheme the registry speaks touches the network.
@@ -77,7 +77,7 @@ func (r *Repository) Find(ctx context.Context, ref name.Reference) (*Stored, err
 	if !isManifest(d.MediaType) {
 		return nil, protocol.Kind(protocol.ErrSource, fmt.Errorf("%s is of the type %q, which cannot be copied", ref.Name(), d.MediaType))
 	}
-	s := &Stored{Store: &seen{r, d.Digest, raw}, Descriptor: d, MountFrom: r.name}
+	s := &Stored{Content: &seen{r, d.Digest, raw}, Descriptor: d, MountFrom: r.name}
 	if _, err := s.Manifest(ctx); err != nil {
 		return nil, protocol.Kind(protocol.ErrSource, err)
 	}
@@ -162,7 +162,7 @@ func (r *Repository) Referrers(ctx context.Context, dgst digest.Digest) ([]v1.De
 
 // At is a manifest of the repository that a descriptor names.
 func (r *Repository) At(d v1.Descriptor) *Stored {
-	return &Stored{Store: r, Descriptor: d, MountFrom: r.name}
+	return &Stored{Content: r, Descriptor: d, MountFrom: r.name}
 }
 
 // missing reports whether the registry said that it has nothing there, or that

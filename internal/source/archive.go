@@ -324,12 +324,12 @@ func (t tarred) stat(d v1.Descriptor) error {
 	return nil
 }
 
-// Manifest implements pusher.Store.
+// Manifest implements pusher.Content.
 func (t tarred) Manifest(_ context.Context, d v1.Descriptor) ([]byte, error) {
 	return t.document(blobName(d.Digest))
 }
 
-// Open implements pusher.Store.
+// Open implements pusher.Content.
 func (t tarred) Open(_ context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
 	if err := t.stat(d); err != nil {
 		return nil, err

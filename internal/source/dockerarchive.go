@@ -166,7 +166,7 @@ func (d *dockerArchive) original(desc *tarball.Descriptor) *pusher.Stored {
 			if depth > maxDepth || !m.MediaType.IsImage() && !m.MediaType.IsIndex() {
 				continue
 			}
-			s := &pusher.Stored{Store: t, Descriptor: m}
+			s := &pusher.Stored{Content: t, Descriptor: m}
 			raw, err := s.RawManifest()
 			if err != nil {
 				continue
@@ -242,7 +242,7 @@ func (d *dockerArchive) image(ctx context.Context, desc *tarball.Descriptor) (*p
 	}
 	store.config, store.raw = config, raw
 	store.configDigest = m.Config.Digest
-	return &pusher.Stored{Store: store, Descriptor: v1.Descriptor{MediaType: m.MediaType, Digest: hashOf(raw), Size: int64(len(raw))}}, nil
+	return &pusher.Stored{Content: store, Descriptor: v1.Descriptor{MediaType: m.MediaType, Digest: hashOf(raw), Size: int64(len(raw))}}, nil
 }
 
 func hashOf(b []byte) v1.Hash {
@@ -382,10 +382,10 @@ func (m *made) add(h v1.Hash, p part) {
 	m.parts[h] = p
 }
 
-// Manifest implements pusher.Store: there is one.
+// Manifest implements pusher.Content: there is one.
 func (m *made) Manifest(context.Context, v1.Descriptor) ([]byte, error) { return m.raw, nil }
 
-// Open implements pusher.Store.
+// Open implements pusher.Content.
 func (m *made) Open(_ context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
 	if d.Digest == m.configDigest {
 		return io.NopCloser(strings.NewReader(string(m.config[min(offset, int64(len(m.config))):]))), nil

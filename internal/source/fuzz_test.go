@@ -46,7 +46,7 @@ func readStored(ctx context.Context, s *pusher.Stored, depth int) error {
 	}
 	for i, d := range below {
 		if d.MediaType.IsImage() || d.MediaType.IsIndex() {
-			if err := readStored(ctx, &pusher.Stored{Store: s.Store, Descriptor: d}, depth+1); err != nil {
+			if err := readStored(ctx, &pusher.Stored{Content: s.Content, Descriptor: d}, depth+1); err != nil {
 				return err
 			}
 			continue
@@ -54,7 +54,7 @@ func readStored(ctx context.Context, s *pusher.Stored, depth int) error {
 		if i > 20 {
 			break
 		}
-		r, err := s.Store.Open(ctx, d, d.Size/2)
+		r, err := s.Content.Open(ctx, d, d.Size/2)
 		if err != nil {
 			return err
 		}

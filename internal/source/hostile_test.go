@@ -143,7 +143,7 @@ func TestEditKeepsTheRest(t *testing.T) {
 	raw := []byte(`{"schemaVersion":2,"x-own":[1,2],"annotations":{"a":"b"},"manifests":[` +
 		`{"mediaType":"m","digest":"sha256:` + strings.Repeat("a", 64) + `","size":1,"x":"kept"},` +
 		`{"mediaType":"m","digest":"sha256:` + strings.Repeat("b", 64) + `","size":1}]}`)
-	s := &pusher.Stored{Store: dir("none"), Descriptor: v1.Descriptor{MediaType: types.OCIImageIndex}}
+	s := &pusher.Stored{Content: dir("none"), Descriptor: v1.Descriptor{MediaType: types.OCIImageIndex}}
 	out := must(edit(s, raw, []v1.Descriptor{{Digest: v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("a", 64)}}}))
 	got := string(must(out.Manifest(t.Context())))
 	for _, w := range []string{`"x-own":[1,2]`, `"annotations":{"a":"b"}`, `"x":"kept"`} {

@@ -32,7 +32,7 @@ const (
 
 // place is where the blobs of a layout lie.
 type place interface {
-	pusher.Store
+	pusher.Content
 	// document reads a small file by its name in the layout.
 	document(name string) ([]byte, error)
 	// stat checks that a blob is there, and of the right size. The error wraps
@@ -92,7 +92,7 @@ func layoutImage(ctx context.Context, p place, top *v1.IndexManifest, desc v1.De
 		return nil, bad("%s: %s is neither an image nor an index but %q", p, desc.Digest, desc.MediaType)
 	}
 	c := checker{ctx: ctx, p: p, nondistributable: o.Nondistributable, seen: map[visit]bool{}}
-	img, err := o.pick(ctx, &pusher.Stored{Store: p, Descriptor: desc})
+	img, err := o.pick(ctx, &pusher.Stored{Content: p, Descriptor: desc})
 	if err != nil {
 		return nil, err
 	}
@@ -238,7 +238,7 @@ type visit struct {
 // checkStored verifies a manifest, which may have been made here, and all that
 // it names in turn.
 func (c *checker) checkStored(s *pusher.Stored) error {
-	if _, ok := s.Store.(*edited); !ok {
+	if _, ok := s.Content.(*edited); !ok {
 		return c.check(s.Descriptor, 0)
 	}
 	raw, err := s.RawManifest()
@@ -277,7 +277,7 @@ func (c *checker) check(d v1.Descriptor, depth int) error {
 	case d.Size > maxDocument:
 		return bad("manifest %s has %d bytes, more than %d", d.Digest, d.Size, maxDocument)
 	}
-	raw, err := (&pusher.Stored{Store: c.p, Descriptor: d}).Manifest(c.ctx)
+	raw, err := (&pusher.Stored{Content: c.p, Descriptor: d}).Manifest(c.ctx)
 	if err != nil {
 		return bad("%w", err)
 	}
@@ -373,7 +373,7 @@ func (d dir) stat(desc v1.Descriptor) error {
 	return nil
 }
 
-// Manifest implements pusher.Store.
+// Manifest implements pusher.Content.
 func (d dir) Manifest(ctx context.Context, desc v1.Descriptor) ([]byte, error) {
 	f, err := d.Open(ctx, desc, 0)
 	if err != nil {
@@ -383,7 +383,7 @@ func (d dir) Manifest(ctx context.Context, desc v1.Descriptor) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxDocument+1))
 }
 
-// Open implements pusher.Store.
+// Open implements pusher.Content.
 func (d dir) Open(_ context.Context, desc v1.Descriptor, offset int64) (io.ReadCloser, error) {
 	if err := d.stat(desc); err != nil {
 		return nil, err

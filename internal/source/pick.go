@@ -48,7 +48,7 @@ func (o Options) pick(ctx context.Context, s *pusher.Stored) (*pusher.Stored, er
 		}
 	}
 	if len(o.Platforms) == 1 {
-		return &pusher.Stored{Store: s.Store, Descriptor: picked[0], MountFrom: s.MountFrom}, nil
+		return &pusher.Stored{Content: s.Content, Descriptor: picked[0], MountFrom: s.MountFrom}, nil
 	}
 	for _, d := range idx.Manifests {
 		about := d.Annotations[attestsTo]
@@ -99,7 +99,7 @@ func (o Options) fits(ctx context.Context, s *pusher.Stored, raw []byte) error {
 	if err := json.Unmarshal(raw, &m); err != nil || m.Config == nil {
 		return bad("manifest %s is no image, and for no platform", s.Descriptor.Digest)
 	}
-	r, err := s.Store.Open(ctx, *m.Config, 0)
+	r, err := s.Content.Open(ctx, *m.Config, 0)
 	if err != nil {
 		return kept(err)
 	}
@@ -131,17 +131,17 @@ func kept(err error) error {
 
 // edited is a store with one manifest more.
 type edited struct {
-	pusher.Store
+	pusher.Content
 	digest v1.Hash
 	raw    []byte
 }
 
-// Manifest implements pusher.Store.
+// Manifest implements pusher.Content.
 func (e *edited) Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 	if d.Digest == e.digest {
 		return e.raw, nil
 	}
-	return e.Store.Manifest(ctx, d)
+	return e.Content.Manifest(ctx, d)
 }
 
 // edit makes an index of some manifests of another; all else it says stays.
@@ -175,7 +175,7 @@ func edit(s *pusher.Stored, raw []byte, manifests []v1.Descriptor) (*pusher.Stor
 	}
 	d := s.Descriptor
 	d.Digest, d.Size = h, int64(len(out))
-	return &pusher.Stored{Store: &edited{s.Store, h, out}, Descriptor: d, MountFrom: s.MountFrom}, nil
+	return &pusher.Stored{Content: &edited{s.Content, h, out}, Descriptor: d, MountFrom: s.MountFrom}, nil
 }
 
 // friends finds what belongs to a manifest.
@@ -225,7 +225,7 @@ func (o Options) accompany(ctx context.Context, s *pusher.Stored, f friends) (re
 			}
 			for _, d := range idx.Manifests {
 				if d.MediaType.IsImage() || d.MediaType.IsIndex() {
-					add(&pusher.Stored{Store: m.Store, Descriptor: d, MountFrom: m.MountFrom})
+					add(&pusher.Stored{Content: m.Content, Descriptor: d, MountFrom: m.MountFrom})
 				}
 			}
 		}
@@ -295,7 +295,7 @@ func (l *layoutFriends) referrers(ctx context.Context, h v1.Hash) ([]*pusher.Sto
 		if !d.MediaType.IsIndex() || !digestTag.MatchString(tag) || strings.Contains(tag, ".") {
 			continue
 		}
-		raw, err := (&pusher.Stored{Store: l.p, Descriptor: d}).Manifest(ctx)
+		raw, err := (&pusher.Stored{Content: l.p, Descriptor: d}).Manifest(ctx)
 		if err != nil {
 			return nil, kept(err)
 		}
@@ -310,7 +310,7 @@ func (l *layoutFriends) referrers(ctx context.Context, h v1.Hash) ([]*pusher.Sto
 		if !d.MediaType.IsImage() && !d.MediaType.IsIndex() && d.MediaType != artifactManifest {
 			continue
 		}
-		s := &pusher.Stored{Store: l.p, Descriptor: d}
+		s := &pusher.Stored{Content: l.p, Descriptor: d}
 		raw, err := s.Manifest(ctx)
 		if err != nil {
 			return nil, kept(err)
@@ -330,7 +330,7 @@ func (l *layoutFriends) tagged(_ context.Context, h v1.Hash) (map[string]*pusher
 	for _, d := range l.top.Manifests {
 		tag := d.Annotations[refName]
 		if strings.HasPrefix(tag, h.Algorithm+"-"+h.Hex+".") && digestTag.MatchString(tag) {
-			all[tag] = &pusher.Stored{Store: l.p, Descriptor: d}
+			all[tag] = &pusher.Stored{Content: l.p, Descriptor: d}
 		}
 	}
 	return all, nil

@@ -19,9 +19,9 @@ import (
 // (distribution-spec v1.1, "Pushing manifests").
 const maxManifest = 4 << 20
 
-// Store is where manifests and blobs lie under their digests: a directory, an
+// Content is where manifests and blobs lie under their digests: a directory, an
 // archive, a repository. Its methods are called by several goroutines.
-type Store interface {
+type Content interface {
 	// Manifest returns the bytes of a manifest. What does not have the digest
 	// and size of d is refused by the caller.
 	Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error)
@@ -32,7 +32,7 @@ type Store interface {
 // Stored is a manifest in a store, with all that it names. Push delivers it as
 // it is, byte by byte: images, indexes of any depth, artifacts.
 type Stored struct {
-	Store      Store
+	Content      Content
 	Descriptor v1.Descriptor
 	// MountFrom, unless zero, is the repository the store is, whose blobs a
 	// registry may take over by itself.
@@ -56,7 +56,7 @@ func (s *Stored) Manifest(ctx context.Context) ([]byte, error) {
 	if d.Size < 0 || d.Size > maxManifest {
 		return nil, fmt.Errorf("manifest %s has %d bytes, more than %d", d.Digest, d.Size, maxManifest)
 	}
-	raw, err := s.Store.Manifest(ctx, d)
+	raw, err := s.Content.Manifest(ctx, d)
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +72,7 @@ func (s *Stored) Manifest(ctx context.Context) ([]byte, error) {
 
 // child is another manifest of the same store.
 func (s *Stored) child(d v1.Descriptor) *Stored {
-	return &Stored{Store: s.Store, Descriptor: d, MountFrom: s.MountFrom}
+	return &Stored{Content: s.Content, Descriptor: d, MountFrom: s.MountFrom}
 }
 
 // names is what a manifest of any kind names.
@@ -157,7 +157,7 @@ func (g *graph) addStoredBlob(s *Stored, d v1.Descriptor) error {
 		from = s.MountFrom.Name()
 	}
 	return g.addBlob(d.Digest, d.Size, d.MediaType, func(ctx context.Context, offset int64) (io.ReadCloser, error) {
-		return s.Store.Open(ctx, d, offset)
+		return s.Content.Open(ctx, d, offset)
 	}, from)
 }
 

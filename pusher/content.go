@@ -29,10 +29,10 @@ type Content interface {
 	Open(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error)
 }
 
-// Stored is a manifest in a store, with all that it names. Push delivers it as
+// Stored is a manifest in a Content, with all that it names. Push delivers it as
 // it is, byte by byte: images, indexes of any depth, artifacts.
 type Stored struct {
-	Content      Content
+	Content    Content
 	Descriptor v1.Descriptor
 	// MountFrom, unless zero, is the repository the store is, whose blobs a
 	// registry may take over by itself.

@@ -126,7 +126,7 @@ type upload struct {
 	rejected int       // digests refused
 	hopeless int       // sessions that refused their first PATCH
 	headway  bool
-	excused  bool // the next loss is that of a body too large
+	excused  bool         // the next loss is that of a body too large
 	told     atomic.Int64 // when Sent was last emitted, in Unix nanoseconds
 
 	// guest is the request of another client that this upload carries out on a

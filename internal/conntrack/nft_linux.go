@@ -350,8 +350,10 @@ func (s *nftSet) holds(v []byte) (*nftElement, tri) {
 }
 
 // holdsAll is holds for a key of several values, some of which may not be known.
-func (s *nftSet) holdsAll(fields []field) (*nftElement, tri) {
-	best, at := no, (*nftElement)(nil)
+// Then it returns all elements that may be the one.
+func (s *nftSet) holdsAll(fields []field) ([]*nftElement, tri) {
+	var all []*nftElement
+	best := no
 	if s.dynamic || s.cut {
 		best = maybe
 	}
@@ -362,13 +364,13 @@ func (s *nftSet) holdsAll(fields []field) (*nftElement, tri) {
 			is = min(is, f.in(e))
 		}
 		if is == yes {
-			return e, yes
+			return []*nftElement{e}, yes
 		}
 		if is == maybe {
-			best, at = maybe, e
+			best, all = maybe, append(all, e)
 		}
 	}
-	return at, best
+	return all, best
 }
 
 // field is one value of a key of several.
@@ -637,47 +639,63 @@ func (in *nftReading) lookup(e *expr.Lookup, regs map[uint32]register, s *step, 
 	if len(key) > 1 {
 		text = strings.Join(what, " . ") + " @" + e.SetName
 	}
-	element, is := (*nftElement)(nil), maybe
+	var may []*nftElement // that may be the one
+	is := maybe
 	switch {
 	case len(key) > 1:
-		element, is = set.holdsAll(key)
+		may, is = set.holdsAll(key)
 	case r.value != nil:
-		element, is = set.holds(r.value)
+		var element *nftElement
+		if element, is = set.holds(r.value); element != nil {
+			may = append(may, element)
+		}
+	}
+	if is == maybe && len(may) == 0 { // the key is not known, or not all of the set
+		for i := range set.elements {
+			may = append(may, &set.elements[i])
+		}
 	}
 	if e.Invert {
 		is = is.not()
 	}
 	if e.IsDestRegSet && e.DestRegister != unix.NFT_REG_VERDICT {
 		out := register{what: "map"}
-		if element != nil {
-			out.value, out.size = element.value, len(element.value)
+		if len(may) == 1 {
+			out.value, out.size = may[0].value, len(may[0].value)
 		}
 		regs[e.DestRegister] = out
 	}
 	add(is, r, text)
 	if e.IsDestRegSet && e.DestRegister == unix.NFT_REG_VERDICT {
-		switch {
-		case element != nil && element.verdict != nil:
-			s.action, s.to = nftAction(element.verdict)
-		case is == maybe:
-			s.action, s.to = set.worst()
-		}
+		mapVerdict(may, s)
 	}
 }
 
-// worst is what a map may do to a value that is not known: an accept is what
-// makes a later drop uncertain.
-func (s *nftSet) worst() (action, string) {
-	for _, want := range []action{accept, jump, goTo, drop} {
-		for i := range s.elements {
-			if v := s.elements[i].verdict; v != nil {
-				if a, to := nftAction(v); a == want {
-					return a, to
-				}
+// mapVerdict is what a map may do. If all that may apply do the same, that is
+// it. Else it is taken for an accept, the one that protects from nothing.
+func mapVerdict(may []*nftElement, s *step) {
+	var all []step
+	for _, e := range may {
+		if e.verdict == nil {
+			continue
+		}
+		a, to := nftAction(e.verdict)
+		if !slices.ContainsFunc(all, func(o step) bool { return o.action == a && o.to == to }) {
+			all = append(all, step{action: a, to: to})
+		}
+	}
+	switch len(all) {
+	case 0:
+	case 1:
+		s.action, s.to = all[0].action, all[0].to
+	default:
+		s.action = accept
+		for _, o := range all {
+			if o.action == jump || o.action == goTo {
+				s.also = append(s.also, o.to)
 			}
 		}
 	}
-	return pass, ""
 }
 
 func (s *nftSet) words(r register) string {

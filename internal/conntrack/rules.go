@@ -77,6 +77,9 @@ type step struct {
 	conds  []cond
 	action action
 	to     string // chain, or where it translates to
+	// also are chains that it may lead to as well, by a map whose key is not
+	// known.
+	also []string
 }
 
 func (s step) match() tri {
@@ -230,12 +233,23 @@ func (w *walker) through(c *chain, depth int, above []cond) end {
 				return e
 			case s.action == goTo && here == yes:
 				return end{action: back}
+			case s.action == goTo:
+				above = unless(above, r)
 			}
 		case accept:
 			if sure && !w.past {
 				return e
 			}
 			w.sooner = append(w.sooner, r.text)
+			for _, to := range s.also {
+				target := w.set.find(c.family, c.table, to)
+				if target == nil || w.on == nil { // a drop there would be uncertain
+					continue
+				}
+				if e = w.through(target, depth+1, s.conds); e.stopped {
+					return e
+				}
+			}
 		case drop, reject:
 			switch {
 			case sure:
@@ -247,9 +261,16 @@ func (w *walker) through(c *chain, depth int, above []cond) end {
 			if here == yes {
 				return end{action: back}
 			}
+			above = unless(above, r)
 		}
 	}
 	return end{action: pass}
+}
+
+// unless is what the rest of a chain depends on after a rule that may have left
+// it.
+func unless(above []cond, r *rule) []cond {
+	return append(slices.Clone(above), cond{is: maybe, text: "not " + r.text})
 }
 
 // Effect says what a rule that drops INVALID does for the host.

@@ -58,7 +58,7 @@ func targetWords(r *conntrack.Report) string {
 	t := r.Registry
 	switch ports := r.Ports(); {
 	case t == nil && len(ports) == 1:
-		return fmt.Sprintf("port %d", ports[0])
+		return "port " + ports[0].String()
 	case t == nil:
 		return "a port"
 	}

@@ -193,6 +193,8 @@ func (m *machine) rules(ctx context.Context) (*ruleset, error) {
 	return set, nil
 }
 
+var errEndless = errors.New("there are too many rules to follow, or they go in circles")
+
 func (m *machine) examine(ctx context.Context, reg *Registry) *Report {
 	r := &Report{System: "linux", Mappings: []Mapping{}, Proxies: []Proxy{}, Guards: []Guard{}, Protection: []string{}}
 	if b, err := readFile(m.root, "proc/sys/kernel/osrelease"); err == nil {
@@ -208,7 +210,12 @@ func (m *machine) examine(ctx context.Context, reg *Registry) *Report {
 	set, err := m.rules(ctx)
 	r.unread, r.why = err != nil, err
 	if set != nil {
-		r.Mappings = append(r.Mappings, mappings(set, r.Registry, own)...)
+		all, cut := mappings(set, r.Registry, own)
+		r.Mappings = append(r.Mappings, all...)
+		if r.endless = cut; cut && err == nil {
+			err = errEndless
+			r.unread, r.why = true, err
+		}
 	}
 	m.where(ctx, r, set, own, netns)
 
@@ -218,6 +225,8 @@ func (m *machine) examine(ctx context.Context, reg *Registry) *Report {
 		found = guardsOf(set, r.Mappings, r.Registry)
 		r.Guards = append(r.Guards, found.guards...)
 		r.exposed = len(found.open) > 0
+		found.endless = found.endless || r.endless
+		r.endless = found.endless
 		r.unread = r.unread || found.endless
 	}
 	r.protections(found)
@@ -283,7 +292,7 @@ func (t *Target) only(v6 bool) (a netip.Addr) {
 // packets are the kinds that matter for a registry, or for any.
 func packets(t *Target, own []netip.Addr) []packet {
 	if t == nil {
-		return []packet{{local: yes}, {v6: true, local: yes}}
+		return []packet{{local: yes, outside: true}, {v6: true, local: yes, outside: true}}
 	}
 	port := uint16(t.Port) //nolint:gosec // checked by the caller
 	var all []packet
@@ -297,59 +306,66 @@ func packets(t *Target, own []netip.Addr) []packet {
 	return all
 }
 
-func mappings(set *ruleset, t *Target, own []netip.Addr) []Mapping {
-	var all []Mapping
+// mappings lists the ports that are translated. cut reports that there may be
+// more.
+func mappings(set *ruleset, t *Target, own []netip.Addr) (all []Mapping, cut bool) {
 	for _, p := range packets(t, own) {
-		found := set.translations(p)
-		// Where any port is translated, the ones that are named tell no more.
+		found, more := set.translations(p)
+		cut = cut || more
 		for _, m := range found {
-			if m.Port == unnamed && p.port != unnamed {
-				m.Port = 0
-				found = []Mapping{m}
-				break
-			}
-		}
-		for _, m := range found {
-			same := func(o Mapping) bool { return o.Port == m.Port && o.V6 == m.V6 && o.To == m.To }
+			same := func(o Mapping) bool { return o.Port == m.Port && o.Last == m.Last && o.V6 == m.V6 && o.To == m.To }
 			if !slices.ContainsFunc(all, same) {
 				all = append(all, m)
 			}
 		}
 	}
-	return all
+	return all, cut
 }
 
 // guardsOf judges each port that is translated.
 func guardsOf(set *ruleset, mappings []Mapping, t *Target) judgement {
 	var out judgement
+	bounds, _ := set.ports()
 	for _, m := range mappings {
-		p := packet{v6: m.V6, port: uint16(m.Port), local: yes} //nolint:gosec // it was read as one
-		if m.Port == 0 {
-			p.port = unnamed
-			if t != nil {
-				p.port = uint16(t.Port) //nolint:gosec // checked by the caller
+		open := false
+		for _, port := range judged(m, bounds) {
+			s := set.judge(packet{v6: m.V6, port: uint16(port), local: yes, to: t.only(m.V6)}) //nolint:gosec // it was read as one
+			out.endless = out.endless || s.endless
+			open = open || s.effect() != Protects
+			for _, g := range s.guards {
+				out.add(g, m.Port)
 			}
 		}
-		p.to = t.only(m.V6)
-		s := set.judge(p)
-		out.endless = out.endless || s.endless
-		if s.effect() != Protects {
+		if open {
 			out.open = append(out.open, m)
-		}
-		for _, g := range s.guards {
-			i := slices.IndexFunc(out.guards, func(o Guard) bool {
-				return o.Chain == g.Chain && o.Rule == g.Rule && o.Effect == g.Effect
-			})
-			if i < 0 {
-				i = len(out.guards)
-				out.guards = append(out.guards, g)
-			}
-			if !slices.Contains(out.guards[i].Ports, m.Port) {
-				out.guards[i].Ports = append(out.guards[i].Ports, m.Port)
-			}
 		}
 	}
 	return out
+}
+
+// judged are the ports of a mapping that rules may treat differently.
+func judged(m Mapping, bounds []int) []int {
+	first := max(m.Port, 1)
+	ports := []int{first}
+	for _, b := range bounds {
+		if b != first && m.covers(b) {
+			ports = append(ports, b)
+		}
+	}
+	return ports
+}
+
+func (s *judgement) add(g Guard, port int) {
+	i := slices.IndexFunc(s.guards, func(o Guard) bool {
+		return o.Chain == g.Chain && o.Rule == g.Rule && o.Effect == g.Effect
+	})
+	if i < 0 {
+		i = len(s.guards)
+		s.guards = append(s.guards, g)
+	}
+	if !slices.Contains(s.guards[i].Ports, port) {
+		s.guards[i].Ports = append(s.guards[i].Ports, port)
+	}
 }
 
 // where decides whether this is the host to look at.
@@ -391,7 +407,8 @@ func (m *machine) hairpin(ctx context.Context, r *Report, set *ruleset, own []ne
 	port := uint16(t.Port) //nolint:gosec // checked by the caller
 	local := []Mapping{}
 	for _, v6 := range []bool{false, true} {
-		local = append(local, set.translations(packet{v6: v6, port: port, local: yes})...)
+		found, _ := set.translations(packet{v6: v6, port: port, local: yes})
+		local = append(local, found...)
 	}
 	if len(local) == 0 {
 		return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -294,7 +295,7 @@ func FuzzNFT(f *testing.F) {
 		if err := nftRules(d, set); err != nil {
 			return
 		}
-		all := mappings(set, nil, nil)
+		all, _ := mappings(set, nil, nil)
 		guardsOf(set, all, nil)
 	})
 }
@@ -313,5 +314,21 @@ func TestKeysOfSeveralValues(t *testing.T) {
 	// Without a registry the ports of the keys are looked at.
 	if r := m.examine(t.Context(), nil); len(r.Mappings) != 1 || r.Mappings[0].Port != 5000 {
 		t.Errorf("any: got %+v", r.Mappings)
+	}
+}
+
+// Where a bound was reached nothing is called sound.
+func TestTooManyPortsAreUnknown(t *testing.T) {
+	m := recorded(t, with(t, someKernel, map[string]string{"proc/net/ip_tables_names": "nat\n"}), "nft-vmap")
+	m.legacy = func(context.Context, bool) ([]byte, error) {
+		b := []byte("*nat\n:PREROUTING ACCEPT [0:0]\n")
+		for i := range maxPorts {
+			b = fmt.Appendf(b, "-A PREROUTING -p tcp -m tcp --dport %d -j DNAT --to-destination 10.77.2.2\n", 10000+2*i)
+		}
+		return append(b, "COMMIT\n"...), nil
+	}
+	r := m.examine(t.Context(), nil)
+	if r.Verdict != Unknown || verdictOf(r, "rules") != Unknown {
+		t.Errorf("got %s, %s", r.Verdict, verdictOf(r, "rules"))
 	}
 }

@@ -27,9 +27,9 @@ type record struct {
 }
 
 type dropRecord struct {
-	Ports []int  `json:"ports"`
-	Netns string `json:"netns"`
-	Boot  string `json:"boot"`
+	Ports []PortRange `json:"ports"`
+	Netns string      `json:"netns"`
+	Boot  string      `json:"boot"`
 	// Table is how nft lists it; empty where the making was cut off.
 	Table string `json:"table"`
 }
@@ -101,7 +101,7 @@ func (f *fixer) plan(ctx context.Context, remedy Remedy, r *Report, persist bool
 	return p, err
 }
 
-func (f *fixer) planDrop(ctx context.Context, p *Plan, rec *record, ports []int, persist bool) error {
+func (f *fixer) planDrop(ctx context.Context, p *Plan, rec *record, ports []PortRange, persist bool) error {
 	if len(ports) == 0 {
 		return ErrNoPorts
 	}
@@ -158,10 +158,6 @@ func (f *fixer) planDrop(ctx context.Context, p *Plan, rec *record, ports []int,
 		f.enable(p, rec)
 	}
 	return nil
-}
-
-func joinPorts(ports []int) string {
-	return strings.Trim(strings.ReplaceAll(fmt.Sprint(ports), " ", ", "), "[]")
 }
 
 // table lists our table, empty where there is none.

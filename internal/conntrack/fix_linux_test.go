@@ -285,7 +285,7 @@ func TestApplyNeedsRoot(t *testing.T) {
 }
 
 func FuzzRecord(f *testing.F) {
-	f.Add([]byte(`{"version":1,"drop":{"ports":[5000]},"files":[{"path":"etc/rpush/conntrack-drop.nft"}]}`))
+	f.Add([]byte(`{"version":1,"drop":{"ports":["5000","6000-6010"]},"files":[{"path":"etc/rpush/conntrack-drop.nft"}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := parseRecord(b)
 		if err != nil {

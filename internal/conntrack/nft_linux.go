@@ -438,10 +438,11 @@ func nftRule(family byte, a attrs, sets map[string]*nftSet) rule {
 			ru.packets, ru.counted = c.Packets, true
 		}
 	}
-	in := &nftReading{family: family, table: a.text(unix.NFTA_RULE_TABLE), sets: sets, exprs: exprs}
+	in := &nftReading{family: family, table: a.text(unix.NFTA_RULE_TABLE), sets: sets, exprs: exprs, first: true}
 	ru.on = in.on
 	s := in.on(packet{})
-	ru.ports = slices.Clone(in.ports)
+	in.first = false
+	ru.bounds, ru.odd = slices.Clone(in.bounds), in.odd
 	ru.text = ruleText(s)
 	return ru
 }
@@ -485,7 +486,10 @@ type nftReading struct {
 	sets   map[string]*nftSet
 	exprs  []any
 
-	ports []uint16 // named in the last reading
+	// Of the last reading, see rule.
+	bounds []int
+	odd    bool
+	first  bool // this is the reading that notes them
 }
 
 // register holds what an expression loaded.
@@ -514,7 +518,7 @@ const (
 func (in *nftReading) on(p packet) step {
 	var s step
 	regs := map[uint32]register{}
-	in.ports = in.ports[:0]
+	in.bounds, in.odd = in.bounds[:0], false
 	add := func(is tri, r register, text string) {
 		if r.never {
 			is = no
@@ -568,15 +572,11 @@ func (in *nftReading) on(p packet) step {
 			regs[e.DestRegister] = r
 		case *expr.Cmp:
 			r := regs[e.Register]
-			if r.kind == portValue && r.mask == nil && len(e.Data) == 2 && e.Op == expr.CmpOpEq {
-				in.ports = append(in.ports, binary.BigEndian.Uint16(e.Data))
-			}
+			in.bound(r, e.Data, e.Data)
 			add(compare(e.Op, r, e.Data, p), r, r.words(e.Op, e.Data))
 		case *expr.Range:
 			r := regs[e.Register]
-			if r.kind == portValue && len(e.FromData) == 2 {
-				in.ports = append(in.ports, binary.BigEndian.Uint16(e.FromData))
-			}
+			in.bound(r, e.FromData, e.ToData)
 			is := maybe
 			if r.value != nil && len(r.value) == len(e.FromData) && len(r.value) == len(e.ToData) {
 				is = known(bytes.Compare(e.FromData, r.value) <= 0 && bytes.Compare(r.value, e.ToData) <= 0)
@@ -614,6 +614,35 @@ func (in *nftReading) on(p packet) step {
 	return s
 }
 
+// bound notes where a comparison of the port may come out differently.
+func (in *nftReading) bound(r register, first, last []byte) {
+	switch {
+	case !in.first || r.kind != portValue:
+	case r.mask != nil || len(first) != 2 || len(last) != 2:
+		in.odd = true
+	default:
+		in.bounds = append(in.bounds, int(binary.BigEndian.Uint16(first)), int(binary.BigEndian.Uint16(last)),
+			int(binary.BigEndian.Uint16(last))+1)
+	}
+}
+
+// boundOf is bound for an element of a set, whose key may have the port in it.
+func (in *nftReading) boundOf(f field, e *nftElement) {
+	key := func(b []byte) []byte {
+		if len(b) < f.offset+2 {
+			return nil
+		}
+		return b[f.offset : f.offset+2]
+	}
+	switch {
+	case len(e.key) == 0: // the one for all else
+	case len(e.end) > 0:
+		in.bound(f.register, key(e.key), key(e.end))
+	default:
+		in.bound(f.register, key(e.key), key(e.key))
+	}
+}
+
 // lookup is a test for membership, or what a map says.
 func (in *nftReading) lookup(e *expr.Lookup, regs map[uint32]register, s *step, add func(tri, register, string)) {
 	r := regs[e.SourceRegister]
@@ -629,9 +658,9 @@ func (in *nftReading) lookup(e *expr.Lookup, regs map[uint32]register, s *step, 
 	var what []string
 	for _, f := range key {
 		what = append(what, f.what)
-		for i := 0; f.kind == portValue && f.mask == nil && i < min(len(set.elements), maxPorts); i++ {
-			if k := set.elements[i].key; len(k) >= f.offset+2 && !set.elements[i].last {
-				in.ports = append(in.ports, binary.BigEndian.Uint16(k[f.offset:]))
+		if in.first && f.kind == portValue {
+			for i := range set.elements {
+				in.boundOf(f, &set.elements[i])
 			}
 		}
 	}
@@ -826,6 +855,9 @@ func compare(op expr.CmpOp, r register, data []byte, p packet) tri {
 	if r.kind == nameValue || r.kind == ifNumber {
 		return compareInterface(op, r, data, p)
 	}
+	if r.kind == addrValue && r.what == "daddr" && p.outside && loopbackData(data) {
+		return map[expr.CmpOp]tri{expr.CmpOpEq: no, expr.CmpOpNeq: yes}[op]
+	}
 	if r.value == nil || len(r.value) < len(data) {
 		return maybe
 	}
@@ -845,6 +877,12 @@ func compare(op expr.CmpOp, r register, data []byte, p packet) tri {
 		return known(c >= 0)
 	}
 	return maybe
+}
+
+// loopbackData tells whether the start of an address is that of a loopback one.
+func loopbackData(data []byte) bool {
+	a, ok := netip.AddrFromSlice(data)
+	return len(data) > 0 && len(data) <= 4 && data[0] == 127 || ok && a.IsLoopback()
 }
 
 // compareInterface knows that the packet does not come in by loopback, and that

@@ -184,6 +184,21 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+func TestPortRange(t *testing.T) {
+	for s, ok := range map[string]bool{"5000": true, "5000-5010": true, "": false, "0": false, "5-4": false, "1-65536": false, "1;flush": false, "-1": false, "5-": false} {
+		var r PortRange
+		if err := r.UnmarshalText([]byte(s)); (err == nil) != ok || ok && r.String() != s {
+			t.Errorf("%q: got %v, %v", s, r, err)
+		}
+	}
+	if got := joinPorts(union([]PortRange{{5001, 5001}, {5000, 5000}}, []PortRange{{7000, 7010}, {7005, 7020}, {5000, 5000}})); got != "5000, 5001, 7000-7020" {
+		t.Errorf("got %s", got)
+	}
+	if got := dropScript([]PortRange{{5000, 5010}}); !strings.Contains(got, "tcp dport { 5000-5010 } ct") {
+		t.Errorf("got %s", got)
+	}
+}
+
 func TestOwner(t *testing.T) {
 	for want, c := range map[string]chain{
 		"kube-proxy": {name: "KUBE-FORWARD"}, "Calico": {name: "cali-fw-eth0"}, "ufw": {name: "ufw-before-input"},

@@ -103,6 +103,7 @@ type Report struct {
 	liberal bool
 	exposed bool // a translated port without a drop
 	unread  bool // rules could not be read
+	endless bool // or not be followed to their end
 	why     error
 }
 
@@ -120,21 +121,20 @@ func (r *Report) Old() bool {
 
 // Ports are those translated here, for a rule as narrow as can be. Without any
 // it is the port of the registry that was named.
-func (r *Report) Ports() []int {
-	var ports []int
+func (r *Report) Ports() []PortRange {
+	var ports []PortRange
 	for _, m := range r.Mappings {
 		if m.Port == 0 && r.Registry != nil {
 			m.Port = r.Registry.Port
 		}
 		if m.Port != 0 {
-			ports = append(ports, m.Port)
+			ports = append(ports, m.ports())
 		}
 	}
 	if len(ports) == 0 && r.Registry != nil {
-		ports = append(ports, r.Registry.Port)
+		ports = append(ports, PortRange{r.Registry.Port, r.Registry.Port})
 	}
-	slices.Sort(ports)
-	return slices.Compact(ports)
+	return union(ports)
 }
 
 // Watched adds a measurement and concludes anew.
@@ -181,7 +181,7 @@ func (r *Report) conclude() {
 		r.Verdict = NotApplicable
 	case r.Where == Undecided:
 		r.Verdict = Unknown
-	case r.unread && r.exposed && !r.liberal && !r.immune():
+	case (r.endless || r.unread && r.exposed) && !r.liberal && !r.immune():
 		r.Verdict = Unknown
 	default:
 		r.Verdict = worst

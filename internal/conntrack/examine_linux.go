@@ -78,16 +78,27 @@ func NowWithRules(ctx context.Context, r *Report) (Sample, error) {
 // saveLegacy prints the rules of legacy xtables. Only called where the kernel
 // has such tables: the program would make them.
 func saveLegacy(ctx context.Context, v6 bool) ([]byte, error) {
+	return saveLegacyWith(ctx, v6, lookPath, run)
+}
+
+func saveLegacyWith(ctx context.Context, v6 bool, find func(string) (string, error), run program) ([]byte, error) {
 	name := "iptables-legacy-save"
 	if v6 {
 		name = "ip6tables-legacy-save"
 	}
-	path, err := lookPath(name)
-	if err != nil { // before 1.8 there was but one
-		path, err = lookPath(strings.Replace(name, "-legacy", "", 1))
+	path, missing := find(name)
+	if missing == nil {
+		return run(ctx, nil, path, "-c")
 	}
+	// Before 1.8 there was but one. Since then one of that name may print the
+	// rules of nft, and none of the legacy ones.
+	path, err := find(strings.Replace(name, "-legacy", "", 1))
 	if err != nil {
-		return nil, err
+		return nil, missing
+	}
+	version, err := run(ctx, nil, path, "--version")
+	if err != nil || bytes.Contains(version, []byte("nf_tables")) {
+		return nil, missing
 	}
 	return run(ctx, nil, path, "-c")
 }
@@ -106,6 +117,9 @@ func lookPath(name string) (string, error) {
 }
 
 const programTime = 20 * time.Second
+
+// program is run.
+type program func(ctx context.Context, in []byte, path string, args ...string) ([]byte, error)
 
 // bounded keeps so much of what is written to it.
 type bounded struct {
@@ -185,6 +199,11 @@ func (m *machine) rules(ctx context.Context) (*ruleset, error) {
 		dump, err := m.legacy(ctx, v6)
 		if err != nil {
 			return set, fmt.Errorf("legacy xtables: %w", err)
+		}
+		for _, table := range strings.Fields(string(tables)) {
+			if !bytes.Contains(append([]byte("\n"), dump...), []byte("\n*"+table+"\n")) {
+				return set, fmt.Errorf("legacy xtables: the kernel has a table %q, which was not printed", table)
+			}
 		}
 		if err := xtRules(dump, v6, set); err != nil {
 			return nil, fmt.Errorf("legacy xtables: %w", err)

@@ -55,7 +55,7 @@ func (r *record) empty() bool {
 // fixer changes a machine; tests have one with another root.
 type fixer struct {
 	m       *machine
-	run     func(ctx context.Context, in []byte, path string, args ...string) ([]byte, error)
+	run     program
 	find    func(name string) (string, error)
 	systemd bool
 	host    bool // the machine's own network namespace

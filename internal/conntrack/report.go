@@ -158,7 +158,11 @@ func (v Verdict) worst() int {
 func (r *Report) conclude() {
 	r.Checks = slices.DeleteFunc(r.Checks, func(c Check) bool { return c.Name == "window" || c.Name == "self-test" })
 	if r.Window != nil {
-		r.Checks = append(r.Checks, windowCheck(*r.Window))
+		c := windowCheck(*r.Window)
+		if c.Verdict == Evidence && !r.mayTranslate() {
+			c.Verdict, c.Finding = Unknown, "RSTs answered INVALID packets, but nothing is translated here: scans and late FINs look the same"
+		}
+		r.Checks = append(r.Checks, c)
 	}
 	if r.SelfTest != nil {
 		r.Checks = append(r.Checks, r.SelfTest.check(r))
@@ -186,6 +190,11 @@ func (r *Report) conclude() {
 	default:
 		r.Verdict = worst
 	}
+}
+
+// mayTranslate holds where an answer to an INVALID packet can be the incident.
+func (r *Report) mayTranslate() bool {
+	return r.Where == Here || r.Where == Undecided && r.unread
 }
 
 // immune reports a kernel that was seen to reset nothing.

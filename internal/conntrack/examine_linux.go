@@ -446,6 +446,9 @@ func (m *machine) hairpin(ctx context.Context, r *Report, set *ruleset, own []ne
 	}
 }
 
+// firstPIDs is the machine's own namespace of process ids.
+const firstPIDs = "pid:[4026531836]"
+
 // namespace tells whether this is the machine's own network namespace.
 func (m *machine) namespace(r *Report) Check {
 	c := Check{Name: "namespace", Verdict: Sound, Command: "ls -l /proc/self/ns/net /proc/1/ns/net"}
@@ -454,8 +457,7 @@ func (m *machine) namespace(r *Report) Check {
 			r.Container = f.kind
 		}
 	}
-	const initial = "pid:[4026531836]"
-	if ns, err := os.Readlink(filepath.Join(m.root, "proc/self/ns/pid")); err == nil && ns != initial && r.Container == "" {
+	if ns, err := os.Readlink(filepath.Join(m.root, "proc/self/ns/pid")); err == nil && ns != firstPIDs && r.Container == "" {
 		r.Container = "unknown kind"
 	}
 	// The size of the table can be written in the first namespace only.

@@ -34,6 +34,15 @@ func TestParseRegistry(t *testing.T) {
 		{"team/app", false, "index.docker.io 443"},
 		{"registry.example:99999/app", false, ""},
 		{"registry.example:0", false, ""},
+		{"10.0.0.1:70000", false, ""},
+		{"registry.example:70000", false, ""},
+		{"localhost:70000", false, ""},
+		{"my.app:latest", false, "index.docker.io 443"},
+		{"app:70000", false, "index.docker.io 443"},
+		{"/", false, ""},
+		{"/app", false, ""},
+		{":5000", false, ""},
+		{":5000/app", false, ""},
 		{"Not A Reference", false, ""},
 		{"", false, ""},
 	} {
@@ -68,6 +77,9 @@ func TestDoctorUsage(t *testing.T) {
 		{[]string{"--undo", "--watch", "1s"}, "", "measures nothing"},
 		{[]string{"-q", "-v"}, "", "contradict"},
 		{[]string{"Not A Reference"}, "", "is no reference"},
+		{[]string{"10.0.0.1:70000"}, "", "is no reference"},
+		{[]string{"/"}, "", "is no reference"},
+		{[]string{":5000"}, "", "is no reference"},
 		{[]string{"--persist"}, "", "--persist needs"},
 	} {
 		r := newRig(t, nil)
@@ -88,7 +100,7 @@ func TestDoctorUsage(t *testing.T) {
 
 func TestForAdmin(t *testing.T) {
 	for arg, want := range map[string][]string{
-		"registry.example:5000": {"Uploads to registry.example:5000", "tcp dport 5000 ct state invalid counter drop", "be_liberal=1", "nft delete table inet rpush", "conntrack -S"},
+		"registry.example:5000": {"Uploads to registry.example:5000", "tcp dport 5000 ct state invalid counter drop", "be_liberal=1", "nft delete table inet rpush_manual\n", "conntrack -S"},
 		"":                      {"Uploads to the registry", "tcp dport PORT"},
 	} {
 		r := newRig(t, nil)
@@ -180,6 +192,12 @@ func TestDoctorVerdicts(t *testing.T) {
 		{conntrack.NotApplicable, conntrack.Elsewhere, nil, 0, 0, "does not NAT registry.example:5000: run this on the host that publishes port 5000", "--for-admin"},
 		{conntrack.NotApplicable, conntrack.Untranslated, nil, 0, 0, "its port is not translated", ""},
 		{conntrack.NotApplicable, conntrack.NotLinux, func(r *conntrack.Report) { r.System = "darwin" }, 0, 0, "not applicable here, on darwin", "--for-admin"},
+		{conntrack.AtRisk, conntrack.Here, func(r *conntrack.Report) {
+			r.Checks = append(r.Checks, conntrack.Check{Name: "window", Verdict: conntrack.Unknown, Finding: "nothing can be measured: x", Command: "look"})
+		}, 1, 1, "is translated here", ""},
+		{conntrack.NotApplicable, conntrack.Untranslated, func(r *conntrack.Report) {
+			r.Checks = append(r.Checks, conntrack.Check{Name: "window", Verdict: conntrack.Unknown, Command: "look"})
+		}, 0, 0, "its port is not translated", ""},
 		{conntrack.Unknown, conntrack.Undecided, nil, 1, 1, "could not", "sudo rpush doctor registry.example:5000"},
 		{conntrack.Unknown, conntrack.Undecided, func(r *conntrack.Report) {
 			r.Container = "Docker"

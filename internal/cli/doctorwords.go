@@ -345,10 +345,10 @@ Check it, as root on that host, while somebody pushes:
 It is this incident if both rise, invalid by two for each RST.
 
 Remedy 1, a narrow rule (better):
-  nft add table inet rpush
-  nft 'add chain inet rpush input { type filter hook input priority -1; }'
-  nft add rule inet rpush input tcp dport {port} ct state invalid counter drop
-Undo: nft delete table inet rpush
+  nft add table inet rpush_manual
+  nft 'add chain inet rpush_manual input { type filter hook input priority -1; }'
+  nft add rule inet rpush_manual input tcp dport {port} ct state invalid counter drop
+Undo: nft delete table inet rpush_manual
 
 Remedy 2, a setting (all TCP connections lose conntrack's window check):
   sysctl -w net.netfilter.nf_conntrack_tcp_be_liberal=1

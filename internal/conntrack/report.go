@@ -105,6 +105,8 @@ type Report struct {
 	unread  bool // rules could not be read
 	endless bool // or not be followed to their end
 	why     error
+
+	unwatched string // why there is no Window
 }
 
 // Unread is why rules could not be read, or nil.
@@ -143,6 +145,12 @@ func (r *Report) Watched(w Window) {
 	r.conclude()
 }
 
+// NotWatched says why a measurement was not made.
+func (r *Report) NotWatched(why string) {
+	r.unwatched = why
+	r.conclude()
+}
+
 // Tested adds a self-test and concludes anew.
 func (r *Report) Tested(t SelfTest) {
 	r.SelfTest = &t
@@ -157,6 +165,9 @@ func (v Verdict) worst() int {
 // conclude weighs the checks. What protects makes up for what would be a risk.
 func (r *Report) conclude() {
 	r.Checks = slices.DeleteFunc(r.Checks, func(c Check) bool { return c.Name == "window" || c.Name == "self-test" })
+	if r.unwatched != "" {
+		r.Checks = append(r.Checks, Check{Name: "window", Verdict: Unknown, Finding: r.unwatched, Command: windowCommand})
+	}
 	if r.Window != nil {
 		c := windowCheck(*r.Window)
 		if c.Verdict == Evidence && !r.mayTranslate() {

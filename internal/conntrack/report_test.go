@@ -23,3 +23,17 @@ func TestEvidenceTakesTranslation(t *testing.T) {
 		}
 	}
 }
+
+// A measurement that was not made is said, and is no verdict.
+func TestNotWatched(t *testing.T) {
+	r := &Report{Where: Here}
+	r.NotWatched("no counters")
+	if got := r.Checks[0]; got.Name != "window" || got.Verdict != Unknown || got.Finding != "no counters" || r.Verdict != Sound {
+		t.Errorf("got %+v, %s", got, r.Verdict)
+	}
+	r = &Report{Where: Here}
+	r.Watched(Window{Moved: NotCounted})
+	if got := r.Checks[0]; got.Name != "window" || got.Verdict != Unknown {
+		t.Errorf("not counted: got %+v", got)
+	}
+}

@@ -341,7 +341,8 @@ func (a *app) doctorResult(o *doctorOptions, d *doctorDocument) error {
 		text = appliedWords(d.Fix, o)
 	}
 	if !o.undo && d.Error == "" && (d.Fix == nil || d.Fix.Applied) {
-		text += doctorWords(d, o.verbose, isTerminal(a.stdout) && a.env["NO_COLOR"] == "")
+		terminal := isTerminal(a.stdout)
+		text += doctorWords(d, o.verbose, terminal && a.env["NO_COLOR"] == "", terminal)
 	}
 	_, err := io.WriteString(a.stdout, text)
 	return err

@@ -219,7 +219,7 @@ func TestDoctorVerdicts(t *testing.T) {
 		if got := a.doctorExit(&doctorOptions{strict: true}, d, nil); got != c.strict {
 			t.Errorf("%s, %s: --strict: exit %d, want %d", c.verdict, c.where, got, c.strict)
 		}
-		text := doctorWords(d, false, false)
+		text := doctorWords(d, false, false, false)
 		if !strings.Contains(d.Headline, c.says) || !strings.Contains(strings.Join(d.Advice, "\n"), c.advice) {
 			t.Errorf("%s, %s: got %q\n%q", c.verdict, c.where, d.Headline, d.Advice)
 		}
@@ -229,10 +229,10 @@ func TestDoctorVerdicts(t *testing.T) {
 		if !strings.HasPrefix(text, string(c.verdict)) {
 			t.Errorf("the headline is not first:\n%s", text)
 		}
-		if colour := doctorWords(d, false, true); strings.Contains(colour, "\x1b[2J") || c.verdict != conntrack.NotApplicable && !strings.Contains(colour, "\x1b[") {
+		if colour := doctorWords(d, false, true, true); strings.Contains(colour, "\x1b[2J") || c.verdict != conntrack.NotApplicable && !strings.Contains(colour, "\x1b[") {
 			t.Errorf("%s: colours: %q", c.verdict, colour)
 		}
-		if v := doctorWords(d, true, false); strings.Count(v, "$ look") != len(r.Checks) || !strings.Contains(v, " e\n") {
+		if v := doctorWords(d, true, false, false); strings.Count(v, "$ look") != len(r.Checks) || !strings.Contains(v, " e\n") {
 			t.Errorf("%s: verbose:\n%s", c.verdict, v)
 		}
 	}
@@ -243,6 +243,26 @@ func TestDoctorVerdicts(t *testing.T) {
 	refused := &doctorDocument{Report: sample(conntrack.Sound, conntrack.Here), Fix: &conntrack.Plan{Refused: []string{"x"}}}
 	if got := a.doctorExit(&doctorOptions{undo: true}, refused, nil); got != exitPermanent {
 		t.Errorf("a refused undo: exit %d", got)
+	}
+}
+
+// On a terminal no line is wider than it; elsewhere a finding is one line.
+func TestDoctorWraps(t *testing.T) {
+	r := sample(conntrack.AtRisk, conntrack.Here)
+	long := strings.TrimSpace(strings.Repeat("a finding of many words, ", 12))
+	r.Checks[0].Finding, r.Checks[0].Details = long, []string{long}
+	d := &doctorDocument{Report: r, Headline: long, Advice: []string{long}}
+	text := doctorWords(d, false, false, true)
+	for line := range strings.Lines(text) {
+		if len(strings.TrimRight(line, "\n")) > 80 {
+			t.Errorf("%d columns: %s", len(line)-1, line)
+		}
+	}
+	if got := strings.Count(strings.Join(strings.Fields(text), " "), long); got != 4 {
+		t.Errorf("%d of 4 texts are whole:\n%s", got, text)
+	}
+	if text := doctorWords(d, false, false, false); strings.Count(text, long+"\n") != 4 {
+		t.Errorf("not on a terminal:\n%s", text)
 	}
 }
 

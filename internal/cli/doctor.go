@@ -136,9 +136,16 @@ func (a *app) selfTestCommand() *cobra.Command {
 func parseRegistry(arg string, plain bool) (*conntrack.Registry, error) {
 	s := strings.TrimPrefix(arg, "docker://")
 	host, rest, path := strings.Cut(s, "/")
+	if h, _, ok := strings.Cut(host, ":"); h == "" && (ok || path) {
+		return nil, fmt.Errorf(badReference, arg)
+	}
 	alone := !path && (strings.ContainsAny(host, ".:") || host == "localhost")
 	if _, port, ok := strings.Cut(host, ":"); alone && ok {
 		if _, err := strconv.ParseUint(strings.TrimPrefix(port[strings.LastIndexByte(port, ':')+1:], ":"), 10, 16); err != nil {
+			h := host[:strings.LastIndexByte(host, ':')]
+			if strings.Trim(port, "0123456789") == "" && (h == "localhost" || strings.Contains(h, ".")) {
+				return nil, fmt.Errorf(badReference, arg) // a host, and no port
+			}
 			alone = false // name:tag, on Docker Hub
 		}
 	}
@@ -275,7 +282,7 @@ func (a *app) watch(ctx context.Context, o *doctorOptions, r *conntrack.Report) 
 	all := context.WithoutCancel(ctx)
 	before, err := conntrack.NowWithRules(all, r)
 	if err != nil {
-		a.out.line(fmt.Sprintf(notMeasured, err))
+		r.NotWatched(fmt.Sprintf(notMeasured, err))
 		return false
 	}
 	a.out.note(watchWords(o.watch))
@@ -287,7 +294,7 @@ func (a *app) watch(ctx context.Context, o *doctorOptions, r *conntrack.Report) 
 	}
 	after, err := conntrack.NowWithRules(all, r)
 	if err != nil {
-		a.out.line(fmt.Sprintf(notMeasured, err))
+		r.NotWatched(fmt.Sprintf(notMeasured, err))
 		return false
 	}
 	r.Watched(conntrack.Between(before, after))
@@ -302,9 +309,14 @@ func (a *app) doctorExit(o *doctorOptions, d *doctorDocument, failed error) int 
 	case o.undo:
 		return exitOK
 	}
-	switch d.Verdict {
-	case conntrack.Evidence:
+	told := !slices.ContainsFunc(d.Checks, func(c conntrack.Check) bool { return c.Name == "window" && c.Verdict == conntrack.Unknown })
+	switch {
+	case d.Verdict == conntrack.Evidence:
 		return exitFault
+	case !told && d.Verdict != conntrack.NotApplicable:
+		return exitPermanent // it was asked for
+	}
+	switch d.Verdict {
 	case conntrack.AtRisk:
 		if o.strict {
 			return exitFault
@@ -329,7 +341,8 @@ func (a *app) doctorResult(o *doctorOptions, d *doctorDocument) error {
 		text = appliedWords(d.Fix, o)
 	}
 	if !o.undo && d.Error == "" && (d.Fix == nil || d.Fix.Applied) {
-		text += doctorWords(d, o.verbose, isTerminal(a.stdout) && a.env["NO_COLOR"] == "")
+		terminal := isTerminal(a.stdout)
+		text += doctorWords(d, o.verbose, terminal && a.env["NO_COLOR"] == "", terminal)
 	}
 	_, err := io.WriteString(a.stdout, text)
 	return err

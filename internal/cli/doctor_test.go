@@ -34,6 +34,15 @@ func TestParseRegistry(t *testing.T) {
 		{"team/app", false, "index.docker.io 443"},
 		{"registry.example:99999/app", false, ""},
 		{"registry.example:0", false, ""},
+		{"10.0.0.1:70000", false, ""},
+		{"registry.example:70000", false, ""},
+		{"localhost:70000", false, ""},
+		{"my.app:latest", false, "index.docker.io 443"},
+		{"app:70000", false, "index.docker.io 443"},
+		{"/", false, ""},
+		{"/app", false, ""},
+		{":5000", false, ""},
+		{":5000/app", false, ""},
 		{"Not A Reference", false, ""},
 		{"", false, ""},
 	} {
@@ -68,6 +77,9 @@ func TestDoctorUsage(t *testing.T) {
 		{[]string{"--undo", "--watch", "1s"}, "", "measures nothing"},
 		{[]string{"-q", "-v"}, "", "contradict"},
 		{[]string{"Not A Reference"}, "", "is no reference"},
+		{[]string{"10.0.0.1:70000"}, "", "is no reference"},
+		{[]string{"/"}, "", "is no reference"},
+		{[]string{":5000"}, "", "is no reference"},
 		{[]string{"--persist"}, "", "--persist needs"},
 	} {
 		r := newRig(t, nil)
@@ -88,7 +100,7 @@ func TestDoctorUsage(t *testing.T) {
 
 func TestForAdmin(t *testing.T) {
 	for arg, want := range map[string][]string{
-		"registry.example:5000": {"Uploads to registry.example:5000", "tcp dport 5000 ct state invalid counter drop", "be_liberal=1", "nft delete table inet rpush", "conntrack -S"},
+		"registry.example:5000": {"Uploads to registry.example:5000", "tcp dport 5000 ct state invalid counter drop", "be_liberal=1", "nft delete table inet rpush_manual\n", "conntrack -S"},
 		"":                      {"Uploads to the registry", "tcp dport PORT"},
 	} {
 		r := newRig(t, nil)
@@ -180,6 +192,12 @@ func TestDoctorVerdicts(t *testing.T) {
 		{conntrack.NotApplicable, conntrack.Elsewhere, nil, 0, 0, "does not NAT registry.example:5000: run this on the host that publishes port 5000", "--for-admin"},
 		{conntrack.NotApplicable, conntrack.Untranslated, nil, 0, 0, "its port is not translated", ""},
 		{conntrack.NotApplicable, conntrack.NotLinux, func(r *conntrack.Report) { r.System = "darwin" }, 0, 0, "not applicable here, on darwin", "--for-admin"},
+		{conntrack.AtRisk, conntrack.Here, func(r *conntrack.Report) {
+			r.Checks = append(r.Checks, conntrack.Check{Name: "window", Verdict: conntrack.Unknown, Finding: "nothing can be measured: x", Command: "look"})
+		}, 1, 1, "is translated here", ""},
+		{conntrack.NotApplicable, conntrack.Untranslated, func(r *conntrack.Report) {
+			r.Checks = append(r.Checks, conntrack.Check{Name: "window", Verdict: conntrack.Unknown, Command: "look"})
+		}, 0, 0, "its port is not translated", ""},
 		{conntrack.Unknown, conntrack.Undecided, nil, 1, 1, "could not", "sudo rpush doctor registry.example:5000"},
 		{conntrack.Unknown, conntrack.Undecided, func(r *conntrack.Report) {
 			r.Container = "Docker"
@@ -201,7 +219,7 @@ func TestDoctorVerdicts(t *testing.T) {
 		if got := a.doctorExit(&doctorOptions{strict: true}, d, nil); got != c.strict {
 			t.Errorf("%s, %s: --strict: exit %d, want %d", c.verdict, c.where, got, c.strict)
 		}
-		text := doctorWords(d, false, false)
+		text := doctorWords(d, false, false, false)
 		if !strings.Contains(d.Headline, c.says) || !strings.Contains(strings.Join(d.Advice, "\n"), c.advice) {
 			t.Errorf("%s, %s: got %q\n%q", c.verdict, c.where, d.Headline, d.Advice)
 		}
@@ -211,10 +229,10 @@ func TestDoctorVerdicts(t *testing.T) {
 		if !strings.HasPrefix(text, string(c.verdict)) {
 			t.Errorf("the headline is not first:\n%s", text)
 		}
-		if colour := doctorWords(d, false, true); strings.Contains(colour, "\x1b[2J") || c.verdict != conntrack.NotApplicable && !strings.Contains(colour, "\x1b[") {
+		if colour := doctorWords(d, false, true, true); strings.Contains(colour, "\x1b[2J") || c.verdict != conntrack.NotApplicable && !strings.Contains(colour, "\x1b[") {
 			t.Errorf("%s: colours: %q", c.verdict, colour)
 		}
-		if v := doctorWords(d, true, false); strings.Count(v, "$ look") != len(r.Checks) || !strings.Contains(v, " e\n") {
+		if v := doctorWords(d, true, false, false); strings.Count(v, "$ look") != len(r.Checks) || !strings.Contains(v, " e\n") {
 			t.Errorf("%s: verbose:\n%s", c.verdict, v)
 		}
 	}
@@ -225,6 +243,26 @@ func TestDoctorVerdicts(t *testing.T) {
 	refused := &doctorDocument{Report: sample(conntrack.Sound, conntrack.Here), Fix: &conntrack.Plan{Refused: []string{"x"}}}
 	if got := a.doctorExit(&doctorOptions{undo: true}, refused, nil); got != exitPermanent {
 		t.Errorf("a refused undo: exit %d", got)
+	}
+}
+
+// On a terminal no line is wider than it; elsewhere a finding is one line.
+func TestDoctorWraps(t *testing.T) {
+	r := sample(conntrack.AtRisk, conntrack.Here)
+	long := strings.TrimSpace(strings.Repeat("a finding of many words, ", 12))
+	r.Checks[0].Finding, r.Checks[0].Details = long, []string{long}
+	d := &doctorDocument{Report: r, Headline: long, Advice: []string{long}}
+	text := doctorWords(d, false, false, true)
+	for line := range strings.Lines(text) {
+		if len(strings.TrimRight(line, "\n")) > 80 {
+			t.Errorf("%d columns: %s", len(line)-1, line)
+		}
+	}
+	if got := strings.Count(strings.Join(strings.Fields(text), " "), long); got != 4 {
+		t.Errorf("%d of 4 texts are whole:\n%s", got, text)
+	}
+	if text := doctorWords(d, false, false, false); strings.Count(text, long+"\n") != 4 {
+		t.Errorf("not on a terminal:\n%s", text)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/rpush-go/rpush/internal/conntrack"
 )
@@ -58,7 +59,7 @@ func targetWords(r *conntrack.Report) string {
 	t := r.Registry
 	switch ports := r.Ports(); {
 	case t == nil && len(ports) == 1:
-		return fmt.Sprintf("port %d", ports[0])
+		return "port " + ports[0].String()
 	case t == nil:
 		return "a port"
 	}
@@ -198,11 +199,42 @@ func verdictWord(v conntrack.Verdict, colour bool) string {
 	return s
 }
 
+const (
+	findingsAt = 29 // column
+	columns    = 80
+)
+
+// wrapped breaks text between words, so that with what stands before it no line
+// is longer than the terminal. Where there is none it stays whole, for grep.
+func wrapped(text string, indent int, terminal bool) string {
+	if !terminal {
+		return text
+	}
+	var b strings.Builder
+	at := indent
+	for i, w := range strings.Fields(text) {
+		n := utf8.RuneCountInString(w)
+		switch {
+		case i == 0:
+		case at+1+n > columns:
+			fmt.Fprintf(&b, "\n%*s", indent, "")
+			at = indent
+		default:
+			b.WriteByte(' ')
+			at++
+		}
+		b.WriteString(w)
+		at += n
+	}
+	return b.String()
+}
+
 // doctorWords is the report for stdout, worst first.
-func doctorWords(d *doctorDocument, verbose, colour bool) string {
+func doctorWords(d *doctorDocument, verbose, colour, terminal bool) string {
 	const most = 3 // details of one check
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s  %s\n\n", verdictWord(d.Verdict, colour), clean(d.Headline))
+	headline := wrapped(clean(d.Headline), max(len(d.Verdict), 8)+2, terminal)
+	fmt.Fprintf(&b, "%s  %s\n\n", verdictWord(d.Verdict, colour), headline)
 	var others []string
 	for _, c := range d.Checks {
 		if c.Verdict == conntrack.NotApplicable && !verbose {
@@ -213,19 +245,19 @@ func doctorWords(d *doctorDocument, verbose, colour bool) string {
 		if c.Verdict == conntrack.NotApplicable {
 			word = fmt.Sprintf("%-8s", moot)
 		}
-		fmt.Fprintf(&b, "%s  %-18s %s\n", word, c.Name, clean(c.Finding))
+		fmt.Fprintf(&b, "%s  %-18s %s\n", word, c.Name, wrapped(clean(c.Finding), findingsAt, terminal))
 		if c.Verdict == conntrack.Sound && !verbose && c.Name != "translation" && c.Name != "window" {
 			continue
 		}
 		for i, s := range c.Details {
 			if i == most && !verbose {
-				fmt.Fprintf(&b, "%29s... %d more: -v\n", "", len(c.Details)-most)
+				fmt.Fprintf(&b, "%*s... %d more: -v\n", findingsAt, "", len(c.Details)-most)
 				break
 			}
-			fmt.Fprintf(&b, "%29s%s\n", "", clean(s))
+			fmt.Fprintf(&b, "%*s%s\n", findingsAt, "", wrapped(clean(s), findingsAt, terminal))
 		}
 		if c.Command != "" && (c.Verdict != conntrack.Sound || verbose) {
-			fmt.Fprintf(&b, "%29s$ %s\n", "", clean(c.Command))
+			fmt.Fprintf(&b, "%*s$ %s\n", findingsAt, "", clean(c.Command))
 		}
 	}
 	if len(others) > 0 {
@@ -235,7 +267,7 @@ func doctorWords(d *doctorDocument, verbose, colour bool) string {
 		if i == 0 {
 			b.WriteString("\n")
 		}
-		fmt.Fprintf(&b, "-> %s\n", clean(s))
+		fmt.Fprintf(&b, "-> %s\n", wrapped(clean(s), 3, terminal))
 	}
 	return b.String()
 }
@@ -345,10 +377,10 @@ Check it, as root on that host, while somebody pushes:
 It is this incident if both rise, invalid by two for each RST.
 
 Remedy 1, a narrow rule (better):
-  nft add table inet rpush
-  nft 'add chain inet rpush input { type filter hook input priority -1; }'
-  nft add rule inet rpush input tcp dport {port} ct state invalid counter drop
-Undo: nft delete table inet rpush
+  nft add table inet rpush_manual
+  nft 'add chain inet rpush_manual input { type filter hook input priority -1; }'
+  nft add rule inet rpush_manual input tcp dport {port} ct state invalid counter drop
+Undo: nft delete table inet rpush_manual
 
 Remedy 2, a setting (all TCP connections lose conntrack's window check):
   sysctl -w net.netfilter.nf_conntrack_tcp_be_liberal=1

@@ -127,7 +127,7 @@ func (m *machine) natCheck(r *Report, unread error) Check {
 func mappingWords(m Mapping) string {
 	s := "any port"
 	if m.Port != 0 {
-		s = fmt.Sprintf("port %d", m.Port)
+		s = "port " + m.ports().String()
 	}
 	if m.V6 {
 		s = "IPv6 " + s
@@ -157,7 +157,7 @@ func (m *machine) rulesCheck(r *Report, set *ruleset, found judgement, unread er
 		return c
 	}
 	if found.endless {
-		c.Verdict, c.Finding = Unknown, "there are too many rules to follow, or they go in circles"
+		c.Verdict, c.Finding = Unknown, errEndless.Error()
 		return c
 	}
 	guards := slices.Clone(found.guards)

@@ -78,16 +78,27 @@ func NowWithRules(ctx context.Context, r *Report) (Sample, error) {
 // saveLegacy prints the rules of legacy xtables. Only called where the kernel
 // has such tables: the program would make them.
 func saveLegacy(ctx context.Context, v6 bool) ([]byte, error) {
+	return saveLegacyWith(ctx, v6, lookPath, run)
+}
+
+func saveLegacyWith(ctx context.Context, v6 bool, find func(string) (string, error), run program) ([]byte, error) {
 	name := "iptables-legacy-save"
 	if v6 {
 		name = "ip6tables-legacy-save"
 	}
-	path, err := lookPath(name)
-	if err != nil { // before 1.8 there was but one
-		path, err = lookPath(strings.Replace(name, "-legacy", "", 1))
+	path, missing := find(name)
+	if missing == nil {
+		return run(ctx, nil, path, "-c")
 	}
+	// Before 1.8 there was but one. Since then one of that name may print the
+	// rules of nft, and none of the legacy ones.
+	path, err := find(strings.Replace(name, "-legacy", "", 1))
 	if err != nil {
-		return nil, err
+		return nil, missing
+	}
+	version, err := run(ctx, nil, path, "--version")
+	if err != nil || bytes.Contains(version, []byte("nf_tables")) {
+		return nil, missing
 	}
 	return run(ctx, nil, path, "-c")
 }
@@ -106,6 +117,9 @@ func lookPath(name string) (string, error) {
 }
 
 const programTime = 20 * time.Second
+
+// program is run.
+type program func(ctx context.Context, in []byte, path string, args ...string) ([]byte, error)
 
 // bounded keeps so much of what is written to it.
 type bounded struct {
@@ -186,12 +200,19 @@ func (m *machine) rules(ctx context.Context) (*ruleset, error) {
 		if err != nil {
 			return set, fmt.Errorf("legacy xtables: %w", err)
 		}
+		for _, table := range strings.Fields(string(tables)) {
+			if !bytes.Contains(append([]byte("\n"), dump...), []byte("\n*"+table+"\n")) {
+				return set, fmt.Errorf("legacy xtables: the kernel has a table %q, which was not printed", table)
+			}
+		}
 		if err := xtRules(dump, v6, set); err != nil {
 			return nil, fmt.Errorf("legacy xtables: %w", err)
 		}
 	}
 	return set, nil
 }
+
+var errEndless = errors.New("there are too many rules to follow, or they go in circles")
 
 func (m *machine) examine(ctx context.Context, reg *Registry) *Report {
 	r := &Report{System: "linux", Mappings: []Mapping{}, Proxies: []Proxy{}, Guards: []Guard{}, Protection: []string{}}
@@ -208,7 +229,12 @@ func (m *machine) examine(ctx context.Context, reg *Registry) *Report {
 	set, err := m.rules(ctx)
 	r.unread, r.why = err != nil, err
 	if set != nil {
-		r.Mappings = append(r.Mappings, mappings(set, r.Registry, own)...)
+		all, cut := mappings(set, r.Registry, own)
+		r.Mappings = append(r.Mappings, all...)
+		if r.endless = cut; cut && err == nil {
+			err = errEndless
+			r.unread, r.why = true, err
+		}
 	}
 	m.where(ctx, r, set, own, netns)
 
@@ -218,6 +244,8 @@ func (m *machine) examine(ctx context.Context, reg *Registry) *Report {
 		found = guardsOf(set, r.Mappings, r.Registry)
 		r.Guards = append(r.Guards, found.guards...)
 		r.exposed = len(found.open) > 0
+		found.endless = found.endless || r.endless
+		r.endless = found.endless
 		r.unread = r.unread || found.endless
 	}
 	r.protections(found)
@@ -283,7 +311,7 @@ func (t *Target) only(v6 bool) (a netip.Addr) {
 // packets are the kinds that matter for a registry, or for any.
 func packets(t *Target, own []netip.Addr) []packet {
 	if t == nil {
-		return []packet{{local: yes}, {v6: true, local: yes}}
+		return []packet{{local: yes, outside: true}, {v6: true, local: yes, outside: true}}
 	}
 	port := uint16(t.Port) //nolint:gosec // checked by the caller
 	var all []packet
@@ -297,59 +325,66 @@ func packets(t *Target, own []netip.Addr) []packet {
 	return all
 }
 
-func mappings(set *ruleset, t *Target, own []netip.Addr) []Mapping {
-	var all []Mapping
+// mappings lists the ports that are translated. cut reports that there may be
+// more.
+func mappings(set *ruleset, t *Target, own []netip.Addr) (all []Mapping, cut bool) {
 	for _, p := range packets(t, own) {
-		found := set.translations(p)
-		// Where any port is translated, the ones that are named tell no more.
+		found, more := set.translations(p)
+		cut = cut || more
 		for _, m := range found {
-			if m.Port == unnamed && p.port != unnamed {
-				m.Port = 0
-				found = []Mapping{m}
-				break
-			}
-		}
-		for _, m := range found {
-			same := func(o Mapping) bool { return o.Port == m.Port && o.V6 == m.V6 && o.To == m.To }
+			same := func(o Mapping) bool { return o.Port == m.Port && o.Last == m.Last && o.V6 == m.V6 && o.To == m.To }
 			if !slices.ContainsFunc(all, same) {
 				all = append(all, m)
 			}
 		}
 	}
-	return all
+	return all, cut
 }
 
 // guardsOf judges each port that is translated.
 func guardsOf(set *ruleset, mappings []Mapping, t *Target) judgement {
 	var out judgement
+	bounds, _ := set.ports()
 	for _, m := range mappings {
-		p := packet{v6: m.V6, port: uint16(m.Port), local: yes} //nolint:gosec // it was read as one
-		if m.Port == 0 {
-			p.port = unnamed
-			if t != nil {
-				p.port = uint16(t.Port) //nolint:gosec // checked by the caller
+		open := false
+		for _, port := range judged(m, bounds) {
+			s := set.judge(packet{v6: m.V6, port: uint16(port), local: yes, to: t.only(m.V6)}) //nolint:gosec // it was read as one
+			out.endless = out.endless || s.endless
+			open = open || s.effect() != Protects
+			for _, g := range s.guards {
+				out.add(g, m.Port)
 			}
 		}
-		p.to = t.only(m.V6)
-		s := set.judge(p)
-		out.endless = out.endless || s.endless
-		if s.effect() != Protects {
+		if open {
 			out.open = append(out.open, m)
-		}
-		for _, g := range s.guards {
-			i := slices.IndexFunc(out.guards, func(o Guard) bool {
-				return o.Chain == g.Chain && o.Rule == g.Rule && o.Effect == g.Effect
-			})
-			if i < 0 {
-				i = len(out.guards)
-				out.guards = append(out.guards, g)
-			}
-			if !slices.Contains(out.guards[i].Ports, m.Port) {
-				out.guards[i].Ports = append(out.guards[i].Ports, m.Port)
-			}
 		}
 	}
 	return out
+}
+
+// judged are the ports of a mapping that rules may treat differently.
+func judged(m Mapping, bounds []int) []int {
+	first := max(m.Port, 1)
+	ports := []int{first}
+	for _, b := range bounds {
+		if b != first && m.covers(b) {
+			ports = append(ports, b)
+		}
+	}
+	return ports
+}
+
+func (s *judgement) add(g Guard, port int) {
+	i := slices.IndexFunc(s.guards, func(o Guard) bool {
+		return o.Chain == g.Chain && o.Rule == g.Rule && o.Effect == g.Effect
+	})
+	if i < 0 {
+		i = len(s.guards)
+		s.guards = append(s.guards, g)
+	}
+	if !slices.Contains(s.guards[i].Ports, port) {
+		s.guards[i].Ports = append(s.guards[i].Ports, port)
+	}
 }
 
 // where decides whether this is the host to look at.
@@ -391,7 +426,8 @@ func (m *machine) hairpin(ctx context.Context, r *Report, set *ruleset, own []ne
 	port := uint16(t.Port) //nolint:gosec // checked by the caller
 	local := []Mapping{}
 	for _, v6 := range []bool{false, true} {
-		local = append(local, set.translations(packet{v6: v6, port: port, local: yes})...)
+		found, _ := set.translations(packet{v6: v6, port: port, local: yes})
+		local = append(local, found...)
 	}
 	if len(local) == 0 {
 		return
@@ -410,6 +446,9 @@ func (m *machine) hairpin(ctx context.Context, r *Report, set *ruleset, own []ne
 	}
 }
 
+// firstPIDs is the machine's own namespace of process ids.
+const firstPIDs = "pid:[4026531836]"
+
 // namespace tells whether this is the machine's own network namespace.
 func (m *machine) namespace(r *Report) Check {
 	c := Check{Name: "namespace", Verdict: Sound, Command: "ls -l /proc/self/ns/net /proc/1/ns/net"}
@@ -418,8 +457,7 @@ func (m *machine) namespace(r *Report) Check {
 			r.Container = f.kind
 		}
 	}
-	const initial = "pid:[4026531836]"
-	if ns, err := os.Readlink(filepath.Join(m.root, "proc/self/ns/pid")); err == nil && ns != initial && r.Container == "" {
+	if ns, err := os.Readlink(filepath.Join(m.root, "proc/self/ns/pid")); err == nil && ns != firstPIDs && r.Container == "" {
 		r.Container = "unknown kind"
 	}
 	// The size of the table can be written in the first namespace only.

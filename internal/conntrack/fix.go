@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
-	"strings"
 )
 
 // Remedy is a way to stop the incident.
@@ -84,11 +82,7 @@ const (
 )
 
 // dropScript is for nft -f. It replaces the table, or makes it, at once.
-func dropScript(ports []int) string {
-	list := make([]string, len(ports))
-	for i, p := range ports {
-		list[i] = fmt.Sprint(p)
-	}
+func dropScript(ports []PortRange) string {
 	return fmt.Sprintf(`table inet %[1]s
 delete table inet %[1]s
 table inet %[1]s {
@@ -97,7 +91,7 @@ table inet %[1]s {
 		tcp dport { %[2]s } ct state invalid counter drop comment "%[3]s"
 	}
 }
-`, tableName, strings.Join(list, ", "), comment)
+`, tableName, joinPorts(ports), comment)
 }
 
 func unit(nft string) string {
@@ -128,10 +122,3 @@ net.netfilter.nf_conntrack_tcp_be_liberal = 1
 nf_conntrack
 `
 )
-
-// union is both, sorted, each once.
-func union(a, b []int) []int {
-	all := slices.Concat(a, b)
-	slices.Sort(all)
-	return slices.Compact(all)
-}

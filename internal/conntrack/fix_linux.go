@@ -27,9 +27,9 @@ type record struct {
 }
 
 type dropRecord struct {
-	Ports []int  `json:"ports"`
-	Netns string `json:"netns"`
-	Boot  string `json:"boot"`
+	Ports []PortRange `json:"ports"`
+	Netns string      `json:"netns"`
+	Boot  string      `json:"boot"`
 	// Table is how nft lists it; empty where the making was cut off.
 	Table string `json:"table"`
 }
@@ -55,7 +55,7 @@ func (r *record) empty() bool {
 // fixer changes a machine; tests have one with another root.
 type fixer struct {
 	m       *machine
-	run     func(ctx context.Context, in []byte, path string, args ...string) ([]byte, error)
+	run     program
 	find    func(name string) (string, error)
 	systemd bool
 	host    bool // the machine's own network namespace
@@ -89,6 +89,15 @@ func (f *fixer) plan(ctx context.Context, remedy Remedy, r *Report, persist bool
 	if persist && !f.host {
 		return nil, ErrNamespace
 	}
+	switch {
+	case remedy == Drop && rec.Drop != nil:
+		err = f.samePlace(rec.Drop.Netns, rec.Drop.Boot)
+	case remedy == Liberal && rec.Liberal != nil:
+		err = f.samePlace(rec.Liberal.Netns, rec.Liberal.Boot)
+	}
+	if err != nil { // there is room for one record
+		return nil, fmt.Errorf("%w: take it back there first, by --undo --apply", err)
+	}
 	p := &Plan{Steps: []Step{}, Notes: []string{}, forbidden: !f.m.root0}
 	switch remedy {
 	case Drop:
@@ -101,7 +110,55 @@ func (f *fixer) plan(ctx context.Context, remedy Remedy, r *Report, persist bool
 	return p, err
 }
 
-func (f *fixer) planDrop(ctx context.Context, p *Plan, rec *record, ports []int, persist bool) error {
+// samePlace refuses what was done in another network namespace. One that is
+// gone is another as well: undo forgets it.
+func (f *fixer) samePlace(netns, boot string) error {
+	if netns != f.netns() && boot == f.boot() {
+		return fmt.Errorf("%w (%s)", ErrOtherPlace, netns)
+	}
+	return nil
+}
+
+// gone reports that a network namespace has ended: no process is in it or holds
+// it open, and none has it mounted. Where not all could be seen it is not gone.
+func (f *fixer) gone(netns string) bool {
+	if self, err := os.Readlink(filepath.Join(f.m.root, "proc/self/ns/pid")); err != nil || self != firstPIDs {
+		return false
+	}
+	all, err := filepath.Glob(filepath.Join(f.m.root, "proc/[0-9]*"))
+	if err != nil || len(all) == 0 {
+		return false
+	}
+	ended := func(err error) bool {
+		return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL)
+	}
+	for _, dir := range all {
+		tasks, err := filepath.Glob(filepath.Join(dir, "task/[0-9]*"))
+		if err != nil {
+			return false
+		}
+		for _, task := range append(tasks, dir) {
+			if ns, err := os.Readlink(filepath.Join(task, "ns/net")); ns == netns || err != nil && !ended(err) {
+				return false
+			}
+		}
+		if b, err := os.ReadFile(filepath.Join(dir, "mountinfo")); bytes.Contains(b, []byte(" "+netns+" ")) || err != nil && !ended(err) {
+			return false
+		}
+		files, err := os.ReadDir(filepath.Join(dir, "fd"))
+		if err != nil && !ended(err) {
+			return false
+		}
+		for _, file := range files {
+			if to, err := os.Readlink(filepath.Join(dir, "fd", file.Name())); to == netns || err != nil && !ended(err) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (f *fixer) planDrop(ctx context.Context, p *Plan, rec *record, ports []PortRange, persist bool) error {
 	if len(ports) == 0 {
 		return ErrNoPorts
 	}
@@ -116,7 +173,8 @@ func (f *fixer) planDrop(ctx context.Context, p *Plan, rec *record, ports []int,
 	case err != nil:
 		return err
 	}
-	if rec.Drop != nil {
+	kept := f.host && f.m.exists(dropFile) && slices.ContainsFunc(rec.Files, func(r *fileRecord) bool { return r.Path == dropFile })
+	if rec.Drop != nil && (live != "" || kept) {
 		ports = union(rec.Drop.Ports, ports)
 	}
 	switch {
@@ -126,30 +184,31 @@ func (f *fixer) planDrop(ctx context.Context, p *Plan, rec *record, ports []int,
 	case live != rec.Drop.Table:
 		return fmt.Errorf("table inet %s: %w", tableName, ErrEdited)
 	}
-	script := dropScript(ports)
+	script, was := dropScript(ports), live
 	if live == "" || !slices.Equal(ports, rec.Drop.Ports) {
 		p.Steps = append(p.Steps, Step{
 			What:    fmt.Sprintf("drop INVALID packets for port %s of this host, in a table of its own", joinPorts(ports)),
 			Command: "nft -f - <<'EOF'\n" + script + "EOF",
 			do: func(ctx context.Context) error {
+				before := rec.Drop
 				rec.Drop = &dropRecord{Ports: ports, Netns: f.netns(), Boot: f.boot()}
 				if err := f.save(rec); err != nil {
 					return err
 				}
 				if _, err := f.run(ctx, []byte(script), nft, "-f", "-"); err != nil {
-					rec.Drop = nil
+					rec.Drop = before // nft does all of a script or nothing
 					return errors.Join(err, f.save(rec))
 				}
 				live, err := f.table(ctx, nft)
-				if err != nil {
-					return err
+				if err != nil { // without its listing it could not be taken back
+					return errors.Join(err, f.backTo(ctx, nft, rec, before, was != ""))
 				}
 				rec.Drop.Table = live
 				return f.save(rec)
 			},
 		})
 	}
-	if persist {
+	if persist || kept { // what is kept over a reboot stays in step
 		if !f.systemd {
 			return fmt.Errorf("%w: it is not run by systemd; have the script above run at boot", ErrNoPersist)
 		}
@@ -160,8 +219,19 @@ func (f *fixer) planDrop(ctx context.Context, p *Plan, rec *record, ports []int,
 	return nil
 }
 
-func joinPorts(ports []int) string {
-	return strings.Trim(strings.ReplaceAll(fmt.Sprint(ports), " ", ", "), "[]")
+// backTo has the table as it was before a fix, or deletes it.
+func (f *fixer) backTo(ctx context.Context, nft string, rec *record, before *dropRecord, was bool) error {
+	var err error
+	if was {
+		_, err = f.run(ctx, []byte(dropScript(before.Ports)), nft, "-f", "-")
+	} else {
+		_, err = f.run(ctx, nil, nft, "delete", "table", "inet", tableName)
+	}
+	if err != nil {
+		return err // the record says that it was cut off
+	}
+	rec.Drop = before
+	return f.save(rec)
 }
 
 // table lists our table, empty where there is none.
@@ -240,12 +310,13 @@ func (f *fixer) planLiberal(p *Plan, rec *record, persist bool) error {
 		p.Steps = append(p.Steps, Step{
 			What: fmt.Sprintf("set %s, now %d, to 1", path[strings.LastIndexByte(path, '/')+1:], now), Command: setCommand(path, 1),
 			do: func(context.Context) error {
+				before := rec.Liberal
 				rec.Liberal = &valueRecord{Path: path, Previous: now, Netns: f.netns(), Boot: f.boot()}
 				if err := f.save(rec); err != nil {
 					return err
 				}
 				if err := f.write(path, 1); err != nil {
-					rec.Liberal = nil
+					rec.Liberal = before
 					return errors.Join(err, f.save(rec))
 				}
 				return nil
@@ -346,6 +417,9 @@ func (f *fixer) undoFile(p *Plan, rec *record, file *fileRecord) {
 	at := filepath.Join(f.m.root, file.Path)
 	b, err := os.ReadFile(at)
 	forget := func() error {
+		if file.Path == dropFile {
+			_ = os.Remove(filepath.Dir(at)) // ours, if it is empty
+		}
 		rec.Files = slices.DeleteFunc(rec.Files, func(r *fileRecord) bool { return r == file })
 		return f.save(rec)
 	}
@@ -359,15 +433,17 @@ func (f *fixer) undoFile(p *Plan, rec *record, file *fileRecord) {
 			if err := os.Remove(at); err != nil {
 				return err
 			}
-			_ = os.Remove(filepath.Dir(at)) // ours, if it is empty
 			return forget()
 		}})
 	}
 }
 
 func (f *fixer) undoDrop(ctx context.Context, p *Plan, rec *record) error {
-	if rec.Drop.Netns != f.netns() && rec.Drop.Boot == f.boot() {
-		p.Refused = append(p.Refused, fmt.Sprintf("table inet %s: %v (%s)", tableName, ErrOtherPlace, rec.Drop.Netns))
+	if err := f.samePlace(rec.Drop.Netns, rec.Drop.Boot); err != nil {
+		f.elsewhere(p, "table inet "+tableName, rec.Drop.Netns, err, func() error {
+			rec.Drop = nil
+			return f.save(rec)
+		})
 		return nil
 	}
 	nft, err := f.find("nft")
@@ -402,6 +478,18 @@ func (f *fixer) undoDrop(ctx context.Context, p *Plan, rec *record) error {
 	return nil
 }
 
+// elsewhere is what undo does with the record of another network namespace.
+func (f *fixer) elsewhere(p *Plan, what, netns string, err error, forget func() error) {
+	if f.gone(netns) {
+		p.Steps = append(p.Steps, Step{
+			What: fmt.Sprintf("forget %s of the network namespace %s, which is gone", what, netns),
+			do:   func(context.Context) error { return forget() },
+		})
+		return
+	}
+	p.Refused = append(p.Refused, fmt.Sprintf("%s: %v", what, err))
+}
+
 func (f *fixer) undoLiberal(p *Plan, rec *record) {
 	v := rec.Liberal
 	name := v.Path[strings.LastIndexByte(v.Path, '/')+1:]
@@ -410,8 +498,8 @@ func (f *fixer) undoLiberal(p *Plan, rec *record) {
 		return f.save(rec)
 	}
 	rebooted := v.Boot != f.boot()
-	if v.Netns != f.netns() && !rebooted {
-		p.Refused = append(p.Refused, fmt.Sprintf("%s: %v (%s)", name, ErrOtherPlace, v.Netns))
+	if err := f.samePlace(v.Netns, v.Boot); err != nil {
+		f.elsewhere(p, name, v.Netns, err, func() error { return forget(context.Background()) })
 		return
 	}
 	kept := slices.ContainsFunc(rec.Files, func(r *fileRecord) bool { return r.Path == sysctlFile })
@@ -439,7 +527,7 @@ func (f *fixer) undoLiberal(p *Plan, rec *record) {
 }
 
 func (f *fixer) netns() string {
-	ns, err := os.Readlink("/proc/thread-self/ns/net")
+	ns, err := os.Readlink(filepath.Join(f.m.root, "proc/thread-self/ns/net"))
 	if err != nil {
 		return "unknown"
 	}
@@ -460,7 +548,7 @@ func (f *fixer) load() (*record, error) {
 		return &record{Version: recordVersion}, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s", ErrRecord, readable(err))
+		return nil, fmt.Errorf("%w: %w", ErrRecord, err)
 	}
 	return parseRecord(b)
 }

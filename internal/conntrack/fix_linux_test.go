@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // bench is a fixer of a made-up machine: its files are real, its programs are
@@ -34,7 +36,16 @@ func newBench(t *testing.T, files map[string]string) *bench {
 	for name, text := range all {
 		write(t, filepath.Join(root, name), []byte(text))
 	}
+	for _, dir := range []string{"etc/modules-load.d", "etc/systemd/system", "var/lib", "proc/thread-self/ns", "proc/self/ns"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
 	b := &bench{fixer: fixer{m: &machine{root: root, root0: true}, systemd: true, host: true}}
+	b.enter(t, "net:[1]")
+	if err := os.Symlink(firstPIDs, filepath.Join(root, "proc/self/ns/pid")); err != nil {
+		t.Fatal(err)
+	}
 	b.find = func(name string) (string, error) { return "/usr/sbin/" + name, nil }
 	b.run = func(_ context.Context, in []byte, path string, args ...string) ([]byte, error) {
 		call := filepath.Base(path) + " " + strings.Join(args, " ")
@@ -56,12 +67,22 @@ func newBench(t *testing.T, files map[string]string) *bench {
 	return b
 }
 
-// tree is every file below a root, with what is in it.
+// enter goes to another network namespace.
+func (b *bench) enter(t *testing.T, netns string) {
+	t.Helper()
+	link := filepath.Join(b.m.root, "proc/thread-self/ns/net")
+	_ = os.Remove(link)
+	if err := os.Symlink(netns, link); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tree is every file and directory below a root, with what is in it.
 func (b *bench) tree(t *testing.T) string {
 	t.Helper()
 	var all []string
-	err := filepath.WalkDir(b.m.root, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && !d.IsDir() {
+	err := filepath.WalkDir(b.m.root, func(path string, _ fs.DirEntry, err error) error {
+		if err == nil {
 			text, _ := os.ReadFile(path)
 			name, _ := filepath.Rel(b.m.root, path)
 			all = append(all, name+": "+string(text))
@@ -275,6 +296,130 @@ func TestFixRefuses(t *testing.T) {
 	}
 }
 
+// A second network namespace does not write over the record of the first.
+func TestFixInAnotherNamespace(t *testing.T) {
+	for _, remedy := range []Remedy{Drop, Liberal} {
+		b := newBench(t, nil)
+		apply(t, b.fix(t, remedy, false, 5000))
+		record := b.tree(t)
+		b.enter(t, "net:[2]")
+		b.table = ""
+		one := &Report{Mappings: []Mapping{{Port: 6000}}}
+		if _, err := b.plan(t.Context(), remedy, one, false); !errors.Is(err, ErrOtherPlace) {
+			t.Errorf("%s: got %v", remedy, err)
+		}
+		proc := func(pid, netns string) {
+			dir := filepath.Join(b.m.root, "proc", pid)
+			if err := errors.Join(os.MkdirAll(dir+"/ns", 0o755), os.MkdirAll(dir+"/fd", 0o755), os.Symlink(netns, dir+"/ns/net")); err != nil {
+				t.Fatal(err)
+			}
+			write(t, dir+"/mountinfo", []byte("100 99 0:4 net:[7] /run/netns/x rw - nsfs nsfs rw\n"))
+		}
+		proc("41", "net:[2]")
+		proc("42", "net:[1]")
+		if p := b.takeBack(t); len(p.Refused) != 1 || len(p.Steps) != 0 {
+			t.Errorf("%s: a namespace that is there: got %+v", remedy, p)
+		}
+		if b.gone("net:[7]") {
+			t.Error("one that is mounted counts as gone")
+		}
+		// The first is gone, and can be forgotten.
+		if err := os.RemoveAll(filepath.Join(b.m.root, "proc/42")); err != nil {
+			t.Fatal(err)
+		}
+		if p := b.takeBack(t); len(p.Refused) != 0 || len(p.Steps) != 1 {
+			t.Errorf("%s: a namespace that is gone: got %+v", remedy, p)
+		}
+		if b.m.exists(recordFile) {
+			t.Errorf("%s: the record is left, was\n%s", remedy, record)
+		}
+		apply(t, b.fix(t, Drop, false, 6000))
+		if strings.Contains(b.table, "5000") {
+			t.Errorf("%s: got %s", remedy, b.table)
+		}
+	}
+}
+
+// The ports of a table that a reboot has taken are not made anew.
+func TestPortsOfAnEarlierBoot(t *testing.T) {
+	b := newBench(t, nil)
+	apply(t, b.fix(t, Drop, false, 5000))
+	write(t, filepath.Join(b.m.root, "proc/sys/kernel/random/boot_id"), []byte("boot-2\n"))
+	b.table = ""
+	b.enter(t, "net:[2]") // the numbers begin anew as well
+	apply(t, b.fix(t, Drop, false, 6000))
+	if !strings.Contains(b.table, "dport { 6000 }") {
+		t.Errorf("got %s", b.table)
+	}
+}
+
+// A second fix that fails leaves the first, and its record.
+func TestFailedFixKeepsTheFirst(t *testing.T) {
+	for _, fail := range []string{"nft -f -", "nft -s list"} {
+		b := newBench(t, nil)
+		before := b.tree(t)
+		apply(t, b.fix(t, Drop, false, 5000))
+		first := b.tree(t)
+		p := b.fix(t, Drop, false, 5001)
+		b.fail = fail
+		if err := p.Apply(t.Context()); err == nil {
+			t.Errorf("%s: it did not fail", fail)
+		}
+		b.fail = ""
+		if got := b.tree(t); got != first {
+			t.Errorf("%s: got\n%s\nwant\n%s", fail, got, first)
+		}
+		if p := b.fix(t, Drop, false, 5000); len(p.Steps) != 0 {
+			t.Errorf("%s: the table is not as it was:\n%s", fail, b.table)
+		}
+		b.takeBack(t)
+		if got := b.tree(t); got != before || b.table != "" {
+			t.Errorf("%s: got\n%s\n%s", fail, got, b.table)
+		}
+	}
+	// The first, when it cannot be listed.
+	b := newBench(t, nil)
+	before := b.tree(t)
+	p := b.fix(t, Drop, false, 5000)
+	b.fail = "nft -s list"
+	b.calls = nil
+	if err := p.Apply(t.Context()); err == nil || b.table != "" || b.tree(t) != before {
+		t.Errorf("got %v\n%s\n%s", err, b.table, b.tree(t))
+	}
+}
+
+// What is kept over a reboot is what is in place.
+func TestPersistedFileStaysInStep(t *testing.T) {
+	b := newBench(t, nil)
+	before := b.tree(t)
+	apply(t, b.fix(t, Drop, true, 5000))
+	apply(t, b.fix(t, Drop, false, 5001))
+	file, err := os.ReadFile(filepath.Join(b.m.root, dropFile))
+	if err != nil || string(file) != b.table {
+		t.Errorf("got %v\n%s\nwant\n%s", err, file, b.table)
+	}
+	write(t, filepath.Join(b.m.root, "proc/sys/kernel/random/boot_id"), []byte("boot-2\n"))
+	if p := b.fix(t, Drop, false, 5000); len(p.Steps) != 0 {
+		t.Errorf("after a reboot: got %+v", p.Steps)
+	}
+	b.takeBack(t)
+	write(t, filepath.Join(b.m.root, "proc/sys/kernel/random/boot_id"), []byte("boot-1\n"))
+	if got := b.tree(t); got != before || b.table != "" {
+		t.Errorf("got\n%s\n%s", got, b.table)
+	}
+}
+
+// Why the record cannot be read is told by type.
+func TestRecordThatCannotBeRead(t *testing.T) {
+	b := newBench(t, nil)
+	if err := os.MkdirAll(filepath.Join(b.m.root, recordFile), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.undo(t.Context()); !errors.Is(err, ErrRecord) || !errors.Is(err, unix.EISDIR) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestApplyNeedsRoot(t *testing.T) {
 	b := newBench(t, nil)
 	b.m.root0 = false
@@ -285,7 +430,7 @@ func TestApplyNeedsRoot(t *testing.T) {
 }
 
 func FuzzRecord(f *testing.F) {
-	f.Add([]byte(`{"version":1,"drop":{"ports":[5000]},"files":[{"path":"etc/rpush/conntrack-drop.nft"}]}`))
+	f.Add([]byte(`{"version":1,"drop":{"ports":["5000","6000-6010"]},"files":[{"path":"etc/rpush/conntrack-drop.nft"}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := parseRecord(b)
 		if err != nil {

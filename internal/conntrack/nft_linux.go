@@ -350,8 +350,10 @@ func (s *nftSet) holds(v []byte) (*nftElement, tri) {
 }
 
 // holdsAll is holds for a key of several values, some of which may not be known.
-func (s *nftSet) holdsAll(fields []field) (*nftElement, tri) {
-	best, at := no, (*nftElement)(nil)
+// Then it returns all elements that may be the one.
+func (s *nftSet) holdsAll(fields []field) ([]*nftElement, tri) {
+	var all []*nftElement
+	best := no
 	if s.dynamic || s.cut {
 		best = maybe
 	}
@@ -362,13 +364,13 @@ func (s *nftSet) holdsAll(fields []field) (*nftElement, tri) {
 			is = min(is, f.in(e))
 		}
 		if is == yes {
-			return e, yes
+			return []*nftElement{e}, yes
 		}
 		if is == maybe {
-			best, at = maybe, e
+			best, all = maybe, append(all, e)
 		}
 	}
-	return at, best
+	return all, best
 }
 
 // field is one value of a key of several.
@@ -436,10 +438,11 @@ func nftRule(family byte, a attrs, sets map[string]*nftSet) rule {
 			ru.packets, ru.counted = c.Packets, true
 		}
 	}
-	in := &nftReading{family: family, table: a.text(unix.NFTA_RULE_TABLE), sets: sets, exprs: exprs}
+	in := &nftReading{family: family, table: a.text(unix.NFTA_RULE_TABLE), sets: sets, exprs: exprs, first: true}
 	ru.on = in.on
 	s := in.on(packet{})
-	ru.ports = slices.Clone(in.ports)
+	in.first = false
+	ru.bounds, ru.odd = slices.Clone(in.bounds), in.odd
 	ru.text = ruleText(s)
 	return ru
 }
@@ -483,7 +486,10 @@ type nftReading struct {
 	sets   map[string]*nftSet
 	exprs  []any
 
-	ports []uint16 // named in the last reading
+	// Of the last reading, see rule.
+	bounds []int
+	odd    bool
+	first  bool // this is the reading that notes them
 }
 
 // register holds what an expression loaded.
@@ -512,7 +518,7 @@ const (
 func (in *nftReading) on(p packet) step {
 	var s step
 	regs := map[uint32]register{}
-	in.ports = in.ports[:0]
+	in.bounds, in.odd = in.bounds[:0], false
 	add := func(is tri, r register, text string) {
 		if r.never {
 			is = no
@@ -566,15 +572,11 @@ func (in *nftReading) on(p packet) step {
 			regs[e.DestRegister] = r
 		case *expr.Cmp:
 			r := regs[e.Register]
-			if r.kind == portValue && r.mask == nil && len(e.Data) == 2 && e.Op == expr.CmpOpEq {
-				in.ports = append(in.ports, binary.BigEndian.Uint16(e.Data))
-			}
+			in.bound(r, e.Data, e.Data)
 			add(compare(e.Op, r, e.Data, p), r, r.words(e.Op, e.Data))
 		case *expr.Range:
 			r := regs[e.Register]
-			if r.kind == portValue && len(e.FromData) == 2 {
-				in.ports = append(in.ports, binary.BigEndian.Uint16(e.FromData))
-			}
+			in.bound(r, e.FromData, e.ToData)
 			is := maybe
 			if r.value != nil && len(r.value) == len(e.FromData) && len(r.value) == len(e.ToData) {
 				is = known(bytes.Compare(e.FromData, r.value) <= 0 && bytes.Compare(r.value, e.ToData) <= 0)
@@ -612,6 +614,35 @@ func (in *nftReading) on(p packet) step {
 	return s
 }
 
+// bound notes where a comparison of the port may come out differently.
+func (in *nftReading) bound(r register, first, last []byte) {
+	switch {
+	case !in.first || r.kind != portValue:
+	case r.mask != nil || len(first) != 2 || len(last) != 2:
+		in.odd = true
+	default:
+		in.bounds = append(in.bounds, int(binary.BigEndian.Uint16(first)), int(binary.BigEndian.Uint16(last)),
+			int(binary.BigEndian.Uint16(last))+1)
+	}
+}
+
+// boundOf is bound for an element of a set, whose key may have the port in it.
+func (in *nftReading) boundOf(f field, e *nftElement) {
+	key := func(b []byte) []byte {
+		if len(b) < f.offset+2 {
+			return nil
+		}
+		return b[f.offset : f.offset+2]
+	}
+	switch {
+	case len(e.key) == 0: // the one for all else
+	case len(e.end) > 0:
+		in.bound(f.register, key(e.key), key(e.end))
+	default:
+		in.bound(f.register, key(e.key), key(e.key))
+	}
+}
+
 // lookup is a test for membership, or what a map says.
 func (in *nftReading) lookup(e *expr.Lookup, regs map[uint32]register, s *step, add func(tri, register, string)) {
 	r := regs[e.SourceRegister]
@@ -627,9 +658,9 @@ func (in *nftReading) lookup(e *expr.Lookup, regs map[uint32]register, s *step, 
 	var what []string
 	for _, f := range key {
 		what = append(what, f.what)
-		for i := 0; f.kind == portValue && f.mask == nil && i < min(len(set.elements), maxPorts); i++ {
-			if k := set.elements[i].key; len(k) >= f.offset+2 && !set.elements[i].last {
-				in.ports = append(in.ports, binary.BigEndian.Uint16(k[f.offset:]))
+		if in.first && f.kind == portValue {
+			for i := range set.elements {
+				in.boundOf(f, &set.elements[i])
 			}
 		}
 	}
@@ -637,47 +668,63 @@ func (in *nftReading) lookup(e *expr.Lookup, regs map[uint32]register, s *step, 
 	if len(key) > 1 {
 		text = strings.Join(what, " . ") + " @" + e.SetName
 	}
-	element, is := (*nftElement)(nil), maybe
+	var may []*nftElement // that may be the one
+	is := maybe
 	switch {
 	case len(key) > 1:
-		element, is = set.holdsAll(key)
+		may, is = set.holdsAll(key)
 	case r.value != nil:
-		element, is = set.holds(r.value)
+		var element *nftElement
+		if element, is = set.holds(r.value); element != nil {
+			may = append(may, element)
+		}
+	}
+	if is == maybe && len(may) == 0 { // the key is not known, or not all of the set
+		for i := range set.elements {
+			may = append(may, &set.elements[i])
+		}
 	}
 	if e.Invert {
 		is = is.not()
 	}
 	if e.IsDestRegSet && e.DestRegister != unix.NFT_REG_VERDICT {
 		out := register{what: "map"}
-		if element != nil {
-			out.value, out.size = element.value, len(element.value)
+		if len(may) == 1 {
+			out.value, out.size = may[0].value, len(may[0].value)
 		}
 		regs[e.DestRegister] = out
 	}
 	add(is, r, text)
 	if e.IsDestRegSet && e.DestRegister == unix.NFT_REG_VERDICT {
-		switch {
-		case element != nil && element.verdict != nil:
-			s.action, s.to = nftAction(element.verdict)
-		case is == maybe:
-			s.action, s.to = set.worst()
-		}
+		mapVerdict(may, s)
 	}
 }
 
-// worst is what a map may do to a value that is not known: an accept is what
-// makes a later drop uncertain.
-func (s *nftSet) worst() (action, string) {
-	for _, want := range []action{accept, jump, goTo, drop} {
-		for i := range s.elements {
-			if v := s.elements[i].verdict; v != nil {
-				if a, to := nftAction(v); a == want {
-					return a, to
-				}
+// mapVerdict is what a map may do. If all that may apply do the same, that is
+// it. Else it is taken for an accept, the one that protects from nothing.
+func mapVerdict(may []*nftElement, s *step) {
+	var all []step
+	for _, e := range may {
+		if e.verdict == nil {
+			continue
+		}
+		a, to := nftAction(e.verdict)
+		if !slices.ContainsFunc(all, func(o step) bool { return o.action == a && o.to == to }) {
+			all = append(all, step{action: a, to: to})
+		}
+	}
+	switch len(all) {
+	case 0:
+	case 1:
+		s.action, s.to = all[0].action, all[0].to
+	default:
+		s.action = accept
+		for _, o := range all {
+			if o.action == jump || o.action == goTo {
+				s.also = append(s.also, o.to)
 			}
 		}
 	}
-	return pass, ""
 }
 
 func (s *nftSet) words(r register) string {
@@ -808,6 +855,9 @@ func compare(op expr.CmpOp, r register, data []byte, p packet) tri {
 	if r.kind == nameValue || r.kind == ifNumber {
 		return compareInterface(op, r, data, p)
 	}
+	if r.kind == addrValue && r.what == "daddr" && p.outside && loopbackData(data) {
+		return map[expr.CmpOp]tri{expr.CmpOpEq: no, expr.CmpOpNeq: yes}[op]
+	}
 	if r.value == nil || len(r.value) < len(data) {
 		return maybe
 	}
@@ -827,6 +877,12 @@ func compare(op expr.CmpOp, r register, data []byte, p packet) tri {
 		return known(c >= 0)
 	}
 	return maybe
+}
+
+// loopbackData tells whether the start of an address is that of a loopback one.
+func loopbackData(data []byte) bool {
+	a, ok := netip.AddrFromSlice(data)
+	return len(data) > 0 && len(data) <= 4 && data[0] == 127 || ok && a.IsLoopback()
 }
 
 // compareInterface knows that the packet does not come in by loopback, and that

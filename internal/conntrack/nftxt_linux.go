@@ -25,7 +25,7 @@ func (in *nftReading) match(e *expr.Match, p packet) cond {
 	case *xt.ConntrackMtinfo3:
 		return xtState(info.MatchFlags, info.InvertFlags, info.StateMask, p)
 	case *xt.Tcp:
-		in.ports = append(in.ports, rangePorts(info.DstPorts)...)
+		in.bounds = append(in.bounds, int(info.DstPorts[0]), int(info.DstPorts[1])+1)
 		return xtTCP(info, p)
 	case *xt.AddrType:
 		return xtAddrType(info.Dest, info.Source, info.InvertDest, false, p)
@@ -36,8 +36,8 @@ func (in *nftReading) match(e *expr.Match, p packet) cond {
 		return cond{is: yes}
 	case *xt.Unknown:
 		if e.Name == "multiport" {
-			c, ports := xtMultiport(*info, p)
-			in.ports = append(in.ports, ports...)
+			c, bounds := xtMultiport(*info, p)
+			in.bounds = append(in.bounds, bounds...)
 			return c
 		}
 	}
@@ -61,13 +61,6 @@ func xtState(flags, invert, mask uint16, p packet) cond {
 	}
 	not := map[bool]string{true: "!= "}[invert&state != 0]
 	return cond{is, "ct state " + not + stateWords(uint32(mask)&bits), true}
-}
-
-func rangePorts(r [2]uint16) []uint16 {
-	if r[0] == 0 && r[1] == math.MaxUint16 {
-		return nil
-	}
-	return []uint16{r[0]}
 }
 
 func xtTCP(t *xt.Tcp, p packet) cond {
@@ -111,13 +104,13 @@ func xtAddrType(dest, source uint16, invert, limited bool, p packet) cond {
 }
 
 // xtMultiport reads struct xt_multiport_v1.
-func xtMultiport(b []byte, p packet) (cond, []uint16) {
+func xtMultiport(b []byte, p packet) (cond, []int) {
 	const ports, destination, either = 15, 1, 2
 	c := cond{maybe, "-m multiport", false}
 	if len(b) < 2+2*ports+ports+1 || int(b[1]) > ports || b[0] != destination && b[0] != either {
 		return c, nil
 	}
-	var named []uint16
+	var bounds []int
 	var texts []string
 	is := no
 	for i := 0; i < int(b[1]); i++ {
@@ -127,7 +120,7 @@ func xtMultiport(b []byte, p packet) (cond, []uint16) {
 			i++
 			to = binary.NativeEndian.Uint16(b[2+2*i:])
 		}
-		named = append(named, from)
+		bounds = append(bounds, int(from), int(to)+1)
 		texts = append(texts, portRange(from, to))
 		if from <= p.port && p.port <= to {
 			is = yes
@@ -140,7 +133,7 @@ func xtMultiport(b []byte, p packet) (cond, []uint16) {
 	if b[2+2*ports+ports] != 0 {
 		is, word = is.not(), "tcp dport != "
 	}
-	return cond{is, word + "{ " + strings.Join(texts, ", ") + " }", false}, named
+	return cond{is, word + "{ " + strings.Join(texts, ", ") + " }", false}, bounds
 }
 
 // target is what a rule of iptables does.

@@ -142,6 +142,12 @@ func TestJudge(t *testing.T) {
 		{"a jump on the state", []string{"-A INPUT -m conntrack --ctstate INVALID -j a", "-A a -j LOG --log-prefix \"bad \\\" packet: \"", "-A a -j DROP"}, Protects},
 		{"behind an accept in a chain", []string{"-A INPUT -j a", "-A a -p tcp --dport 5000 -j ACCEPT", drop}, AfterAccept},
 		{"goto comes back to the caller's end", []string{"-A INPUT -g a", drop}, ""},
+		{"behind a return of an interface", []string{"-A INPUT -i eth1 -j RETURN", drop}, Partly},
+		{"behind a return of an interface, in a chain", []string{"-A INPUT -j a", "-A a -s 10.0.0.0/8 -j RETURN", "-A a -m conntrack --ctstate INVALID -j DROP"}, Partly},
+		{"in the caller of a chain that returns", []string{"-A INPUT -j a", "-A a -s 10.0.0.0/8 -j RETURN", drop}, Protects},
+		{"behind a return of loopback", []string{"-A INPUT -i lo -j RETURN", drop}, Protects},
+		{"behind a goto of an interface", []string{"-A INPUT -i eth1 -g a", drop}, Partly},
+		{"behind a goto of an interface, that drops as well", []string{"-A INPUT -i eth1 -g a", drop, "-A a -m conntrack --ctstate INVALID -j DROP"}, Partly},
 		{"a circle", []string{"-A INPUT -j a", "-A a -j b", "-A b -j a", drop}, ""},
 		{"a rejection", []string{"-A INPUT -m conntrack --ctstate INVALID -j REJECT --reject-with tcp-reset"}, Answers},
 		{"logged only", []string{"-A INPUT -m conntrack --ctstate INVALID -j LOG"}, ""},
@@ -175,6 +181,21 @@ func TestJudge(t *testing.T) {
 	}
 	if got := set.judge(packet{port: 5000, local: yes, v6: true}).effect(); got != "" {
 		t.Errorf("IPv6 is protected by rules of IPv4: %q", got)
+	}
+}
+
+func TestPortRange(t *testing.T) {
+	for s, ok := range map[string]bool{"5000": true, "5000-5010": true, "": false, "0": false, "5-4": false, "1-65536": false, "1;flush": false, "-1": false, "5-": false} {
+		var r PortRange
+		if err := r.UnmarshalText([]byte(s)); (err == nil) != ok || ok && r.String() != s {
+			t.Errorf("%q: got %v, %v", s, r, err)
+		}
+	}
+	if got := joinPorts(union([]PortRange{{5001, 5001}, {5000, 5000}}, []PortRange{{7000, 7010}, {7005, 7020}, {5000, 5000}})); got != "5000, 5001, 7000-7020" {
+		t.Errorf("got %s", got)
+	}
+	if got := dropScript([]PortRange{{5000, 5010}}); !strings.Contains(got, "tcp dport { 5000-5010 } ct") {
+		t.Errorf("got %s", got)
 	}
 }
 

@@ -103,7 +103,10 @@ type Report struct {
 	liberal bool
 	exposed bool // a translated port without a drop
 	unread  bool // rules could not be read
+	endless bool // or not be followed to their end
 	why     error
+
+	unwatched string // why there is no Window
 }
 
 // Unread is why rules could not be read, or nil.
@@ -120,26 +123,31 @@ func (r *Report) Old() bool {
 
 // Ports are those translated here, for a rule as narrow as can be. Without any
 // it is the port of the registry that was named.
-func (r *Report) Ports() []int {
-	var ports []int
+func (r *Report) Ports() []PortRange {
+	var ports []PortRange
 	for _, m := range r.Mappings {
 		if m.Port == 0 && r.Registry != nil {
 			m.Port = r.Registry.Port
 		}
 		if m.Port != 0 {
-			ports = append(ports, m.Port)
+			ports = append(ports, m.ports())
 		}
 	}
 	if len(ports) == 0 && r.Registry != nil {
-		ports = append(ports, r.Registry.Port)
+		ports = append(ports, PortRange{r.Registry.Port, r.Registry.Port})
 	}
-	slices.Sort(ports)
-	return slices.Compact(ports)
+	return union(ports)
 }
 
 // Watched adds a measurement and concludes anew.
 func (r *Report) Watched(w Window) {
 	r.Window = &w
+	r.conclude()
+}
+
+// NotWatched says why a measurement was not made.
+func (r *Report) NotWatched(why string) {
+	r.unwatched = why
 	r.conclude()
 }
 
@@ -157,8 +165,15 @@ func (v Verdict) worst() int {
 // conclude weighs the checks. What protects makes up for what would be a risk.
 func (r *Report) conclude() {
 	r.Checks = slices.DeleteFunc(r.Checks, func(c Check) bool { return c.Name == "window" || c.Name == "self-test" })
+	if r.unwatched != "" {
+		r.Checks = append(r.Checks, Check{Name: "window", Verdict: Unknown, Finding: r.unwatched, Command: windowCommand})
+	}
 	if r.Window != nil {
-		r.Checks = append(r.Checks, windowCheck(*r.Window))
+		c := windowCheck(*r.Window)
+		if c.Verdict == Evidence && !r.mayTranslate() {
+			c.Verdict, c.Finding = Unknown, "RSTs answered INVALID packets, but nothing is translated here: scans and late FINs look the same"
+		}
+		r.Checks = append(r.Checks, c)
 	}
 	if r.SelfTest != nil {
 		r.Checks = append(r.Checks, r.SelfTest.check(r))
@@ -181,11 +196,16 @@ func (r *Report) conclude() {
 		r.Verdict = NotApplicable
 	case r.Where == Undecided:
 		r.Verdict = Unknown
-	case r.unread && r.exposed && !r.liberal && !r.immune():
+	case (r.endless || r.unread && r.exposed) && !r.liberal && !r.immune():
 		r.Verdict = Unknown
 	default:
 		r.Verdict = worst
 	}
+}
+
+// mayTranslate holds where an answer to an INVALID packet can be the incident.
+func (r *Report) mayTranslate() bool {
+	return r.Where == Here || r.Where == Undecided && r.unread
 }
 
 // immune reports a kernel that was seen to reset nothing.

@@ -49,6 +49,7 @@ type packet struct {
 	to      netip.Addr // destination; not valid if it may be any
 	local   tri        // whether that is an address of this host
 	sent    bool       // by this host, so that it has no input interface
+	outside bool       // from another machine, so that it is for no loopback address
 }
 
 type action uint8
@@ -77,6 +78,9 @@ type step struct {
 	conds  []cond
 	action action
 	to     string // chain, or where it translates to
+	// also are chains that it may lead to as well, by a map whose key is not
+	// known.
+	also []string
 }
 
 func (s step) match() tri {
@@ -108,7 +112,10 @@ type rule struct {
 	packets uint64
 	counted bool
 	on      func(packet) step
-	ports   []uint16 // destination ports it names
+	// bounds are the destination ports at which its conditions may change:
+	// the first, and the one after the last.
+	bounds []int
+	odd    bool // it tests ports in a way that has no such bounds
 }
 
 // chain of one family. Base chains have a hook.
@@ -129,6 +136,7 @@ func (c *chain) String() string { return c.family + " " + c.table + " " + c.name
 type ruleset struct {
 	chains []*chain
 	index  map[string]*chain
+	spent  int // steps of all walks
 }
 
 func (r *ruleset) add(c *chain) {
@@ -162,6 +170,7 @@ func (r *ruleset) at(h hook, v6 bool, kind func(*chain) bool) []*chain {
 const (
 	maxDepth = 32
 	maxSteps = 500_000
+	maxSpent = 10_000_000 // of all walks
 )
 
 // walker takes one packet through one base chain.
@@ -205,7 +214,9 @@ func (w *walker) walk(c *chain) end {
 func (w *walker) through(c *chain, depth int, above []cond) end {
 	for i := range c.rules {
 		r := &c.rules[i]
-		if w.steps++; w.steps > maxSteps || depth > maxDepth {
+		w.steps++
+		w.set.spent++
+		if w.steps > maxSteps || w.set.spent > maxSpent || depth > maxDepth {
 			return end{stopped: true, endless: true}
 		}
 		s := r.on(w.p)
@@ -230,12 +241,23 @@ func (w *walker) through(c *chain, depth int, above []cond) end {
 				return e
 			case s.action == goTo && here == yes:
 				return end{action: back}
+			case s.action == goTo:
+				above = unless(above, r)
 			}
 		case accept:
 			if sure && !w.past {
 				return e
 			}
 			w.sooner = append(w.sooner, r.text)
+			for _, to := range s.also {
+				target := w.set.find(c.family, c.table, to)
+				if target == nil || w.on == nil { // a drop there would be uncertain
+					continue
+				}
+				if e = w.through(target, depth+1, s.conds); e.stopped {
+					return e
+				}
+			}
 		case drop, reject:
 			switch {
 			case sure:
@@ -247,9 +269,16 @@ func (w *walker) through(c *chain, depth int, above []cond) end {
 			if here == yes {
 				return end{action: back}
 			}
+			above = unless(above, r)
 		}
 	}
 	return end{action: pass}
+}
+
+// unless is what the rest of a chain depends on after a rule that may have left
+// it.
+func unless(above []cond, r *rule) []cond {
+	return append(slices.Clone(above), cond{is: maybe, text: "not " + r.text})
 }
 
 // Effect says what a rule that drops INVALID does for the host.
@@ -416,7 +445,8 @@ func first(s []string) string {
 
 // Mapping is a port of this host that is translated to somewhere else.
 type Mapping struct {
-	Port    int      `json:"port"` // 0: any
+	Port    int      `json:"port"`           // 0: any
+	Last    int      `json:"last,omitempty"` // where Port is the first of several
 	To      string   `json:"to,omitempty"`
 	V6      bool     `json:"ipv6,omitempty"`
 	Chain   string   `json:"chain"`
@@ -426,65 +456,95 @@ type Mapping struct {
 	Command string   `json:"command"`
 }
 
-// maxPorts bounds how many ports are looked at one by one.
-const maxPorts = 256
+const (
+	lastPort = 65535
+	// maxPorts bounds how many ports are looked at one by one.
+	maxPorts = 1024
+)
+
+// covers reports whether a port is among those translated.
+func (m Mapping) covers(port int) bool {
+	return m.Port == 0 || m.Port <= port && port <= max(m.Port, m.Last)
+}
 
 // translations lists what the rules translate of new connections to the given
-// address, or to any of this host's. Port 0 is any port.
-func (r *ruleset) translations(p packet) []Mapping {
-	ports := []uint16{p.port}
-	if p.port == 0 {
-		ports = r.natPorts()
+// address, or to any of this host's. Port 0 is any port. cut reports that a
+// bound was reached, and that there may be more.
+func (r *ruleset) translations(p packet) (all []Mapping, cut bool) {
+	if p.port != 0 {
+		m, ok, endless := r.translation(p)
+		if ok {
+			all = append(all, m)
+		}
+		return all, endless
 	}
-	var all []Mapping
-	for _, port := range ports {
-		p.port = port
-		if m, ok := r.translation(p); ok {
+	ports, cut := r.ports()
+	for i, port := range ports {
+		p.port = uint16(port) //nolint:gosec // it is at most lastPort
+		m, ok, endless := r.translation(p)
+		cut = cut || endless
+		if !ok {
+			continue
+		}
+		m.Last = lastPort
+		if i+1 < len(ports) {
+			m.Last = ports[i+1] - 1
+		}
+		if n := len(all) - 1; n >= 0 && all[n].Last == port-1 && all[n].To == m.To && all[n].Chain == m.Chain && all[n].Rule == m.Rule {
+			all[n].Last = m.Last
+		} else {
 			all = append(all, m)
 		}
 	}
-	return all
+	for i := range all {
+		switch {
+		case all[i].Port == 1 && all[i].Last == lastPort:
+			all[i].Port, all[i].Last = 0, 0
+		case all[i].Port == all[i].Last:
+			all[i].Last = 0
+		}
+	}
+	return all, cut
 }
 
-func (r *ruleset) translation(p packet) (Mapping, bool) {
+func (r *ruleset) translation(p packet) (m Mapping, ok, endless bool) {
 	p.invalid = false
 	for _, h := range []hook{prerouting, output} {
 		p.sent = h == output
 		for _, c := range r.at(h, p.v6, func(c *chain) bool { return c.kind == "nat" }) {
 			w := &walker{set: r, p: p, on: func(s step) bool { return s.action == translate }}
-			if e := w.walk(c); e.stopped && !e.endless && e.rule != nil {
+			e := w.walk(c)
+			endless = endless || e.endless
+			if e.stopped && !e.endless && e.rule != nil {
 				return Mapping{
 					Port: int(p.port), To: e.step.to, V6: p.v6, Chain: e.chain.String(), Rule: e.rule.text,
 					By: owner(e.chain), If: e.step.open(), Command: e.chain.command(),
-				}, true
+				}, true, endless
 			}
 		}
 	}
-	return Mapping{}, false
+	return Mapping{}, false, endless
 }
 
-// unnamed is a port that no rule is likely to name: where it is translated,
-// every port is.
-const unnamed = 47
-
-func (r *ruleset) natPorts() []uint16 {
-	nat := map[string]bool{} // tables that translate
-	for _, c := range r.chains {
-		if c.kind == "nat" {
-			nat[c.family+" "+c.table] = true
-		}
-	}
-	seen := map[uint16]bool{unnamed: true}
+// ports are such that the rules treat each port like the last of them that is
+// not greater. cut reports that there are too many.
+func (r *ruleset) ports() (ports []int, cut bool) {
+	seen := map[int]bool{1: true}
 	for _, c := range r.chains {
 		for i := range c.rules {
-			for _, p := range c.rules[i].ports {
-				if nat[c.family+" "+c.table] && len(seen) < maxPorts {
+			cut = cut || c.rules[i].odd
+			for _, p := range c.rules[i].bounds {
+				switch {
+				case p <= 1 || p > lastPort || seen[p]:
+				case len(seen) == maxPorts:
+					cut = true
+				default:
 					seen[p] = true
 				}
 			}
 		}
 	}
-	return slices.Sorted(maps.Keys(seen))
+	return slices.Sorted(maps.Keys(seen)), cut
 }
 
 // untracked reports a rule that takes the port out of conntrack altogether.

@@ -2,8 +2,10 @@ package conntrack
 
 import "fmt"
 
+const windowCommand = "conntrack -S; nstat -az TcpOutRsts TcpEstabResets, twice"
+
 func windowCheck(w Window) Check {
-	c := Check{Name: "window", Command: "conntrack -S; nstat -az TcpOutRsts TcpEstabResets, twice"}
+	c := Check{Name: "window", Command: windowCommand}
 	figures := fmt.Sprintf("in %.0f s: %d INVALID, %d RSTs sent, %d connections reset", w.Seconds, w.Invalid, w.OutRsts, w.EstabResets)
 	if w.Dropped != nil {
 		figures += fmt.Sprintf(", %d dropped by the rule", *w.Dropped)
@@ -18,7 +20,7 @@ func windowCheck(w Window) Check {
 	case Still:
 		c.Verdict, c.Finding = Sound, figures+": nothing stray came"
 	default:
-		c.Verdict, c.Finding = NotApplicable, "conntrack does not count here"
+		c.Verdict, c.Finding = Unknown, "nothing was measured: conntrack does not count here"
 	}
 	if w.Checksum > 0 {
 		c.Details = append(c.Details, fmt.Sprintf("%d packets had a wrong checksum: bad hardware or offloading, another trouble than this one", w.Checksum))

@@ -154,9 +154,9 @@ func xtRule(text, family, table string, into *ruleset) error {
 	ru.on = func(p packet) step { return xtStep(opts, p) }
 	ru.text = ruleText(ru.on(packet{}))
 	for _, o := range opts {
-		if o.name == "--dport" || o.name == "--dports" || o.name == "--ports" {
+		if slices.Contains([]string{"--dport", "--dports", "--ports", "--destination-port"}, o.name) {
 			for _, r := range portRanges(o.value()) {
-				ru.ports = append(ru.ports, r[0])
+				ru.bounds = append(ru.bounds, int(r[0]), int(r[1])+1)
 			}
 		}
 	}
@@ -307,7 +307,7 @@ func xtCond(o option, p packet) cond {
 			is = no
 		}
 	case "-d":
-		is, text = covers(o.value(), p.to), "daddr "+o.value()
+		is, text = covers(o.value(), p), "daddr "+o.value()
 	case "-s":
 		text = "saddr " + o.value()
 	case "--dst-type":
@@ -367,20 +367,28 @@ func inRanges(list string, port uint16) tri {
 	return no
 }
 
-func covers(prefix string, to netip.Addr) tri {
-	if !to.IsValid() {
-		return maybe
-	}
+func covers(prefix string, p packet) tri {
 	if !strings.Contains(prefix, "/") {
 		a, err := netip.ParseAddr(prefix)
 		if err != nil {
 			return maybe
 		}
-		return known(a == to)
+		return covered(netip.PrefixFrom(a, a.BitLen()), p)
 	}
 	n, err := netip.ParsePrefix(prefix)
 	if err != nil {
 		return maybe
 	}
-	return known(n.Contains(to))
+	return covered(n, p)
+}
+
+// covered tells whether a packet is for an address of the prefix.
+func covered(n netip.Prefix, p packet) tri {
+	switch {
+	case p.to.IsValid():
+		return known(n.Contains(p.to))
+	case p.outside && n.Addr().IsLoopback():
+		return no
+	}
+	return maybe
 }

@@ -584,6 +584,50 @@ func TestWhereTheDropStands(t *testing.T) {
 	}
 }
 
+// What leaves a chain before its drop leaves the host open, and no part of a
+// range that is translated may be missed.
+func TestWhatLeavesBeforeTheDrop(t *testing.T) {
+	if !apart(t) {
+		return
+	}
+	l := newLab(t)
+	for name, rules := range map[string]string{
+		"a return":            "chain c {\n IN\n iifname \"client\" return\n ct state invalid drop\n }",
+		"a return in a chain": "chain pub {\n ip saddr 10.0.0.0/8 return\n ct state invalid drop\n }\n chain c {\n IN\n jump pub\n }",
+		"a goto":              "chain x {\n counter\n }\n chain c {\n IN\n iifname \"client\" goto x\n ct state invalid drop\n }",
+		"a map that returns":  "chain c {\n IN\n iifname vmap { \"client\" : return }\n ct state invalid drop\n }",
+		"a map of chains":     "chain a {\n counter\n }\n chain b {\n tcp dport 5000 accept\n }\n chain c {\n IN\n iifname vmap { \"eth7\" : jump a, \"client\" : jump b }\n ct state invalid drop\n }",
+	} {
+		rules = strings.Replace(rules, "IN\n", "type filter hook input priority filter; policy accept;\n", 1)
+		sh(t, "host", "nft flush ruleset; nft -f - <<'EOF'\n"+withDNAT+"table ip filter {\n "+rules+"\n}\nEOF")
+		d := doctor(t, 4, "--strict", hostAddr)
+		p := l.push(t, "client", hostAddr, beyond, "client")
+		t.Logf("%s: %d RSTs, %d breaks: %+v", name, p.RSTs, p.Breaks, d.Guards)
+		if d.Verdict != "at risk" || len(d.Guards) == 0 || d.Guards[0].Effect != "partly" || p.RSTs == 0 {
+			t.Errorf("%s: %d RSTs, got %+v", name, p.RSTs, d)
+		}
+	}
+
+	for kind, script := range map[string]string{
+		"nft":             "nft -f - <<'EOF'\ntable ip nat {\n chain pre {\n type nat hook prerouting priority dstnat;\n tcp dport 5000-5010 dnat to 10.77.2.2\n }\n}\nEOF",
+		"nft set":         "nft -f - <<'EOF'\ntable ip nat {\n chain pre {\n type nat hook prerouting priority dstnat;\n tcp dport { 22, 5000-5010 } dnat to 10.77.2.2\n }\n}\nEOF",
+		"iptables-nft":    "iptables-nft -t nat -A PREROUTING -p tcp --dport 5000:5010 -j DNAT --to-destination 10.77.2.2",
+		"iptables-legacy": "iptables-legacy -t nat -A PREROUTING -p tcp --dport 5000:5010 -j DNAT --to-destination 10.77.2.2",
+	} {
+		sh(t, "host", "nft flush ruleset; iptables-legacy -t nat -F; "+script)
+		doctor(t, 4, "--strict", "10.77.1.1:5005")
+		doctor(t, 0, "--fix=drop", "--apply")
+		if rule := sh(t, "host", "nft list table inet rpush"); !strings.Contains(rule, "5000-5010") {
+			t.Errorf("%s: got %s", kind, rule)
+		}
+		for _, p := range []string{"5000", "5005", "5010"} {
+			doctor(t, 0, "--strict", "10.77.1.1:"+p)
+		}
+		doctor(t, 0, "--strict")
+		doctor(t, 0, "--undo", "--apply")
+	}
+}
+
 // A host that pushes to itself under an external name: its router sends the
 // connection back in.
 func TestHairpin(t *testing.T) {

@@ -1,0 +1,65 @@
+package conntrack
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// PortRange is one port or several: the first and the last.
+type PortRange struct{ First, Last int }
+
+func (m Mapping) ports() PortRange { return PortRange{m.Port, max(m.Port, m.Last)} }
+
+// String is the range as nft has it.
+func (r PortRange) String() string {
+	if r.First == r.Last {
+		return strconv.Itoa(r.First)
+	}
+	return fmt.Sprintf("%d-%d", r.First, r.Last)
+}
+
+// MarshalText is String.
+func (r PortRange) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads what String writes, and refuses all else.
+func (r *PortRange) UnmarshalText(b []byte) error {
+	from, to, ranged := strings.Cut(string(b), "-")
+	first, err := strconv.ParseUint(from, 10, 16)
+	last := first
+	if ranged && err == nil {
+		last, err = strconv.ParseUint(to, 10, 16)
+	}
+	if err != nil || first == 0 || last < first {
+		return fmt.Errorf("%q is no port", b)
+	}
+	r.First, r.Last = int(first), int(last) //nolint:gosec // of 16 bits
+	return nil
+}
+
+// union is all of them, sorted, each port once.
+func union(lists ...[]PortRange) []PortRange {
+	all := slices.Concat(lists...)
+	slices.SortFunc(all, func(a, b PortRange) int {
+		return cmp.Or(a.First-b.First, a.Last-b.Last)
+	})
+	var out []PortRange
+	for _, r := range all {
+		if n := len(out) - 1; n >= 0 && r.First <= out[n].Last {
+			out[n].Last = max(out[n].Last, r.Last)
+		} else {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+func joinPorts(ports []PortRange) string {
+	list := make([]string, len(ports))
+	for i, p := range ports {
+		list[i] = p.String()
+	}
+	return strings.Join(list, ", ")
+}

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -289,5 +290,88 @@ func TestTransportKillsConnections(t *testing.T) {
 	close(over)
 	if err := <-ended; !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the server saw %v, want a reset", err)
+	}
+}
+
+// After a lost commit a redirect counts only for what it leads to.
+func TestTransportLostCommitBehindRedirects(t *testing.T) {
+	data := content(1000)
+	page := func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>please log in") }
+	serve := func(data []byte) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+		}
+	}
+	for name, c := range map[string]struct {
+		storage http.HandlerFunc // nil: the redirect stays on the registry
+		lost    scripted.Action
+		puts    int
+		fails   bool
+	}{
+		"login here":            {nil, scripted.Action{BeforeReset: true}, 2, false},
+		"login elsewhere":       {page, scripted.Action{BeforeReset: true}, 1, true},
+		"stored":                {serve(data), scripted.Action{AfterReset: true}, 1, false},
+		"stored, whole answers": {func(w http.ResponseWriter, _ *http.Request) { w.Write(data) }, scripted.Action{AfterReset: true}, 1, false},
+		"other size":            {serve(data[1:]), scripted.Action{BeforeReset: true}, 1, true},
+		"not stored":            {http.NotFound, scripted.Action{BeforeReset: true}, 1, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked atomic.Int64
+			to := "/login?next=x"
+			if c.storage != nil {
+				storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					asked.Add(1)
+					if r.Header.Get("Authorization") != "" || r.Method != http.MethodGet || r.Header.Get("Range") != "bytes=0-0" {
+						t.Errorf("%s %v", r.Method, r.Header)
+					}
+					c.storage(w, r)
+				}))
+				defer storage.Close()
+				to = storage.URL + "/bucket/key?sig=1"
+			}
+			reg := scripted.New(scripted.Options{Intercept: on(scripted.Put, 1, c.lost)})
+			defer reg.Close()
+			var puts atomic.Int64
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if strings.Contains(r.URL.Path, "/blobs/sha256:") {
+					http.Redirect(w, r, to, http.StatusFound)
+					return
+				}
+				if r.Method == http.MethodPut {
+					puts.Add(1)
+				}
+				reg.ServeHTTP(w, r)
+			}))
+			defer srv.Close()
+			base := &http.Transport{}
+			defer base.CloseIdleConnections()
+			o := resume.Options{External: base, RetryFor: time.Second, Random: func() float64 { return 0 }}
+			cl := client{t, &http.Client{Transport: resume.NewTransport(base, o)}, srv.URL}
+			at, err := cl.do(http.MethodPost, srv.URL+"/v2/team/app/blobs/uploads/", nil).Location()
+			if err != nil {
+				t.Fatal(err)
+			}
+			req, err := http.NewRequest(http.MethodPut, withDigest(at, data), bytes.NewReader(data))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Authorization", "Bearer x")
+			resp, err := cl.http.Do(req)
+			if err == nil {
+				resp.Body.Close()
+			}
+			if ok := err == nil && resp.StatusCode == http.StatusCreated; ok == c.fails {
+				t.Errorf("got %v, %v", resp, err)
+			}
+			if stored := reg.Blob("team/app", digest.FromBytes(data).String()) != nil; stored == c.fails {
+				t.Errorf("stored: %v", stored)
+			}
+			if got := int(puts.Load()); got != c.puts {
+				t.Errorf("%d PUTs, want %d", got, c.puts)
+			}
+			if (asked.Load() > 0) != (c.storage != nil) {
+				t.Errorf("the storage was asked %d times", asked.Load())
+			}
+		})
 	}
 }

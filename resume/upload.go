@@ -126,7 +126,7 @@ type upload struct {
 	rejected int       // digests refused
 	hopeless int       // sessions that refused their first PATCH
 	headway  bool
-	excused  bool // the next loss is that of a body too large
+	excused  bool         // the next loss is that of a body too large
 	told     atomic.Int64 // when Sent was last emitted, in Unix nanoseconds
 
 	// guest is the request of another client that this upload carries out on a
@@ -577,7 +577,7 @@ func (u *upload) commit(ctx context.Context) error {
 		return refusal
 	}
 	// An earlier commit may have been carried out after all.
-	exists, err := u.c.exists(ctx, u.blob.Digest, u.blob.Size)
+	exists, err := u.arrived(ctx)
 	switch {
 	case err != nil:
 		u.doubt = time.Now()
@@ -619,10 +619,15 @@ func (u *upload) reject(ctx context.Context, refusal *protocol.StatusError) erro
 	return u.drop(refusal)
 }
 
+// arrived asks for the blob after something of it was sent.
+func (u *upload) arrived(ctx context.Context) (bool, error) {
+	return u.c.arrived(ctx, u.blob.Digest, u.blob.Size)
+}
+
 // resolve finds out what became of a commit that got no clear answer. The blob
 // is asked for first: if it is there, nothing else matters.
 func (u *upload) resolve(ctx context.Context) error {
-	exists, err := u.c.exists(ctx, u.blob.Digest, u.blob.Size)
+	exists, err := u.arrived(ctx)
 	if err != nil {
 		return err
 	}

@@ -425,14 +425,15 @@ func (g *passage) moveOn(u *upload, resp *http.Response) {
 }
 
 // refusal is the answer of the registry that an error is about, nil if it is
-// about none.
+// about none: not another host's, which would get the client's token renewed
+// where it says, and no redirect of a request that the client did not make.
 func (g *passage) refusal(u *upload, err error) *http.Response {
 	var se *protocol.StatusError
 	if !errors.As(err, &se) || u.c == nil {
 		return nil
 	}
 	for _, a := range []*wire.Answer{g.same, g.last} {
-		if a != nil && a.Status == se.Status {
+		if a != nil && a.Status == se.Status && a.Status >= 400 && protocol.SameOrigin(g.req.URL, a.Request.URL) {
 			return g.hand(a)
 		}
 	}

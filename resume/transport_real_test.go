@@ -375,3 +375,105 @@ func TestTransportLostCommitBehindRedirects(t *testing.T) {
 		})
 	}
 }
+
+// What another host answers to the transport's own requests, or where one of
+// them is led, is not the registry's answer to the client.
+func TestTransportKeepsForeignAnswersBack(t *testing.T) {
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Www-Authenticate", `Bearer realm="http://other.test/token"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	defer other.Close()
+	for name, elsewhere := range map[string]bool{"401 of another host": true, "redirect": false} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case r.Method == http.MethodPost:
+				w.Header().Set("Location", "/v2/team/app/blobs/uploads/1")
+				w.WriteHeader(http.StatusAccepted)
+			case r.Method == http.MethodPatch:
+				io.CopyN(io.Discard, r.Body, 1000)
+				panic(http.ErrAbortHandler)
+			case elsewhere:
+				w.Header().Set("Location", other.URL+"/storage/1")
+				w.Header().Set("Range", "0-999")
+				w.WriteHeader(http.StatusNoContent)
+			default:
+				http.Redirect(w, r, "/login", http.StatusFound)
+			}
+		}))
+		base := &http.Transport{}
+		c := client{t, &http.Client{Transport: resume.NewTransport(base, resume.Options{External: base, RetryFor: time.Second})}, srv.URL}
+		at, err := c.do(http.MethodPost, srv.URL+"/v2/team/app/blobs/uploads/", nil).Location()
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, err := http.NewRequest(http.MethodPatch, at.String(), bytes.NewReader(content(3_000_000)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp, err := c.http.Transport.RoundTrip(req); err == nil {
+			resp.Body.Close()
+			t.Errorf("%s: got %s %v", name, resp.Status, resp.Header)
+		}
+		base.CloseIdleConnections()
+		srv.Close()
+	}
+}
+
+// A request that waits for its turn on an HTTP/2 connection leaves it to those
+// that have theirs.
+func TestTransportSparesSharedConnections(t *testing.T) {
+	begun := make(chan bool)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Method {
+		case http.MethodPost:
+			w.Header().Set("Location", "/v2/team/app/blobs/uploads/1")
+			w.WriteHeader(http.StatusAccepted)
+		case http.MethodGet:
+			w.(http.Flusher).Flush()
+			close(begun)
+			<-begun
+			time.Sleep(time.Second) // until the upload has been given up
+			io.WriteString(w, "whole")
+		}
+	}))
+	srv.EnableHTTP2 = true
+	srv.Config.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 1}
+	srv.StartTLS()
+	defer srv.Close()
+	base := srv.Client().Transport.(*http.Transport).Clone()
+	base.HTTP2 = &http.HTTP2Config{StrictMaxConcurrentRequests: true}
+	defer base.CloseIdleConnections()
+	hc := &http.Client{Transport: resume.NewTransport(base, resume.Options{})}
+	resp, err := hc.Post(srv.URL+"/v2/team/app/blobs/uploads/", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	at, err := resp.Location()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pulled := make(chan error, 1)
+	go func() {
+		resp, err := hc.Get(srv.URL + "/pull")
+		if err == nil {
+			_, err = io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+		}
+		pulled <- err
+	}()
+	<-begun
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPatch, at.String(), strings.NewReader("hello"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := hc.Do(req); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v, %v", resp, err)
+	}
+	if err := <-pulled; err != nil {
+		t.Errorf("the pull on the same connection: %v", err)
+	}
+}

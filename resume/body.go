@@ -184,6 +184,9 @@ type spool struct {
 	quota *quota
 
 	reading chan struct{} // held by whoever reads src
+	closing sync.Once
+	begin   int64 // where src stood at first, -1 where it cannot be told
+	reused  bool  // after a 401, by a client that may have rewound it
 
 	mu    sync.Mutex
 	mem   []byte
@@ -199,8 +202,34 @@ type spool struct {
 const inMemory = 256 << 10
 
 func newSpool(src io.ReadCloser, n int64, q *quota) *spool {
-	return &spool{src: src, n: n, quota: q, lost: n > q.limit, reading: make(chan struct{}, 1)}
+	s := &spool{src: src, n: n, begin: -1, quota: q, lost: n > q.limit, reading: make(chan struct{}, 1)}
+	if k, ok := src.(io.Seeker); ok {
+		if at, err := k.Seek(0, io.SeekCurrent); err == nil {
+			s.begin = at
+		}
+	}
+	return s
 }
+
+// reuse is called when the client sends the same body again. Where it can be
+// seen that it was rewound, that is undone; else surplus finds out.
+func (s *spool) reuse() {
+	s.reading <- struct{}{}
+	defer func() { <-s.reading }()
+	s.reused = true
+	k, ok := s.src.(io.Seeker)
+	if !ok || s.begin < 0 {
+		return
+	}
+	s.mu.Lock()
+	want := s.begin + s.taken
+	s.mu.Unlock()
+	if at, err := k.Seek(0, io.SeekCurrent); err == nil && at != want {
+		k.Seek(want, io.SeekStart) //nolint:errcheck // surplus finds out
+	}
+}
+
+func (s *spool) closeSource() { s.closing.Do(func() { s.src.Close() }) }
 
 func (s *spool) first() wire.Body {
 	return wire.NewBody(&spoolReader{s: s, done: make(chan struct{})}, s.n)
@@ -227,7 +256,10 @@ func (s *spool) length(ctx context.Context) (int64, error) {
 	at := s.taken
 	s.mu.Unlock()
 	r := &spoolReader{s: s, at: at, done: make(chan struct{})}
-	defer context.AfterFunc(ctx, func() { r.Close() })() //nolint:errcheck // never fails
+	defer context.AfterFunc(ctx, func() {
+		r.Close()
+		s.closeSource() // which alone ends a Read that waits
+	})()
 	n, err := io.Copy(io.Discard, r)
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
@@ -240,7 +272,7 @@ func (s *spool) length(ctx context.Context) (int64, error) {
 }
 
 func (s *spool) close() {
-	s.src.Close()
+	s.closeSource()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.shut = true
@@ -317,6 +349,8 @@ func (s *spool) read(p []byte, at int64) (n int, err error, ok bool) {
 	return 0, nil, false
 }
 
+var errRewound = errors.New("the body of the request was rewound without being made anew")
+
 var errNotKept = errors.New("the body of the request was too large to be kept, and cannot be read again")
 
 // spoolReader reads a spooled body from one offset. Close ends it, and nothing
@@ -369,6 +403,9 @@ func (s *spool) before(at int64) int64 {
 // more reads on in src.
 func (s *spool) more(p []byte) (int, error) {
 	n, err := s.src.Read(p)
+	if err == nil && s.surplus(n) {
+		n, err = 0, errRewound
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.keep(p[:n])
@@ -376,6 +413,20 @@ func (s *spool) more(p []byte) (int, error) {
 		s.end = err
 	}
 	return n, err
+}
+
+// surplus reports whether a body that is used again goes on behind its end, n
+// bytes further: then it was rewound, and what was read of it is not what was
+// asked for.
+func (s *spool) surplus(n int) bool {
+	s.mu.Lock()
+	last := s.taken+int64(n) == s.n
+	s.mu.Unlock()
+	if !s.reused || !last {
+		return false
+	}
+	m, _ := io.ReadFull(s.src, make([]byte, 1)) //nolint:errcheck // it has ended, or goes on
+	return m > 0
 }
 
 func (r *spoolReader) Close() error {

@@ -79,6 +79,9 @@ func (t *transporter) newPassage(req *http.Request, s *seen) *passage {
 	case bodiless:
 	case l != nil && alike(l.was, req.Body): // sent again without rewinding
 		g.body, g.tried = l.body, true
+		if s, ok := g.body.(*spool); ok {
+			s.reuse()
+		}
 	default:
 		if l != nil {
 			l.end()
@@ -247,6 +250,9 @@ func (u *upload) pass(ctx context.Context) error {
 	g.broke(err)
 	u.unsettle(true)
 	if ctx.Err() != nil {
+		if g.put() {
+			u.doubt = time.Now()
+		}
 		return context.Cause(ctx)
 	}
 	if b := current.Load(); b != nil {

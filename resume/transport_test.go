@@ -816,3 +816,121 @@ func TestTransportForgets(t *testing.T) {
 		}
 	})
 }
+
+// A client that rewinds a body and sends it again after a 401, where the
+// transport can see that and where it cannot.
+func TestTransportRewoundAfter401(t *testing.T) {
+	for _, visible := range []bool{false, true} {
+		for _, rewound := range []bool{false, true} {
+			f := on(scripted.Patch, 1, scripted.Action{Before: 401})
+			onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+				data := content(3_000_000) // of which the refused request takes a part
+				r := io.NewSectionReader(bytes.NewReader(data), 0, int64(len(data)))
+				var body io.ReadCloser = struct{ io.ReadCloser }{io.NopCloser(r)}
+				if visible {
+					body = struct {
+						*io.SectionReader
+						io.Closer
+					}{r, io.NopCloser(nil)}
+				}
+				at, err := p.open(p.t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				for try := range 2 {
+					req := p.request(p.t.Context(), http.MethodPatch, at.String())
+					req.Body, req.ContentLength = body, int64(len(data))
+					resp, err := p.do(req)
+					if try == 0 {
+						if pos, _ := r.Seek(0, io.SeekCurrent); err != nil || resp.StatusCode != 401 || pos == 0 {
+							t.Fatalf("got %v, %v at %d", resp, err, pos)
+						}
+						if rewound {
+							r.Seek(0, io.SeekStart)
+						}
+						continue
+					}
+					if rewound && !visible {
+						if !errors.Is(err, resume.ErrSource) {
+							t.Errorf("got %v, %v", resp, err)
+						}
+						return
+					}
+					if err != nil || resp.StatusCode != 202 {
+						t.Fatalf("seekable %v, rewound %v: got %v, %v", visible, rewound, resp, err)
+					}
+					if at, err = resp.Location(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := p.wants(p.request(p.t.Context(), http.MethodPut, withDigest(at, data)), 201, data); err != nil {
+					t.Fatal(err)
+				}
+				p.has(data)
+			})
+		}
+	}
+}
+
+// Measuring a body that goes on for ever ends with the context.
+func TestTransportCancelWhileMeasuring(t *testing.T) {
+	onTransport(t, scripted.Options{Intercept: brokenBody(1000)}, &resume.Options{}, func(p *passing) {
+		at, err := p.open(p.t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, w := io.Pipe()
+		go func() {
+			for range 20 {
+				w.Write(content(2000))
+				time.Sleep(20 * time.Millisecond)
+			}
+		}() // and no end
+		ctx, cancel := context.WithTimeout(p.t.Context(), 30*time.Second)
+		defer cancel()
+		req := p.request(ctx, http.MethodPatch, at.String())
+		req.Body, req.ContentLength = r, -1
+		began := time.Now()
+		if resp, err := p.do(req); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v, %v", resp, err)
+		}
+		if took := time.Since(began); took > 35*time.Second { // virtual time
+			t.Errorf("took %s", took)
+		}
+		w.Close()
+	})
+}
+
+// A commit that ended with the client's deadline may have been carried out: the
+// next one is settled by asking for the blob.
+func TestTransportCommitCancelled(t *testing.T) {
+	f := on(scripted.Put, 1, scripted.Action{DelayAfter: time.Hour})
+	onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+		data := content(1000)
+		at, err := p.open(p.t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		req := p.request(p.t.Context(), http.MethodPatch, at.String())
+		bodyAgain(p, req, data)
+		resp, err := p.do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at, err = resp.Location(); err != nil {
+			t.Fatal(err)
+		}
+		for try := range 2 {
+			ctx, cancel := context.WithTimeout(p.t.Context(), 10*time.Second)
+			err := p.wants(p.request(ctx, http.MethodPut, withDigest(at, data)), 201, data)
+			cancel()
+			if try == 0 && !errors.Is(err, context.DeadlineExceeded) || try == 1 && err != nil {
+				t.Errorf("try %d: got %v", try, err)
+			}
+		}
+		if n := p.count(scripted.Put); n != 1 {
+			t.Errorf("%d commits: %s", n, p.trace())
+		}
+		p.has(data)
+	})
+}

@@ -54,7 +54,13 @@ type remade struct {
 	last io.Closer
 }
 
-func (r *remade) first() wire.Body { return wire.NewBody(r.req.Body, r.n) }
+func (r *remade) first() wire.Body {
+	b := wire.Whole(wire.NewBody(r.req.Body, r.n))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last = b // which passes the first Close on only
+	return b
+}
 
 func (r *remade) kept() int64 { return 0 }
 
@@ -80,8 +86,9 @@ func (r *remade) again() (wire.Body, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.now(b)
-	return wire.NewBody(b, r.n), nil
+	body := wire.Whole(wire.NewBody(b, r.n))
+	r.now(body)
+	return body, nil
 }
 
 func (r *remade) open(ctx context.Context, offset int64) (io.ReadCloser, error) {
@@ -109,12 +116,28 @@ func (r *remade) open(ctx context.Context, offset int64) (io.ReadCloser, error) 
 	if m.err != nil {
 		return nil, m.err
 	}
-	r.now(m.b)
-	if err := skip(ctx, m.b, offset); err != nil {
+	b := m.b
+	if _, ok := b.(*os.File); !ok { // which bears it, and keeps sendfile
+		b = &closedOnce{ReadCloser: b}
+	}
+	r.now(b)
+	if err := skip(ctx, b, offset); err != nil {
 		r.now(nil)
 		return nil, err
 	}
-	return m.b, nil
+	return b, nil
+}
+
+// closedOnce passes the first Close on only.
+type closedOnce struct {
+	io.ReadCloser
+	once sync.Once
+	err  error
+}
+
+func (c *closedOnce) Close() error {
+	c.once.Do(func() { c.err = c.ReadCloser.Close() })
+	return c.err
 }
 
 // skip goes to offset, by reading where there is no other way.
@@ -146,7 +169,7 @@ type lent struct {
 	at, n int64
 }
 
-func (l *lent) first() wire.Body { return wire.Borrow(l.f, l.n) }
+func (l *lent) first() wire.Body { return wire.Whole(wire.Borrow(l.f, l.n)) }
 
 func (l *lent) kept() int64 { return 0 }
 
@@ -232,7 +255,7 @@ func (s *spool) reuse() {
 func (s *spool) closeSource() { s.closing.Do(func() { s.src.Close() }) }
 
 func (s *spool) first() wire.Body {
-	return wire.NewBody(&spoolReader{s: s, done: make(chan struct{})}, s.n)
+	return wire.Whole(wire.NewBody(&spoolReader{s: s, done: make(chan struct{})}, s.n))
 }
 
 func (s *spool) open(_ context.Context, offset int64) (io.ReadCloser, error) {

@@ -298,7 +298,9 @@ func (u *upload) handOn(a *wire.Answer, sent int64) {
 		g.size(u)
 	}
 	if g.put() {
-		u.finish(Committed)
+		if a.Status == http.StatusCreated {
+			u.finish(Committed)
+		}
 		return
 	}
 	s.offset = u.blob.Size
@@ -371,7 +373,7 @@ func (g *passage) answer(u *upload, err error) (*http.Response, error) {
 	var resp *http.Response
 	switch {
 	case err != nil:
-		resp = g.refusal(u, err)
+		resp = g.refusal(err)
 	case g.as != nil:
 		resp = g.as.Response
 		resp.Request = g.req
@@ -433,9 +435,9 @@ func (g *passage) moveOn(u *upload, resp *http.Response) {
 // refusal is the answer of the registry that an error is about, nil if it is
 // about none: not another host's, which would get the client's token renewed
 // where it says, and no redirect of a request that the client did not make.
-func (g *passage) refusal(u *upload, err error) *http.Response {
+func (g *passage) refusal(err error) *http.Response {
 	var se *protocol.StatusError
-	if !errors.As(err, &se) || u.c == nil {
+	if !errors.As(err, &se) || g.req.Context().Err() != nil {
 		return nil
 	}
 	for _, a := range []*wire.Answer{g.same, g.last} {

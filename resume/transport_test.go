@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -932,5 +933,95 @@ func TestTransportCommitCancelled(t *testing.T) {
 			t.Errorf("%d commits: %s", n, p.trace())
 		}
 		p.has(data)
+	})
+}
+
+// closings counts how often a body is closed.
+type closings struct {
+	io.Reader
+	n atomic.Int64
+}
+
+func (c *closings) Close() error { c.n.Add(1); return nil }
+
+func TestTransportClosesOnce(t *testing.T) {
+	for name, f := range map[string]func(scripted.Request) scripted.Action{
+		"healthy": func(scripted.Request) scripted.Action { return scripted.Action{} },
+		"broken":  all(brokenBody(500), on(scripted.Patch, 2, scripted.Action{BreakBody: true, BodyLimit: 100})),
+	} {
+		for _, again := range []bool{false, true} {
+			var made []*closings
+			onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+				body := func() (io.ReadCloser, error) {
+					made = append(made, &closings{Reader: bytes.NewReader(content(1000))})
+					return made[len(made)-1], nil
+				}
+				p.delivers(style{name, true, func(_ *passing, req *http.Request, _ []byte) {
+					if req.Body, _ = body(); again {
+						req.GetBody = body
+					}
+					req.ContentLength = 1000
+				}}, content(1000))
+			})
+			for i, c := range made {
+				if n := c.n.Load(); n != 1 {
+					t.Errorf("%s, GetBody %v: body %d was closed %d times", name, again, i, n)
+				}
+			}
+		}
+	}
+}
+
+// A body that is longer than it was said to be fails as without the transport.
+func TestTransportLongBody(t *testing.T) {
+	for _, s := range styles {
+		if s.name == "PATCH, length unknown" || s.name == "PUT, length unknown" || s.name == "PUT, pipe" {
+			continue
+		}
+		for _, o := range []*resume.Options{nil, {}} {
+			onTransport(t, scripted.Options{}, o, func(p *passing) {
+				long := s
+				long.body = func(p *passing, req *http.Request, data []byte) {
+					s.body(p, req, append(bytes.Clone(data), 0))
+					req.ContentLength--
+				}
+				err := p.upload(p.t.Context(), long, content(1000))
+				if err == nil || o != nil && !errors.Is(err, resume.ErrSource) {
+					t.Errorf("%s, with the transport %v: got %v", s.name, o != nil, err)
+				}
+			})
+		}
+	}
+}
+
+// A wait that the client ended is no answer.
+func TestTransportCancelWhileWaiting(t *testing.T) {
+	f := func(r scripted.Request) scripted.Action {
+		if r.Kind == scripted.Patch || r.Kind == scripted.Status {
+			return scripted.Action{Before: 503}
+		}
+		return scripted.Action{}
+	}
+	onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+		ctx, cancel := context.WithTimeout(p.t.Context(), 30*time.Second)
+		defer cancel()
+		if err := p.upload(ctx, styles[0], content(1000)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// Only 201 is a commit.
+func TestTransportOddCommit(t *testing.T) {
+	page := on(scripted.Put, 1, scripted.Action{Before: 200, Body: []byte("<html>please log in")})
+	onTransport(t, scripted.Options{Intercept: page}, &resume.Options{}, func(p *passing) {
+		if err := p.upload(p.t.Context(), styles[1], content(1000)); err == nil || !strings.Contains(err.Error(), "PUT: 200") {
+			t.Errorf("got %v", err)
+		}
+		for _, e := range p.events {
+			if e.Kind == resume.Committed {
+				t.Error("told as a commit")
+			}
+		}
 	})
 }

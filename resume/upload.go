@@ -621,7 +621,11 @@ func (u *upload) reject(ctx context.Context, refusal *protocol.StatusError) erro
 
 // arrived asks for the blob after something of it was sent.
 func (u *upload) arrived(ctx context.Context) (bool, error) {
-	return u.c.arrived(ctx, u.blob.Digest, u.blob.Size)
+	size := u.blob.Size
+	if u.guest != nil && u.guest.body == nil {
+		size = -1 // only inferred
+	}
+	return u.c.arrived(ctx, u.blob.Digest, size)
 }
 
 // resolve finds out what became of a commit that got no clear answer. The blob

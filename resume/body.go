@@ -280,7 +280,7 @@ func (s *spool) length(ctx context.Context) (int64, error) {
 	s.mu.Unlock()
 	r := &spoolReader{s: s, at: at, done: make(chan struct{})}
 	defer context.AfterFunc(ctx, func() {
-		r.Close()
+		r.Close()       //nolint:errcheck // never fails
 		s.closeSource() // which alone ends a Read that waits
 	})()
 	n, err := io.Copy(io.Discard, r)
@@ -448,7 +448,7 @@ func (s *spool) surplus(n int) bool {
 	if !s.reused || !last {
 		return false
 	}
-	m, _ := io.ReadFull(s.src, make([]byte, 1)) //nolint:errcheck // it has ended, or goes on
+	m, _ := io.ReadFull(s.src, make([]byte, 1))
 	return m > 0
 }
 

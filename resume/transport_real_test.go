@@ -477,3 +477,37 @@ func TestTransportSparesSharedConnections(t *testing.T) {
 		t.Errorf("the pull on the same connection: %v", err)
 	}
 }
+
+// How much a session holds is only inferred where its chunks may have gone
+// another way: the blob of a lost commit is not judged by it.
+func TestTransportCommitOfUnknownSize(t *testing.T) {
+	dgst := digest.FromBytes(content(1000)).String()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Method {
+		case http.MethodPost:
+			w.Header().Set("Location", "/v2/team/app/blobs/uploads/1")
+			w.WriteHeader(http.StatusAccepted)
+		case http.MethodPut:
+			panic(http.ErrAbortHandler) // it was carried out
+		default:
+			if !strings.HasSuffix(r.URL.Path, dgst) {
+				http.NotFound(w, r)
+				return
+			}
+			w.Header().Set("Docker-Content-Digest", dgst)
+			w.Header().Set("Content-Length", "1000")
+		}
+	}))
+	defer srv.Close()
+	base := &http.Transport{}
+	defer base.CloseIdleConnections()
+	c := client{t, &http.Client{Transport: resume.NewTransport(base, resume.Options{RetryFor: time.Second})}, srv.URL}
+	at, err := c.do(http.MethodPost, srv.URL+"/v2/team/app/blobs/uploads/", nil).Location()
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp := c.do(http.MethodPut, withDigest(at, content(1000)), nil)
+	if resp.StatusCode != http.StatusCreated {
+		t.Errorf("got %s", resp.Status)
+	}
+}

@@ -1025,3 +1025,84 @@ func TestTransportOddCommit(t *testing.T) {
 		}
 	})
 }
+
+// A PATCH that passes through and does not say where it led to leaves a session
+// that cannot be resumed with the right bytes.
+func TestTransportForgetsWhereNobodyKnows(t *testing.T) {
+	f := all(
+		on(scripted.Patch, 1, scripted.Action{Before: 202, Header: http.Header{"Location": {"/v2/team/app/blobs/uploads/1"}}}),
+		on(scripted.Patch, 2, scripted.Action{BreakBody: true, BodyLimit: 100}),
+	)
+	onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+		at, err := p.open(p.t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for try := range 2 {
+			req := p.request(p.t.Context(), http.MethodPatch, at.String())
+			bodyAgain(p, req, content(1000))
+			if try == 0 {
+				req.Header.Set("Content-Range", "5000-5999") // other bytes than are known of
+			}
+			if resp, err := p.do(req); (err == nil) != (try == 0) {
+				t.Errorf("try %d: got %v, %v", try, resp, err)
+			}
+		}
+	})
+}
+
+// reentrant calls the transport from Close, as a client may.
+type reentrant struct {
+	io.Reader
+	rt     http.RoundTripper
+	closed chan bool
+}
+
+func (r *reentrant) Close() error {
+	r.rt.(interface{ CloseIdleConnections() }).CloseIdleConnections()
+	close(r.closed)
+	return nil
+}
+
+// What was left behind goes after a day, at the next POST, and by itself.
+func TestTransportClosesWithoutItsLock(t *testing.T) {
+	f := on(scripted.Patch, 1, scripted.Action{Before: 401})
+	onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+		at, err := p.open(p.t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := &reentrant{bytes.NewReader(content(1000)), p.rt, make(chan bool)}
+		req := p.request(p.t.Context(), http.MethodPatch, at.String())
+		req.Body, req.ContentLength = b, 1000
+		if resp, err := p.do(req); err != nil || resp.StatusCode != 401 {
+			t.Fatalf("got %v, %v", resp, err)
+		}
+		select {
+		case <-b.closed:
+		case <-time.After(time.Hour):
+			t.Error("never closed")
+		}
+	})
+}
+
+// calling is a memory that uses the transport it belongs to.
+type calling struct {
+	resume.Dialects
+	rt func() http.RoundTripper
+}
+
+func (c *calling) Load(host string) (resume.Dialect, bool) {
+	if c.rt != nil {
+		c.rt().(interface{ CloseIdleConnections() }).CloseIdleConnections()
+	}
+	return c.Dialects.Load(host)
+}
+
+func TestTransportLoadsWithoutItsLock(t *testing.T) {
+	d := &calling{Dialects: resume.MemoryDialects()}
+	onTransport(t, scripted.Options{}, &resume.Options{Dialects: d}, func(p *passing) {
+		d.rt = func() http.RoundTripper { return p.rt }
+		p.delivers(styles[0], content(1000))
+	})
+}

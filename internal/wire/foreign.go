@@ -46,12 +46,8 @@ func trackerOf(rt http.RoundTripper) *Tracker {
 	return nil
 }
 
-// remember is how long a connection nobody uses is kept in mind; maxTracked is
-// when to look for such.
-const (
-	remember   = 10 * time.Minute
-	maxTracked = 256
-)
+// remember is how long a connection nobody uses is kept in mind.
+const remember = 10 * time.Minute
 
 func (t *Tracker) conn(nc net.Conn) *Conn {
 	t.mu.Lock()
@@ -59,11 +55,9 @@ func (t *Tracker) conn(nc net.Conn) *Conn {
 	now := time.Now()
 	c, ok := t.conns[nc]
 	if !ok {
-		if len(t.conns) >= maxTracked {
-			for k, c := range t.conns {
-				if now.Sub(time.Unix(0, c.used.Load())) > remember {
-					delete(t.conns, k)
-				}
+		for k, c := range t.conns {
+			if now.Sub(time.Unix(0, c.used.Load())) > remember {
+				delete(t.conns, k)
 			}
 		}
 		c = newConn(below(nc))

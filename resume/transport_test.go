@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -843,6 +844,7 @@ func TestTransportRewoundAfter401(t *testing.T) {
 					req.Body, req.ContentLength = body, int64(len(data))
 					resp, err := p.do(req)
 					if try == 0 {
+						synctest.Wait() // net/http may still be reading
 						if pos, _ := r.Seek(0, io.SeekCurrent); err != nil || resp.StatusCode != 401 || pos == 0 {
 							t.Fatalf("got %v, %v at %d", resp, err, pos)
 						}

@@ -54,7 +54,13 @@ type remade struct {
 	last io.Closer
 }
 
-func (r *remade) first() wire.Body { return wire.NewBody(r.req.Body, r.n) }
+func (r *remade) first() wire.Body {
+	b := wire.Whole(wire.NewBody(r.req.Body, r.n))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last = b // which passes the first Close on only
+	return b
+}
 
 func (r *remade) kept() int64 { return 0 }
 
@@ -80,8 +86,9 @@ func (r *remade) again() (wire.Body, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.now(b)
-	return wire.NewBody(b, r.n), nil
+	body := wire.Whole(wire.NewBody(b, r.n))
+	r.now(body)
+	return body, nil
 }
 
 func (r *remade) open(ctx context.Context, offset int64) (io.ReadCloser, error) {
@@ -109,12 +116,28 @@ func (r *remade) open(ctx context.Context, offset int64) (io.ReadCloser, error) 
 	if m.err != nil {
 		return nil, m.err
 	}
-	r.now(m.b)
-	if err := skip(ctx, m.b, offset); err != nil {
+	b := m.b
+	if _, ok := b.(*os.File); !ok { // which bears it, and keeps sendfile
+		b = &closedOnce{ReadCloser: b}
+	}
+	r.now(b)
+	if err := skip(ctx, b, offset); err != nil {
 		r.now(nil)
 		return nil, err
 	}
-	return m.b, nil
+	return b, nil
+}
+
+// closedOnce passes the first Close on only.
+type closedOnce struct {
+	io.ReadCloser
+	once sync.Once
+	err  error
+}
+
+func (c *closedOnce) Close() error {
+	c.once.Do(func() { c.err = c.ReadCloser.Close() })
+	return c.err
 }
 
 // skip goes to offset, by reading where there is no other way.
@@ -146,7 +169,7 @@ type lent struct {
 	at, n int64
 }
 
-func (l *lent) first() wire.Body { return wire.Borrow(l.f, l.n) }
+func (l *lent) first() wire.Body { return wire.Whole(wire.Borrow(l.f, l.n)) }
 
 func (l *lent) kept() int64 { return 0 }
 
@@ -184,6 +207,9 @@ type spool struct {
 	quota *quota
 
 	reading chan struct{} // held by whoever reads src
+	closing sync.Once
+	begin   int64 // where src stood at first, -1 where it cannot be told
+	reused  bool  // after a 401, by a client that may have rewound it
 
 	mu    sync.Mutex
 	mem   []byte
@@ -199,11 +225,37 @@ type spool struct {
 const inMemory = 256 << 10
 
 func newSpool(src io.ReadCloser, n int64, q *quota) *spool {
-	return &spool{src: src, n: n, quota: q, lost: n > q.limit, reading: make(chan struct{}, 1)}
+	s := &spool{src: src, n: n, begin: -1, quota: q, lost: n > q.limit, reading: make(chan struct{}, 1)}
+	if k, ok := src.(io.Seeker); ok {
+		if at, err := k.Seek(0, io.SeekCurrent); err == nil {
+			s.begin = at
+		}
+	}
+	return s
 }
 
+// reuse is called when the client sends the same body again. Where it can be
+// seen that it was rewound, that is undone; else surplus finds out.
+func (s *spool) reuse() {
+	s.reading <- struct{}{}
+	defer func() { <-s.reading }()
+	s.reused = true
+	k, ok := s.src.(io.Seeker)
+	if !ok || s.begin < 0 {
+		return
+	}
+	s.mu.Lock()
+	want := s.begin + s.taken
+	s.mu.Unlock()
+	if at, err := k.Seek(0, io.SeekCurrent); err == nil && at != want {
+		k.Seek(want, io.SeekStart) //nolint:errcheck // surplus finds out
+	}
+}
+
+func (s *spool) closeSource() { s.closing.Do(func() { s.src.Close() }) }
+
 func (s *spool) first() wire.Body {
-	return wire.NewBody(&spoolReader{s: s, done: make(chan struct{})}, s.n)
+	return wire.Whole(wire.NewBody(&spoolReader{s: s, done: make(chan struct{})}, s.n))
 }
 
 func (s *spool) open(_ context.Context, offset int64) (io.ReadCloser, error) {
@@ -227,7 +279,10 @@ func (s *spool) length(ctx context.Context) (int64, error) {
 	at := s.taken
 	s.mu.Unlock()
 	r := &spoolReader{s: s, at: at, done: make(chan struct{})}
-	defer context.AfterFunc(ctx, func() { r.Close() })() //nolint:errcheck // never fails
+	defer context.AfterFunc(ctx, func() {
+		r.Close()       //nolint:errcheck // never fails
+		s.closeSource() // which alone ends a Read that waits
+	})()
 	n, err := io.Copy(io.Discard, r)
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
@@ -240,7 +295,7 @@ func (s *spool) length(ctx context.Context) (int64, error) {
 }
 
 func (s *spool) close() {
-	s.src.Close()
+	s.closeSource()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.shut = true
@@ -317,6 +372,8 @@ func (s *spool) read(p []byte, at int64) (n int, err error, ok bool) {
 	return 0, nil, false
 }
 
+var errRewound = errors.New("the body of the request was rewound without being made anew")
+
 var errNotKept = errors.New("the body of the request was too large to be kept, and cannot be read again")
 
 // spoolReader reads a spooled body from one offset. Close ends it, and nothing
@@ -369,6 +426,9 @@ func (s *spool) before(at int64) int64 {
 // more reads on in src.
 func (s *spool) more(p []byte) (int, error) {
 	n, err := s.src.Read(p)
+	if err == nil && s.surplus(n) {
+		n, err = 0, errRewound
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.keep(p[:n])
@@ -376,6 +436,20 @@ func (s *spool) more(p []byte) (int, error) {
 		s.end = err
 	}
 	return n, err
+}
+
+// surplus reports whether a body that is used again goes on behind its end, n
+// bytes further: then it was rewound, and what was read of it is not what was
+// asked for.
+func (s *spool) surplus(n int) bool {
+	s.mu.Lock()
+	last := s.taken+int64(n) == s.n
+	s.mu.Unlock()
+	if !s.reused || !last {
+		return false
+	}
+	m, _ := io.ReadFull(s.src, make([]byte, 1))
+	return m > 0
 }
 
 func (r *spoolReader) Close() error {

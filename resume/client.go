@@ -3,6 +3,7 @@ package resume
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
@@ -195,8 +196,9 @@ func New(repo name.Repository, o Options) (*Client, error) {
 
 // Exists asks whether the registry holds the blob (distribution-spec v1.1,
 // end-2). A failed check is tried again and is never taken for "no". A
-// redirect, which registries with object storage answer, counts as yes; a size
-// that contradicts the given one, unless that is negative, as no.
+// redirect to another origin, which registries with object storage answer, counts
+// as yes, one to the registry's own as no; so does a size that contradicts the
+// given one, unless that is negative.
 func (c *Client) Exists(ctx context.Context, dgst digest.Digest, size int64) (bool, error) {
 	var exists bool
 	err := c.retry(ctx, subject{digest: dgst, size: max(size, 0)}, func(ctx context.Context, _ *retry.Loop) (err error) {
@@ -214,40 +216,84 @@ func (c *Client) Exists(ctx context.Context, dgst digest.Digest, size int64) (bo
 }
 
 func (c *Client) exists(ctx context.Context, dgst digest.Digest, size int64) (bool, error) {
-	a, err := c.send(ctx, request(http.MethodHead, c.url("blobs/"+dgst.String()), nil, 0), c.quick(), nil)
+	exists, stored, err := c.look(ctx, dgst, size)
+	return exists || stored != nil, err
+}
+
+// arrived is exists for a blob that has been sent: what a redirect leads to has
+// to be the blob, because a success would follow from it.
+func (c *Client) arrived(ctx context.Context, dgst digest.Digest, size int64) (bool, error) {
+	exists, stored, err := c.look(ctx, dgst, size)
+	if err != nil || stored == nil {
+		return exists, err
+	}
+	req := request(http.MethodGet, stored, nil, 0)
+	req.Header.Set("Accept-Encoding", "identity")
+	if size != 0 { // nothing has no first byte
+		req.Header.Set("Range", "bytes=0-0")
+	}
+	a, err := c.send(ctx, req, c.quick(), nil)
 	switch {
-	case err != nil:
+	case err == nil:
+	case ctx.Err() != nil || protocol.Classify(err).Class == protocol.Break:
 		return false, err
-	case a.Status == http.StatusNotFound:
-		return false, nil
-	case isStorage(c.url("blobs/"+dgst.String()), a):
-		return true, nil
-	case a.Status != http.StatusOK:
-		return false, protocol.Unexpected(a, time.Now())
+	default:
+		return false, protocol.Transient(fmt.Errorf("asking where the blob is stored: %w", protocol.Plain(err)))
 	}
-	// A server that says 200 to everything must not make a push a success.
-	if !protocol.IsBlob(a.Header, dgst) {
-		c.log.WithField("digest", dgst).Warn("the answer to a check is not about the blob; sending it")
-		return false, nil
+	total, ok := contentLength(a.Header)
+	if a.Status == http.StatusPartialContent {
+		total, ok = protocol.Total(a.Header)
 	}
-	if got, ok := contentLength(a.Header); ok && size >= 0 && got != size && a.Header.Get("Content-Encoding") == "" {
-		c.log.WithFields(logrus.Fields{"digest": dgst, "size": size, "claimed": got}).
-			Warn("the registry claims to have the blob with another size; sending it")
-		return false, nil
+	switch {
+	case a.Status != http.StatusOK && a.Status != http.StatusPartialContent:
+		return false, protocol.Transient(fmt.Errorf("the registry leads to where the blob is stored, and the answer there is of status %d", a.Status))
+	case !protocol.IsBlob(a.Header, dgst) || size >= 0 && (!ok || total != size):
+		return false, protocol.Transient(errors.New("the registry leads to where the blob is stored, and something else is there"))
 	}
 	return true, nil
 }
 
-// isStorage reports whether an answer leads to where a blob is stored. A
-// redirect to the same path is one to another name or scheme of the registry,
-// and says nothing about the blob.
-func isStorage(asked *url.URL, a *wire.Answer) bool {
+// look asks for the blob. stored is where a redirect leads to, nil without one.
+func (c *Client) look(ctx context.Context, dgst digest.Digest, size int64) (exists bool, stored *url.URL, err error) {
+	at := c.url("blobs/" + dgst.String())
+	a, err := c.send(ctx, request(http.MethodHead, at, nil, 0), c.quick(), nil)
+	if err != nil {
+		return false, nil, err
+	}
+	switch to := redirect(at, a); {
+	case a.Status == http.StatusNotFound:
+		return false, nil, nil
+	case to != nil && protocol.SameOrigin(c.base, to):
+		return false, nil, nil // a login page, for one
+	case to != nil:
+		return false, to, nil
+	case a.Status != http.StatusOK:
+		return false, nil, protocol.Unexpected(a, time.Now())
+	}
+	// A server that says 200 to everything must not make a push a success.
+	if !protocol.IsBlob(a.Header, dgst) {
+		c.log.WithField("digest", dgst).Warn("the answer to a check is not about the blob; sending it")
+		return false, nil, nil
+	}
+	if got, ok := contentLength(a.Header); ok && size >= 0 && got != size && a.Header.Get("Content-Encoding") == "" {
+		c.log.WithFields(logrus.Fields{"digest": dgst, "size": size, "claimed": got}).
+			Warn("the registry claims to have the blob with another size; sending it")
+		return false, nil, nil
+	}
+	return true, nil, nil
+}
+
+// redirect is where an answer leads to, nil if nowhere else: a redirect to the
+// same path is one to another name or scheme of the registry.
+func redirect(asked *url.URL, a *wire.Answer) *url.URL {
 	switch a.Status {
 	case http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect:
 		to, err := asked.Parse(a.Header.Get("Location"))
-		return err == nil && a.Header.Get("Location") != "" && to.Path != asked.Path
+		if err == nil && a.Header.Get("Location") != "" && to.Path != asked.Path {
+			return to
+		}
 	}
-	return false
+	return nil
 }
 
 // Do sends a request that may be sent more than once, such as a manifest,

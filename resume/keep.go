@@ -108,14 +108,19 @@ func (u *upload) existed(ctx context.Context) (bool, error) {
 	if u.blob.Missing || u.blob.Digest == "" {
 		return false, nil
 	}
-	exists, err := u.c.exists(ctx, u.blob.Digest, u.blob.Size)
+	ask := u.arrived
+	untouched := u.res.Sent == 0 && u.res.Restarts == 0 && u.guest == nil
+	if untouched {
+		ask = func(ctx context.Context) (bool, error) { return u.c.exists(ctx, u.blob.Digest, u.blob.Size) }
+	}
+	exists, err := ask(ctx)
 	if err != nil || !exists {
 		u.blob.Missing = err == nil
 		return false, err
 	}
 	// After a loss it is our own commit that was late.
 	k := Committed
-	if u.res.Sent == 0 && u.res.Restarts == 0 {
+	if untouched {
 		u.res.Existed, k = true, Existed
 	}
 	u.finish(k)

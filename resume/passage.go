@@ -79,6 +79,9 @@ func (t *transporter) newPassage(req *http.Request, s *seen) *passage {
 	case bodiless:
 	case l != nil && alike(l.was, req.Body): // sent again without rewinding
 		g.body, g.tried = l.body, true
+		if s, ok := g.body.(*spool); ok {
+			s.reuse()
+		}
 	default:
 		if l != nil {
 			l.end()
@@ -247,6 +250,9 @@ func (u *upload) pass(ctx context.Context) error {
 	g.broke(err)
 	u.unsettle(true)
 	if ctx.Err() != nil {
+		if g.put() {
+			u.doubt = time.Now()
+		}
 		return context.Cause(ctx)
 	}
 	if b := current.Load(); b != nil {
@@ -292,7 +298,9 @@ func (u *upload) handOn(a *wire.Answer, sent int64) {
 		g.size(u)
 	}
 	if g.put() {
-		u.finish(Committed)
+		if a.Status == http.StatusCreated {
+			u.finish(Committed)
+		}
 		return
 	}
 	s.offset = u.blob.Size
@@ -365,7 +373,7 @@ func (g *passage) answer(u *upload, err error) (*http.Response, error) {
 	var resp *http.Response
 	switch {
 	case err != nil:
-		resp = g.refusal(u, err)
+		resp = g.refusal(err)
 	case g.as != nil:
 		resp = g.as.Response
 		resp.Request = g.req
@@ -425,14 +433,15 @@ func (g *passage) moveOn(u *upload, resp *http.Response) {
 }
 
 // refusal is the answer of the registry that an error is about, nil if it is
-// about none.
-func (g *passage) refusal(u *upload, err error) *http.Response {
+// about none: not another host's, which would get the client's token renewed
+// where it says, and no redirect of a request that the client did not make.
+func (g *passage) refusal(err error) *http.Response {
 	var se *protocol.StatusError
-	if !errors.As(err, &se) || u.c == nil {
+	if !errors.As(err, &se) || g.req.Context().Err() != nil {
 		return nil
 	}
 	for _, a := range []*wire.Answer{g.same, g.last} {
-		if a != nil && a.Status == se.Status {
+		if a != nil && a.Status == se.Status && a.Status >= 400 && protocol.SameOrigin(g.req.URL, a.Request.URL) {
 			return g.hand(a)
 		}
 	}

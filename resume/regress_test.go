@@ -76,6 +76,16 @@ func TestRedirects(t *testing.T) {
 	})
 }
 
+// A redirect to a page of the registry's own is no blob.
+func TestRedirectToLogin(t *testing.T) {
+	login := on(scripted.HeadBlob, 1, scripted.Action{Before: 302, Header: http.Header{"Location": {"/login?next=x"}}})
+	inLab(t, scripted.Options{Intercept: login}, resume.Options{}, func(l *lab) {
+		if res := l.delivers(content(1000)); res.Existed {
+			t.Errorf("got %+v", res)
+		}
+	})
+}
+
 // A session lost late, on a line that dies all the time: the second pass makes
 // progress too.
 func TestSecondPass(t *testing.T) {

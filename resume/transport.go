@@ -188,8 +188,9 @@ func (t *transporter) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}
 	resp, err := t.base.RoundTrip(req)
-	if err == nil && resp.StatusCode == http.StatusAccepted {
-		t.learn(req, resp)
+	learnt := err == nil && resp.StatusCode == http.StatusAccepted && t.learn(req, resp)
+	if req.Method == http.MethodPatch && !learnt && (err != nil || resp.StatusCode < 400) {
+		t.lose(req.URL) // it stands nobody knows where
 	}
 	return resp, err
 }
@@ -211,30 +212,31 @@ func closeIdle(rt http.RoundTripper) {
 }
 
 // learn takes note of a session that a request opened, or that is known only
-// now because its POST did not go this way.
-func (t *transporter) learn(req *http.Request, resp *http.Response) {
+// now because its POST did not go this way. It reports whether there is one.
+func (t *transporter) learn(req *http.Request, resp *http.Response) bool {
 	base, ok := repository(req.URL)
 	s := &seen{base: base, header: req.Header.Clone(), opened: true}
 	switch {
 	case !ok:
-		return
+		return false
 	case req.Method == http.MethodPost && strings.HasSuffix(strings.TrimSuffix(req.URL.Path, "/"), uploads):
 	case req.Method == http.MethodPatch:
 		held, ranged := protocol.ParseRange(resp.Header)
 		if !ranged || held.Ambiguous {
-			return
+			return false
 		}
 		s.offset, s.opened = held.Bytes, false
 	default:
-		return
+		return false
 	}
 	l, err := protocol.ParseLocation(base, req.URL, resp.Header)
 	if err != nil {
-		return
+		return false
 	}
 	s.location = l.URL
 	t.pacer(base).needs(protocol.ChunkMinLength(resp.Header))
 	t.put(s)
+	return true
 }
 
 const uploads = "/blobs/uploads"
@@ -258,42 +260,63 @@ func locator(u *url.URL) string {
 
 func (t *transporter) put(s *seen) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	var out []passed
 	now := time.Now()
+	var oldest string
+	for k, o := range t.seen {
+		switch {
+		case o.busy:
+		case now.Sub(o.used) > seenFor:
+			out = append(out, t.forget(k))
+		case oldest == "" || o.used.Before(t.seen[oldest].used):
+			oldest = k
+		}
+	}
 	if len(t.seen) >= maxSeen {
-		var oldest string
-		for k, o := range t.seen {
-			switch {
-			case o.busy:
-			case now.Sub(o.used) > seenFor:
-				t.forget(k)
-			case oldest == "" || o.used.Before(t.seen[oldest].used):
-				oldest = k
-			}
-		}
-		if len(t.seen) >= maxSeen {
-			t.forget(oldest)
-		}
+		out = append(out, t.forget(oldest))
 	}
 	s.used = now
-	t.forget(locator(s.location))
+	out = append(out, t.forget(locator(s.location)))
 	t.seen[locator(s.location)] = s
+	t.mu.Unlock()
+	closeAll(out...)
 }
 
-// forget wants t.mu held.
-func (t *transporter) forget(k string) {
+// forget wants t.mu held. What it returns is to be closed without: the client's
+// own code may run then, and call back.
+func (t *transporter) forget(k string) passed {
+	var b passed
 	if s := t.seen[k]; s != nil && s.left != nil {
-		s.left.end()
+		b = s.left.take()
 	}
 	delete(t.seen, k)
+	return b
+}
+
+func closeAll(bodies ...passed) {
+	for _, b := range bodies {
+		if b != nil {
+			b.close()
+		}
+	}
 }
 
 func (t *transporter) done(s *seen) {
+	var b passed
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	if k := locator(s.location); t.seen[k] == s {
-		t.forget(k)
+		b = t.forget(k)
 	}
+	t.mu.Unlock()
+	closeAll(b)
+}
+
+// lose forgets the session that a URL is the location of.
+func (t *transporter) lose(u *url.URL) {
+	t.mu.Lock()
+	b := t.forget(locator(u))
+	t.mu.Unlock()
+	closeAll(b)
 }
 
 // take gives the session that a URL is the location of, to one request at a
@@ -302,11 +325,7 @@ func (t *transporter) take(u *url.URL) *seen {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := t.seen[locator(u)]
-	if s == nil || s.busy {
-		return nil
-	}
-	if time.Since(s.used) > seenFor {
-		t.forget(locator(u))
+	if s == nil || s.busy || time.Since(s.used) > seenFor { // the next put forgets it
 		return nil
 	}
 	s.busy = true
@@ -326,11 +345,13 @@ func (t *transporter) leave(s *seen, l *left) {
 	s.left = l
 	if l.body != nil {
 		l.timer = time.AfterFunc(keepFor, func() {
+			var b passed
 			t.mu.Lock()
-			defer t.mu.Unlock()
-			if s.left == l && l.body != nil {
-				l.end()
+			if s.left == l {
+				b = l.take()
 			}
+			t.mu.Unlock()
+			closeAll(b)
 		})
 	}
 }
@@ -347,27 +368,34 @@ func (t *transporter) rest(s *seen) *left {
 	return l
 }
 
-func (l *left) end() {
-	if l.body != nil {
-		l.body.close()
-		l.body, l.was = nil, nil
-	}
+func (l *left) take() passed {
+	b := l.body
+	l.body, l.was = nil, nil
+	return b
 }
+
+func (l *left) end() { closeAll(l.take()) }
 
 // pacer is shared by all that goes to a host.
 func (t *transporter) pacer(base *url.URL) *pacer {
 	host := base.Scheme + "://" + protocol.HostPort(base)
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	p := t.pacers[host]
-	if p == nil {
-		if len(t.pacers) >= maxSeen {
-			clear(t.pacers)
-		}
-		p = newPacer(host, t.o.Dialects)
-		t.pacers[host] = p
+	t.mu.Unlock()
+	if p != nil {
+		return p
 	}
-	return p
+	made := newPacer(host, t.o.Dialects) // which reads what the client keeps
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p = t.pacers[host]; p != nil {
+		return p
+	}
+	if len(t.pacers) >= maxSeen {
+		clear(t.pacers)
+	}
+	t.pacers[host] = made
+	return made
 }
 
 // external carries the transport's own requests to hosts that neither the

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -289,5 +290,224 @@ func TestTransportKillsConnections(t *testing.T) {
 	close(over)
 	if err := <-ended; !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the server saw %v, want a reset", err)
+	}
+}
+
+// After a lost commit a redirect counts only for what it leads to.
+func TestTransportLostCommitBehindRedirects(t *testing.T) {
+	data := content(1000)
+	page := func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>please log in") }
+	serve := func(data []byte) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+		}
+	}
+	for name, c := range map[string]struct {
+		storage http.HandlerFunc // nil: the redirect stays on the registry
+		lost    scripted.Action
+		puts    int
+		fails   bool
+	}{
+		"login here":            {nil, scripted.Action{BeforeReset: true}, 2, false},
+		"login elsewhere":       {page, scripted.Action{BeforeReset: true}, 1, true},
+		"stored":                {serve(data), scripted.Action{AfterReset: true}, 1, false},
+		"stored, whole answers": {func(w http.ResponseWriter, _ *http.Request) { w.Write(data) }, scripted.Action{AfterReset: true}, 1, false},
+		"other size":            {serve(data[1:]), scripted.Action{BeforeReset: true}, 1, true},
+		"not stored":            {http.NotFound, scripted.Action{BeforeReset: true}, 1, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked atomic.Int64
+			to := "/login?next=x"
+			if c.storage != nil {
+				storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					asked.Add(1)
+					if r.Header.Get("Authorization") != "" || r.Method != http.MethodGet || r.Header.Get("Range") != "bytes=0-0" {
+						t.Errorf("%s %v", r.Method, r.Header)
+					}
+					c.storage(w, r)
+				}))
+				defer storage.Close()
+				to = storage.URL + "/bucket/key?sig=1"
+			}
+			reg := scripted.New(scripted.Options{Intercept: on(scripted.Put, 1, c.lost)})
+			defer reg.Close()
+			var puts atomic.Int64
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if strings.Contains(r.URL.Path, "/blobs/sha256:") {
+					http.Redirect(w, r, to, http.StatusFound)
+					return
+				}
+				if r.Method == http.MethodPut {
+					puts.Add(1)
+				}
+				reg.ServeHTTP(w, r)
+			}))
+			defer srv.Close()
+			base := &http.Transport{}
+			defer base.CloseIdleConnections()
+			o := resume.Options{External: base, RetryFor: time.Second, Random: func() float64 { return 0 }}
+			cl := client{t, &http.Client{Transport: resume.NewTransport(base, o)}, srv.URL}
+			at, err := cl.do(http.MethodPost, srv.URL+"/v2/team/app/blobs/uploads/", nil).Location()
+			if err != nil {
+				t.Fatal(err)
+			}
+			req, err := http.NewRequest(http.MethodPut, withDigest(at, data), bytes.NewReader(data))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Authorization", "Bearer x")
+			resp, err := cl.http.Do(req)
+			if err == nil {
+				resp.Body.Close()
+			}
+			if ok := err == nil && resp.StatusCode == http.StatusCreated; ok == c.fails {
+				t.Errorf("got %v, %v", resp, err)
+			}
+			if stored := reg.Blob("team/app", digest.FromBytes(data).String()) != nil; stored == c.fails {
+				t.Errorf("stored: %v", stored)
+			}
+			if got := int(puts.Load()); got != c.puts {
+				t.Errorf("%d PUTs, want %d", got, c.puts)
+			}
+			if (asked.Load() > 0) != (c.storage != nil) {
+				t.Errorf("the storage was asked %d times", asked.Load())
+			}
+		})
+	}
+}
+
+// What another host answers to the transport's own requests, or where one of
+// them is led, is not the registry's answer to the client.
+func TestTransportKeepsForeignAnswersBack(t *testing.T) {
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Www-Authenticate", `Bearer realm="http://other.test/token"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	defer other.Close()
+	for name, elsewhere := range map[string]bool{"401 of another host": true, "redirect": false} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case r.Method == http.MethodPost:
+				w.Header().Set("Location", "/v2/team/app/blobs/uploads/1")
+				w.WriteHeader(http.StatusAccepted)
+			case r.Method == http.MethodPatch:
+				io.CopyN(io.Discard, r.Body, 1000)
+				panic(http.ErrAbortHandler)
+			case elsewhere:
+				w.Header().Set("Location", other.URL+"/storage/1")
+				w.Header().Set("Range", "0-999")
+				w.WriteHeader(http.StatusNoContent)
+			default:
+				http.Redirect(w, r, "/login", http.StatusFound)
+			}
+		}))
+		base := &http.Transport{}
+		c := client{t, &http.Client{Transport: resume.NewTransport(base, resume.Options{External: base, RetryFor: time.Second})}, srv.URL}
+		at, err := c.do(http.MethodPost, srv.URL+"/v2/team/app/blobs/uploads/", nil).Location()
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, err := http.NewRequest(http.MethodPatch, at.String(), bytes.NewReader(content(3_000_000)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp, err := c.http.Transport.RoundTrip(req); err == nil {
+			resp.Body.Close()
+			t.Errorf("%s: got %s %v", name, resp.Status, resp.Header)
+		}
+		base.CloseIdleConnections()
+		srv.Close()
+	}
+}
+
+// A request that waits for its turn on an HTTP/2 connection leaves it to those
+// that have theirs.
+func TestTransportSparesSharedConnections(t *testing.T) {
+	begun := make(chan bool)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Method {
+		case http.MethodPost:
+			w.Header().Set("Location", "/v2/team/app/blobs/uploads/1")
+			w.WriteHeader(http.StatusAccepted)
+		case http.MethodGet:
+			w.(http.Flusher).Flush()
+			close(begun)
+			<-begun
+			time.Sleep(time.Second) // until the upload has been given up
+			io.WriteString(w, "whole")
+		}
+	}))
+	srv.EnableHTTP2 = true
+	srv.Config.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 1}
+	srv.StartTLS()
+	defer srv.Close()
+	base := srv.Client().Transport.(*http.Transport).Clone()
+	base.HTTP2 = &http.HTTP2Config{StrictMaxConcurrentRequests: true}
+	defer base.CloseIdleConnections()
+	hc := &http.Client{Transport: resume.NewTransport(base, resume.Options{})}
+	resp, err := hc.Post(srv.URL+"/v2/team/app/blobs/uploads/", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	at, err := resp.Location()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pulled := make(chan error, 1)
+	go func() {
+		resp, err := hc.Get(srv.URL + "/pull")
+		if err == nil {
+			_, err = io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+		}
+		pulled <- err
+	}()
+	<-begun
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPatch, at.String(), strings.NewReader("hello"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := hc.Do(req); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v, %v", resp, err)
+	}
+	if err := <-pulled; err != nil {
+		t.Errorf("the pull on the same connection: %v", err)
+	}
+}
+
+// How much a session holds is only inferred where its chunks may have gone
+// another way: the blob of a lost commit is not judged by it.
+func TestTransportCommitOfUnknownSize(t *testing.T) {
+	dgst := digest.FromBytes(content(1000)).String()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Method {
+		case http.MethodPost:
+			w.Header().Set("Location", "/v2/team/app/blobs/uploads/1")
+			w.WriteHeader(http.StatusAccepted)
+		case http.MethodPut:
+			panic(http.ErrAbortHandler) // it was carried out
+		default:
+			if !strings.HasSuffix(r.URL.Path, dgst) {
+				http.NotFound(w, r)
+				return
+			}
+			w.Header().Set("Docker-Content-Digest", dgst)
+			w.Header().Set("Content-Length", "1000")
+		}
+	}))
+	defer srv.Close()
+	base := &http.Transport{}
+	defer base.CloseIdleConnections()
+	c := client{t, &http.Client{Transport: resume.NewTransport(base, resume.Options{RetryFor: time.Second})}, srv.URL}
+	at, err := c.do(http.MethodPost, srv.URL+"/v2/team/app/blobs/uploads/", nil).Location()
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp := c.do(http.MethodPut, withDigest(at, content(1000)), nil)
+	if resp.StatusCode != http.StatusCreated {
+		t.Errorf("got %s", resp.Status)
 	}
 }

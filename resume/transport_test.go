@@ -12,8 +12,10 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -814,5 +816,295 @@ func TestTransportForgets(t *testing.T) {
 		if resp, err := p.do(req); err == nil {
 			t.Errorf("resumed the oldest of 4200: %v", resp)
 		}
+	})
+}
+
+// A client that rewinds a body and sends it again after a 401, where the
+// transport can see that and where it cannot.
+func TestTransportRewoundAfter401(t *testing.T) {
+	for _, visible := range []bool{false, true} {
+		for _, rewound := range []bool{false, true} {
+			f := on(scripted.Patch, 1, scripted.Action{Before: 401})
+			onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+				data := content(3_000_000) // of which the refused request takes a part
+				r := io.NewSectionReader(bytes.NewReader(data), 0, int64(len(data)))
+				var body io.ReadCloser = struct{ io.ReadCloser }{io.NopCloser(r)}
+				if visible {
+					body = struct {
+						*io.SectionReader
+						io.Closer
+					}{r, io.NopCloser(nil)}
+				}
+				at, err := p.open(p.t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				for try := range 2 {
+					req := p.request(p.t.Context(), http.MethodPatch, at.String())
+					req.Body, req.ContentLength = body, int64(len(data))
+					resp, err := p.do(req)
+					if try == 0 {
+						synctest.Wait() // net/http may still be reading
+						if pos, _ := r.Seek(0, io.SeekCurrent); err != nil || resp.StatusCode != 401 || pos == 0 {
+							t.Fatalf("got %v, %v at %d", resp, err, pos)
+						}
+						if rewound {
+							r.Seek(0, io.SeekStart)
+						}
+						continue
+					}
+					if rewound && !visible {
+						if !errors.Is(err, resume.ErrSource) {
+							t.Errorf("got %v, %v", resp, err)
+						}
+						return
+					}
+					if err != nil || resp.StatusCode != 202 {
+						t.Fatalf("seekable %v, rewound %v: got %v, %v", visible, rewound, resp, err)
+					}
+					if at, err = resp.Location(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := p.wants(p.request(p.t.Context(), http.MethodPut, withDigest(at, data)), 201, data); err != nil {
+					t.Fatal(err)
+				}
+				p.has(data)
+			})
+		}
+	}
+}
+
+// Measuring a body that goes on for ever ends with the context.
+func TestTransportCancelWhileMeasuring(t *testing.T) {
+	onTransport(t, scripted.Options{Intercept: brokenBody(1000)}, &resume.Options{}, func(p *passing) {
+		at, err := p.open(p.t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, w := io.Pipe()
+		go func() {
+			for range 20 {
+				w.Write(content(2000))
+				time.Sleep(20 * time.Millisecond)
+			}
+		}() // and no end
+		ctx, cancel := context.WithTimeout(p.t.Context(), 30*time.Second)
+		defer cancel()
+		req := p.request(ctx, http.MethodPatch, at.String())
+		req.Body, req.ContentLength = r, -1
+		began := time.Now()
+		if resp, err := p.do(req); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v, %v", resp, err)
+		}
+		if took := time.Since(began); took > 35*time.Second { // virtual time
+			t.Errorf("took %s", took)
+		}
+		w.Close()
+	})
+}
+
+// A commit that ended with the client's deadline may have been carried out: the
+// next one is settled by asking for the blob.
+func TestTransportCommitCancelled(t *testing.T) {
+	f := on(scripted.Put, 1, scripted.Action{DelayAfter: time.Hour})
+	onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+		data := content(1000)
+		at, err := p.open(p.t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		req := p.request(p.t.Context(), http.MethodPatch, at.String())
+		bodyAgain(p, req, data)
+		resp, err := p.do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at, err = resp.Location(); err != nil {
+			t.Fatal(err)
+		}
+		for try := range 2 {
+			ctx, cancel := context.WithTimeout(p.t.Context(), 10*time.Second)
+			err := p.wants(p.request(ctx, http.MethodPut, withDigest(at, data)), 201, data)
+			cancel()
+			if try == 0 && !errors.Is(err, context.DeadlineExceeded) || try == 1 && err != nil {
+				t.Errorf("try %d: got %v", try, err)
+			}
+		}
+		if n := p.count(scripted.Put); n != 1 {
+			t.Errorf("%d commits: %s", n, p.trace())
+		}
+		p.has(data)
+	})
+}
+
+// closings counts how often a body is closed.
+type closings struct {
+	io.Reader
+	n atomic.Int64
+}
+
+func (c *closings) Close() error { c.n.Add(1); return nil }
+
+func TestTransportClosesOnce(t *testing.T) {
+	for name, f := range map[string]func(scripted.Request) scripted.Action{
+		"healthy": func(scripted.Request) scripted.Action { return scripted.Action{} },
+		"broken":  all(brokenBody(500), on(scripted.Patch, 2, scripted.Action{BreakBody: true, BodyLimit: 100})),
+	} {
+		for _, again := range []bool{false, true} {
+			var made []*closings
+			onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+				body := func() (io.ReadCloser, error) {
+					made = append(made, &closings{Reader: bytes.NewReader(content(1000))})
+					return made[len(made)-1], nil
+				}
+				p.delivers(style{name, true, func(_ *passing, req *http.Request, _ []byte) {
+					if req.Body, _ = body(); again {
+						req.GetBody = body
+					}
+					req.ContentLength = 1000
+				}}, content(1000))
+			})
+			for i, c := range made {
+				if n := c.n.Load(); n != 1 {
+					t.Errorf("%s, GetBody %v: body %d was closed %d times", name, again, i, n)
+				}
+			}
+		}
+	}
+}
+
+// A body that is longer than it was said to be fails as without the transport.
+func TestTransportLongBody(t *testing.T) {
+	for _, s := range styles {
+		if s.name == "PATCH, length unknown" || s.name == "PUT, length unknown" || s.name == "PUT, pipe" {
+			continue
+		}
+		for _, o := range []*resume.Options{nil, {}} {
+			onTransport(t, scripted.Options{}, o, func(p *passing) {
+				long := s
+				long.body = func(p *passing, req *http.Request, data []byte) {
+					s.body(p, req, append(bytes.Clone(data), 0))
+					req.ContentLength--
+				}
+				err := p.upload(p.t.Context(), long, content(1000))
+				if err == nil || o != nil && !errors.Is(err, resume.ErrSource) {
+					t.Errorf("%s, with the transport %v: got %v", s.name, o != nil, err)
+				}
+			})
+		}
+	}
+}
+
+// A wait that the client ended is no answer.
+func TestTransportCancelWhileWaiting(t *testing.T) {
+	f := func(r scripted.Request) scripted.Action {
+		if r.Kind == scripted.Patch || r.Kind == scripted.Status {
+			return scripted.Action{Before: 503}
+		}
+		return scripted.Action{}
+	}
+	onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+		ctx, cancel := context.WithTimeout(p.t.Context(), 30*time.Second)
+		defer cancel()
+		if err := p.upload(ctx, styles[0], content(1000)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// Only 201 is a commit.
+func TestTransportOddCommit(t *testing.T) {
+	page := on(scripted.Put, 1, scripted.Action{Before: 200, Body: []byte("<html>please log in")})
+	onTransport(t, scripted.Options{Intercept: page}, &resume.Options{}, func(p *passing) {
+		if err := p.upload(p.t.Context(), styles[1], content(1000)); err == nil || !strings.Contains(err.Error(), "PUT: 200") {
+			t.Errorf("got %v", err)
+		}
+		for _, e := range p.events {
+			if e.Kind == resume.Committed {
+				t.Error("told as a commit")
+			}
+		}
+	})
+}
+
+// A PATCH that passes through and does not say where it led to leaves a session
+// that cannot be resumed with the right bytes.
+func TestTransportForgetsWhereNobodyKnows(t *testing.T) {
+	f := all(
+		on(scripted.Patch, 1, scripted.Action{Before: 202, Header: http.Header{"Location": {"/v2/team/app/blobs/uploads/1"}}}),
+		on(scripted.Patch, 2, scripted.Action{BreakBody: true, BodyLimit: 100}),
+	)
+	onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+		at, err := p.open(p.t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for try := range 2 {
+			req := p.request(p.t.Context(), http.MethodPatch, at.String())
+			bodyAgain(p, req, content(1000))
+			if try == 0 {
+				req.Header.Set("Content-Range", "5000-5999") // other bytes than are known of
+			}
+			if resp, err := p.do(req); (err == nil) != (try == 0) {
+				t.Errorf("try %d: got %v, %v", try, resp, err)
+			}
+		}
+	})
+}
+
+// reentrant calls the transport from Close, as a client may.
+type reentrant struct {
+	io.Reader
+	rt     http.RoundTripper
+	closed chan bool
+}
+
+func (r *reentrant) Close() error {
+	r.rt.(interface{ CloseIdleConnections() }).CloseIdleConnections()
+	close(r.closed)
+	return nil
+}
+
+// What was left behind goes after a day, at the next POST, and by itself.
+func TestTransportClosesWithoutItsLock(t *testing.T) {
+	f := on(scripted.Patch, 1, scripted.Action{Before: 401})
+	onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+		at, err := p.open(p.t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := &reentrant{bytes.NewReader(content(1000)), p.rt, make(chan bool)}
+		req := p.request(p.t.Context(), http.MethodPatch, at.String())
+		req.Body, req.ContentLength = b, 1000
+		if resp, err := p.do(req); err != nil || resp.StatusCode != 401 {
+			t.Fatalf("got %v, %v", resp, err)
+		}
+		select {
+		case <-b.closed:
+		case <-time.After(time.Hour):
+			t.Error("never closed")
+		}
+	})
+}
+
+// calling is a memory that uses the transport it belongs to.
+type calling struct {
+	resume.Dialects
+	rt func() http.RoundTripper
+}
+
+func (c *calling) Load(host string) (resume.Dialect, bool) {
+	if c.rt != nil {
+		c.rt().(interface{ CloseIdleConnections() }).CloseIdleConnections()
+	}
+	return c.Dialects.Load(host)
+}
+
+func TestTransportLoadsWithoutItsLock(t *testing.T) {
+	d := &calling{Dialects: resume.MemoryDialects()}
+	onTransport(t, scripted.Options{}, &resume.Options{Dialects: d}, func(p *passing) {
+		d.rt = func() http.RoundTripper { return p.rt }
+		p.delivers(styles[0], content(1000))
 	})
 }

@@ -577,7 +577,7 @@ func (u *upload) commit(ctx context.Context) error {
 		return refusal
 	}
 	// An earlier commit may have been carried out after all.
-	exists, err := u.c.exists(ctx, u.blob.Digest, u.blob.Size)
+	exists, err := u.arrived(ctx)
 	switch {
 	case err != nil:
 		u.doubt = time.Now()
@@ -619,10 +619,19 @@ func (u *upload) reject(ctx context.Context, refusal *protocol.StatusError) erro
 	return u.drop(refusal)
 }
 
+// arrived asks for the blob after something of it was sent.
+func (u *upload) arrived(ctx context.Context) (bool, error) {
+	size := u.blob.Size
+	if u.guest != nil && u.guest.body == nil {
+		size = -1 // only inferred
+	}
+	return u.c.arrived(ctx, u.blob.Digest, size)
+}
+
 // resolve finds out what became of a commit that got no clear answer. The blob
 // is asked for first: if it is there, nothing else matters.
 func (u *upload) resolve(ctx context.Context) error {
-	exists, err := u.c.exists(ctx, u.blob.Digest, u.blob.Size)
+	exists, err := u.arrived(ctx)
 	if err != nil {
 		return err
 	}

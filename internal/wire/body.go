@@ -16,6 +16,8 @@ import (
 // to rewind it. Nothing has been sent then.
 var ErrSpent = errors.New("the body of this request has been used already")
 
+var errLonger = errors.New("the body of the request is longer than its ContentLength")
+
 var errEnded = errors.New("the source ended early")
 
 // ShortError says that the source ended, or failed, before the body was
@@ -81,6 +83,19 @@ func Borrow(f *os.File, length int64) Body {
 	return newStream(io.NopCloser(f), length)
 }
 
+// Whole makes a body fail whose source goes on behind its length, which is
+// looked for as net/http does: by reading once more. It has to be called before
+// the body is used.
+func Whole(b Body) Body {
+	switch b := b.(type) {
+	case *fileBody:
+		b.whole = true
+	case *streamBody:
+		b.whole = !b.endless
+	}
+	return b
+}
+
 // Position is where the next Read of f begins; ok is false where f is no
 // regular file.
 func Position(f *os.File) (at int64, ok bool) {
@@ -110,6 +125,7 @@ type fileBody struct {
 	f          *os.File
 	start, end int64
 	borrowed   bool
+	whole      bool
 
 	mu     sync.Mutex
 	closed bool
@@ -124,6 +140,11 @@ func (b *fileBody) Read(p []byte) (int, error) {
 	pos, err := b.f.Seek(0, io.SeekCurrent)
 	if err != nil {
 		return 0, b.fail(err)
+	}
+	if pos >= b.end && b.whole {
+		if n, _ := b.f.ReadAt(make([]byte, 1), b.end); n > 0 {
+			return 0, b.fail(errLonger)
+		}
 	}
 	if pos >= b.end {
 		return 0, io.EOF
@@ -203,12 +224,14 @@ type streamBody struct {
 	r       io.ReadCloser
 	length  int64
 	endless bool // the length is not known
+	whole   bool
 	sent    atomic.Int64
 	closed  atomic.Bool
 	asking  atomic.Bool // in r.Read
 
-	reading sync.Mutex // Read; left
+	reading sync.Mutex // Read; left, ended
 	left    int64
+	ended   bool
 
 	mu  sync.Mutex
 	err error
@@ -221,7 +244,7 @@ func (b *streamBody) Read(p []byte) (int, error) {
 		return 0, ErrSpent
 	}
 	if b.left == 0 {
-		return 0, io.EOF
+		return 0, b.surplus()
 	}
 	b.asking.Store(true)
 	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
@@ -231,15 +254,36 @@ func (b *streamBody) Read(p []byte) (int, error) {
 	if errors.Is(err, io.EOF) && b.left > 0 && !b.endless {
 		err = errEnded
 	}
+	b.ended = errors.Is(err, io.EOF)
 	if errors.Is(err, io.EOF) && n > 0 && !b.endless {
 		err = nil
 	}
+	b.failed(err)
+	return n, err
+}
+
+func (b *streamBody) failed(err error) {
 	if err != nil && !errors.Is(err, io.EOF) && !b.closed.Load() {
 		b.mu.Lock()
 		b.err = err
 		b.mu.Unlock()
 	}
-	return n, err
+}
+
+// surplus is how a body ends of which all has been read.
+func (b *streamBody) surplus() error {
+	if !b.whole || b.ended {
+		return io.EOF
+	}
+	b.asking.Store(true)
+	n, err := io.ReadFull(b.r, make([]byte, 1))
+	b.asking.Store(false)
+	if n > 0 {
+		err = errLonger
+	}
+	b.ended = errors.Is(err, io.EOF)
+	b.failed(err)
+	return err
 }
 
 func (b *streamBody) Close() error {

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"crypto/tls"
 	"net"
 	"net/http"
 	"sync"
@@ -45,12 +46,8 @@ func trackerOf(rt http.RoundTripper) *Tracker {
 	return nil
 }
 
-// remember is how long a connection nobody uses is kept in mind; maxTracked is
-// when to look for such.
-const (
-	remember   = 10 * time.Minute
-	maxTracked = 256
-)
+// remember is how long a connection nobody uses is kept in mind.
+const remember = 10 * time.Minute
 
 func (t *Tracker) conn(nc net.Conn) *Conn {
 	t.mu.Lock()
@@ -58,11 +55,9 @@ func (t *Tracker) conn(nc net.Conn) *Conn {
 	now := time.Now()
 	c, ok := t.conns[nc]
 	if !ok {
-		if len(t.conns) >= maxTracked {
-			for k, c := range t.conns {
-				if now.Sub(time.Unix(0, c.used.Load())) > remember {
-					delete(t.conns, k)
-				}
+		for k, c := range t.conns {
+			if now.Sub(time.Unix(0, c.used.Load())) > remember {
+				delete(t.conns, k)
 			}
 		}
 		c = newConn(below(nc), nil)
@@ -91,6 +86,13 @@ func below(nc net.Conn) net.Conn {
 	return nc
 }
 
+// multiplexed reports whether a connection speaks HTTP/2: a request may wait for
+// its turn on one that others use, long before it writes a header.
+func multiplexed(nc net.Conn) bool {
+	t, ok := nc.(interface{ ConnectionState() tls.ConnectionState })
+	return ok && t.ConnectionState().NegotiatedProtocol == "h2"
+}
+
 // beatEvery is how often the bytes on somebody else's connection are counted.
 const beatEvery = 100 * time.Millisecond
 
@@ -101,7 +103,7 @@ func (w *watch) follow(nc net.Conn) {
 		return
 	}
 	w.conn = w.tracker.conn(nc)
-	w.user, w.foreign, w.shared, w.idle, w.harsh = nil, true, false, false, false
+	w.user, w.foreign, w.shared, w.idle, w.harsh = nil, true, multiplexed(nc), false, false
 	if w.body != nil {
 		w.counted = w.body.Sent()
 		if w.beat == nil && w.onSent != nil {
@@ -137,8 +139,8 @@ func (w *watch) count() int64 {
 	return n
 }
 
-// share: the connection speaks HTTP/2, whose requests name themselves with
-// pseudo-headers. Others use it too.
+// share: the connection speaks HTTP/2 without TLS having said so, and its
+// requests name themselves with pseudo-headers. Others use it too.
 func (w *watch) share() {
 	w.mu.Lock()
 	defer w.mu.Unlock()

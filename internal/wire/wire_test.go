@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -469,4 +470,21 @@ func TestExternalRefusesPrivateAddresses(t *testing.T) {
 	if err := get(); err != nil || hits != 1 {
 		t.Errorf("private registry: %v, %d requests arrived; want 1", err, hits)
 	}
+}
+
+// Connections that ended out of sight are not kept in mind for ever.
+func TestTrackerForgets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := Track(nil)
+		for range 3 {
+			a, b := net.Pipe()
+			defer a.Close()
+			defer b.Close()
+			tr.conn(a)
+			time.Sleep(remember + time.Second)
+		}
+		if n := len(tr.conns); n != 1 {
+			t.Errorf("%d connections, want the last", n)
+		}
+	})
 }

@@ -328,7 +328,7 @@ func (c *Client) Do(ctx context.Context, op string, req *http.Request) (*http.Re
 			lim.Answer = c.o.AnswerTimeout
 		}
 		a, err := c.send(ctx, r, lim, nil)
-		for hops := 0; err == nil && req.Method == http.MethodGet && isStorage(r.URL, a) && hops < maxRedirects; hops++ {
+		for hops := 0; err == nil && req.Method == http.MethodGet && redirect(r.URL, a) != nil && hops < maxRedirects; hops++ {
 			var to protocol.Location
 			if to, err = protocol.ParseLocation(c.base, r.URL, a.Header); err != nil {
 				return protocol.Kind(protocol.ErrEndpoint, err)

@@ -30,7 +30,7 @@ demo: $(BIN)/registry $(BIN)/crane $(RPUSH)
 # reason; with RPUSH_TEST_REQUIRE=1, as in CI, that is a failure.
 test: tools debian lint cross
 	go test $(RACE) $$(go list ./... | grep -v -e /internal/e2e -e /internal/enginetest -e /internal/matrix -e /internal/simulator -e /internal/conntracklab)
-	go test $(RACE) -short -count=1 -timeout 10m ./internal/simulator
+	RPUSH_SIM_SEEDS=500 go test $(RACE) -short -count=1 -timeout 10m ./internal/simulator
 	go test -count=1 -timeout 10m ./internal/simulator
 	go test -count=1 -timeout 5m ./internal/conntracklab
 	go test -count=1 -timeout 20m ./internal/e2e

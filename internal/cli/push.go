@@ -96,7 +96,7 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 		defer a.out.note(hostResetsLine)
 	}
 	if err == nil {
-		code := a.written(a.result(o, done, nil, 0))
+		code := a.written(a.result(o, done, nil, resets))
 		if o.image.digestFile != "" {
 			if err := writeDigests(o.image.digestFile, done); err != nil {
 				a.out.line(err.Error())

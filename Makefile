@@ -26,10 +26,12 @@ build:
 demo: $(BIN)/registry $(BIN)/crane $(RPUSH)
 	go run ./internal/demo -rpush $(RPUSH)
 
-# Everything that must hold. What needs a missing tool is skipped with the
+# Everything that must hold. Breaks at every single byte are tried without the
+# race detector, and at some with it. What needs a missing tool is skipped with the
 # reason; with RPUSH_TEST_REQUIRE=1, as in CI, that is a failure.
 test: tools debian lint cross
-	go test $(RACE) $$(go list ./... | grep -v -e /internal/e2e -e /internal/enginetest -e /internal/matrix -e /internal/simulator -e /internal/conntracklab)
+	go test $(RACE) -short $$(go list ./... | grep -v -e /internal/e2e -e /internal/enginetest -e /internal/matrix -e /internal/simulator -e /internal/conntracklab)
+	go test ./pusher ./resume
 	RPUSH_SIM_SEEDS=500 go test $(RACE) -short -count=1 -timeout 10m ./internal/simulator
 	go test -count=1 -timeout 10m ./internal/simulator
 	go test -count=1 -timeout 5m ./internal/conntracklab

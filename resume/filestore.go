@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -26,6 +25,7 @@ const (
 	recordExt     = ".json"
 	lockExt       = ".lock"
 	newExt        = ".new"
+	keyBytes      = 16 // of a name, written as hex digits
 )
 
 // StateDir is where records are kept unless said otherwise:
@@ -80,7 +80,7 @@ type recordFile struct {
 // path is that of the files of k, without their extension.
 func (s *FileStore) path(k Key) string {
 	h := sha256.Sum256([]byte(k.Registry + "\n" + k.Repository + "\n" + string(k.Digest)))
-	return filepath.Join(s.dir, hex.EncodeToString(h[:16]))
+	return filepath.Join(s.dir, hex.EncodeToString(h[:keyBytes]))
 }
 
 // prepare makes the directory, and takes out once what has expired.
@@ -95,8 +95,12 @@ func (s *FileStore) prepare() error {
 	return nil
 }
 
-// ours matches the names of this package's files, without the directory.
-var ours = regexp.MustCompile(`^[0-9a-f]{32}(` + regexp.QuoteMeta(recordExt) + `|` + regexp.QuoteMeta(lockExt) + `|` + regexp.QuoteMeta(newExt) + `)$`)
+// ours holds for the names of this package's files, without the directory.
+func ours(name string) bool {
+	ext := filepath.Ext(name)
+	key := strings.TrimSuffix(name, ext)
+	return len(key) == 2*keyBytes && strings.Trim(key, "0123456789abcdef") == "" && (ext == recordExt || ext == lockExt || ext == newExt)
+}
 
 // Reserve implements Store.
 func (s *FileStore) Reserve(_ context.Context, k Key) (Lease, error) {
@@ -307,7 +311,7 @@ func (s *FileStore) Prune(now time.Time) (int, error) {
 	var errs []error
 	for _, name := range names {
 		path := filepath.Join(s.dir, name)
-		if !ours.MatchString(name) || !stale(path, now) {
+		if !ours(name) || !stale(path, now) {
 			continue
 		}
 		removed, err := s.pruneFile(path, now)

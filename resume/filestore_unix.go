@@ -33,7 +33,7 @@ func (s *FileStore) private() error {
 		return err
 	}
 	for _, name := range names {
-		if !ours.MatchString(name) {
+		if !ours(name) {
 			return fmt.Errorf("%s is open to others, and has other files than rpush's", s.dir)
 		}
 	}

@@ -24,7 +24,11 @@ type target struct {
 	tags []string
 }
 
-var tagText = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
+// tagText is compiled when it is asked for, as are all: a push should start at
+// once.
+var tagText = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
+})
 
 // targets puts the tags of --tag beside the reference, by repository.
 func (o *options) targets(c call) ([]target, error) {
@@ -37,7 +41,7 @@ func (o *options) targets(c call) ([]target, error) {
 	all := []target{{ref: c.ref}}
 	for _, t := range o.image.tags {
 		ref := name.Reference(c.ref.Context().Tag(t))
-		if !tagText.MatchString(t) {
+		if !tagText().MatchString(t) {
 			var err error
 			if ref, err = name.ParseReference(strings.TrimPrefix(t, "docker://"), name.WeakValidation); err != nil {
 				return nil, fmt.Errorf(badTag, t)
@@ -90,7 +94,7 @@ func (o *options) useful(c call) error {
 
 // severalPushes holds where the result is a list.
 func (o *options) severalPushes() bool {
-	return o.image.allTags || slices.ContainsFunc(o.image.tags, func(t string) bool { return !tagText.MatchString(t) })
+	return o.image.allTags || slices.ContainsFunc(o.image.tags, func(t string) bool { return !tagText().MatchString(t) })
 }
 
 // spellOut makes an argument of what would be taken for flags: "-#REF" and "-@N"

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -157,12 +158,14 @@ func (o *options) source(p *pusher.Pusher) source.Options {
 // rate is a number of bytes per second.
 type rate int64
 
-var rateText = regexp.MustCompile(`(?i)^([0-9]+(?:\.[0-9]+)?)([kmgt]?)(i?b|)(?:/s)?$`)
+var rateText = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?i)^([0-9]+(?:\.[0-9]+)?)([kmgt]?)(i?b|)(?:/s)?$`)
+})
 
 // Set takes 500K, 1.5MiB, 20MB/s: K, M, G and T are powers of 1024, KB and the
 // like of 1000.
 func (r *rate) Set(s string) error {
-	m := rateText.FindStringSubmatch(s)
+	m := rateText().FindStringSubmatch(s)
 	if m == nil {
 		return errors.New("a rate is a number of bytes, such as 500K or 20M")
 	}

@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -308,7 +309,7 @@ func Unexpected(a *wire.Answer, now time.Time) *StatusError {
 func clean(te *transport.Error, r *http.Request) *transport.Error {
 	c := &transport.Error{StatusCode: te.StatusCode, Request: scrub(te.Request)}
 	for _, d := range te.Errors {
-		show := func(s string) string { return printable(credential.ReplaceAllString(hide(r, s), "$1 ...")) }
+		show := func(s string) string { return printable(credential().ReplaceAllString(hide(r, s), "$1 ...")) }
 		detail, _ := d.Detail.(string)
 		n := transport.Diagnostic{Code: transport.ErrorCode(show(string(d.Code))), Message: show(d.Message)}
 		if detail != "" {
@@ -320,7 +321,7 @@ func clean(te *transport.Error, r *http.Request) *transport.Error {
 }
 
 // credential is what follows the name of an authentication scheme.
-var credential = regexp.MustCompile(`(?i)\b(basic|bearer)\s+\S+`)
+var credential = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?i)\b(basic|bearer)\s+\S+`) })
 
 // printable keeps a stranger's text from steering a terminal or filling a log.
 func printable(s string) string {

@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"io"
 	"path"
-	"regexp"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -43,6 +42,7 @@ const (
 	manifestFile = "manifest.json"
 	indexFile    = "index.json"
 	layoutFile   = "oci-layout"
+	blobsDir     = "blobs/"
 )
 
 // Entry is one file of an archive.
@@ -223,19 +223,18 @@ func (e *exact) Read(p []byte) (int, error) {
 	return n, err
 }
 
-var blobName = regexp.MustCompile(`^blobs/(sha256/[a-f0-9]{64}|sha512/[a-f0-9]{128})$`)
-
 func blobDigest(name string) digest.Digest {
-	m := blobName.FindStringSubmatch(name)
-	if m == nil {
+	rest, ok := strings.CutPrefix(name, blobsDir)
+	d := digest.Digest(strings.Replace(rest, "/", ":", 1))
+	if !ok || strings.Contains(rest, ":") || d.Validate() != nil {
 		return ""
 	}
-	return digest.Digest(strings.Replace(m[1], "/", ":", 1))
+	return d
 }
 
 // BlobName is where an OCI layout keeps a blob.
 func BlobName(d digest.Digest) string {
-	return "blobs/" + strings.Replace(string(d), ":", "/", 1)
+	return blobsDir + strings.Replace(string(d), ":", "/", 1)
 }
 
 func (a *Archive) has(name string) bool {

@@ -187,7 +187,7 @@ func tagOf(ref string) string {
 func images(ds []v1.Descriptor) []v1.Descriptor {
 	return slices.DeleteFunc(slices.Clone(ds), func(d v1.Descriptor) bool {
 		artifact := d.ArtifactType != "" && !types.MediaType(d.ArtifactType).IsConfig()
-		return artifact && d.Annotations[refName] == "" || digestTag.MatchString(d.Annotations[refName])
+		return artifact && d.Annotations[refName] == "" || digestTag().MatchString(d.Annotations[refName])
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
@@ -189,7 +190,9 @@ type friends interface {
 const maxFriends = 10_000
 
 // digestTag is how cosign and the fallback for referrers name things.
-var digestTag = regexp.MustCompile(`^sha(256-[a-f0-9]{64}|512-[a-f0-9]{114,128})(\..+)?$`)
+var digestTag = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^sha(256-[a-f0-9]{64}|512-[a-f0-9]{114,128})(\..+)?$`)
+})
 
 // accompany adds what Options.Referrers and Options.DigestTags ask for, and
 // what belongs to that in turn.
@@ -292,7 +295,7 @@ func (l *layoutFriends) referrers(ctx context.Context, h v1.Hash) ([]*pusher.Sto
 	all := slices.Clone(l.top.Manifests)
 	for _, d := range l.top.Manifests {
 		tag := d.Annotations[refName]
-		if !d.MediaType.IsIndex() || !digestTag.MatchString(tag) || strings.Contains(tag, ".") {
+		if !d.MediaType.IsIndex() || !digestTag().MatchString(tag) || strings.Contains(tag, ".") {
 			continue
 		}
 		raw, err := (&pusher.Stored{Content: l.p, Descriptor: d}).Manifest(ctx)
@@ -329,7 +332,7 @@ func (l *layoutFriends) tagged(_ context.Context, h v1.Hash) (map[string]*pusher
 	all := map[string]*pusher.Stored{}
 	for _, d := range l.top.Manifests {
 		tag := d.Annotations[refName]
-		if strings.HasPrefix(tag, h.Algorithm+"-"+h.Hex+".") && digestTag.MatchString(tag) {
+		if strings.HasPrefix(tag, h.Algorithm+"-"+h.Hex+".") && digestTag().MatchString(tag) {
 			all[tag] = &pusher.Stored{Content: l.p, Descriptor: d}
 		}
 	}

@@ -91,7 +91,7 @@ func (f *registryFriends) tagged(ctx context.Context, h v1.Hash) (map[string]*pu
 	}
 	all := map[string]*pusher.Stored{}
 	for _, tag := range f.tags {
-		if !strings.HasPrefix(tag, h.Algorithm+"-"+h.Hex+".") || !digestTag.MatchString(tag) {
+		if !strings.HasPrefix(tag, h.Algorithm+"-"+h.Hex+".") || !digestTag().MatchString(tag) {
 			continue
 		}
 		s, err := f.r.Find(ctx, f.r.Tag(tag))

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -71,18 +72,27 @@ func (o *options) useful(c call) error {
 			}
 		}
 	}
-	if _, ok := c.engineImage(); !ok {
-		for _, flag := range []string{"docker-host", "docker-context", "compression", "format", "cache-from", "no-engine-update"} {
+	given := func(why string, flags ...string) error {
+		for _, flag := range flags {
 			if o.spelled[flag] == "--"+flag {
-				return fmt.Errorf(onlyForEngine, o.spelled[flag])
+				return fmt.Errorf(why, o.spelled[flag])
 			}
 		}
-	} else {
-		for _, flag := range []string{"platform", "referrers", "digest-tags", "allow-nondistributable-artifacts"} {
-			if o.spelled[flag] == "--"+flag {
-				return fmt.Errorf(notForEngine, o.spelled[flag])
-			}
+		return nil
+	}
+	var err error
+	switch _, engine := c.ofEngine(); {
+	case engine:
+		err = given(notForEngine, "platform", "referrers", "digest-tags", "allow-nondistributable-artifacts")
+	default:
+		err = given(onlyForEngine, engineFlags...)
+		transport, _, _ := strings.Cut(c.source, ":")
+		if err == nil && (transport == "oci" || transport == "docker") {
+			err = cmp.Or(given(nothingToSpool, "spool-dir"), given(onlyForPlain, layerFlags...))
 		}
+	}
+	if err != nil {
+		return err
 	}
 	for _, r := range o.image.mounts {
 		if r.RegistryStr() != c.ref.Context().RegistryStr() && o.spelled["mount-from"] == "--mount-from" {
@@ -161,7 +171,7 @@ func (x *access) concerned(err error, target name.Repository) (name.Repository, 
 type delivered struct {
 	ref    name.Reference
 	report *pusher.Report
-	engine *stream.Stats // nil for other sources
+	layers *stream.Stats // nil where there was nothing to make
 }
 
 // deliveries are noted by a push that may be left behind.

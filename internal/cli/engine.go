@@ -1,79 +1,48 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/net/http/httpproxy"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/rpush-go/rpush/internal/compress"
-	"github.com/rpush-go/rpush/internal/credentials"
 	"github.com/rpush-go/rpush/internal/engine"
-	"github.com/rpush-go/rpush/internal/known"
-	"github.com/rpush-go/rpush/internal/source"
-	"github.com/rpush-go/rpush/internal/spool"
 	"github.com/rpush-go/rpush/internal/stream"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
 
-const (
-	// learnFor is how long what is only a help may take to be found out.
-	learnFor = 10 * time.Second
-	// updateFor is how long the engine may take to note what was pushed.
-	updateFor = time.Minute
-)
+// updateFor is how long the engine may take to note what was pushed.
+const updateFor = time.Minute
 
 // engineOptions are the flags about images of the Docker engine, and what a
 // run found out.
 type engineOptions struct {
-	host, context       string
-	compression, format string
-	cacheFrom           []string
-	noUpdate            bool
+	host, context string
+	noUpdate      bool
 
 	from atomic.Pointer[engine.Engine]
 }
+
+// engineFlags are theirs, by name.
+var engineFlags = []string{"docker-host", "docker-context", "no-engine-update"}
 
 func (e *engineOptions) flags() flagGroup {
 	g := newGroup("Docker engine")
 	g.StringVar(&e.host, "docker-host", "", "read from the engine at `HOST`")
 	g.StringVar(&e.context, "docker-context", "", "read from that of the docker context `NAME`")
-	g.StringVar(&e.compression, "compression", string(compress.Gzip), "compress layers `HOW`: gzip, zstd, none")
-	g.StringVar(&e.format, "format", "", "write the manifest as `FORMAT`, oci or v2s2")
-	g.StringSliceVar(&e.cacheFrom, "cache-from", nil, "do not compress what `REF` has")
 	g.BoolVar(&e.noUpdate, "no-engine-update", false, "do not tell the engine the digest")
 	return g
-}
-
-func (e *engineOptions) check(spelled map[string]string) error {
-	switch {
-	case !slices.Contains(compress.Algorithms, compress.Algorithm(cmp.Or(e.compression, "gzip"))):
-		return fmt.Errorf("%s is %q, not gzip, zstd or none", spelled["compression"], e.compression)
-	case e.format != "" && e.format != "oci" && e.format != "v2s2":
-		return fmt.Errorf("%s is %q, neither oci nor v2s2", spelled["format"], e.format)
-	}
-	for _, ref := range e.cacheFrom {
-		if _, err := name.ParseReference(ref, name.WeakValidation); err != nil {
-			return fmt.Errorf("%s: "+badReference, spelled["cache-from"], ref)
-		}
-	}
-	return nil
 }
 
 // elsewhere is the address of the engine if it is on another host.
@@ -84,17 +53,8 @@ func (e *engineOptions) elsewhere() string {
 	return ""
 }
 
-// manifests is the format asked for, by its name or by a compression that the
-// other does not have.
-func (e *engineOptions) manifests() stream.Format {
-	if e.compression == string(compress.Zstd) {
-		return stream.OCI
-	}
-	return stream.Format(e.format)
-}
-
-// engineImage is the image of the engine to be read, if that is the source.
-func (c call) engineImage() (image string, ok bool) {
+// ofEngine is the image of the engine to be read, if that is the source.
+func (c call) ofEngine() (image string, ok bool) {
 	if c.source == "" {
 		return engineName(c.ref), true
 	}
@@ -110,264 +70,104 @@ func engineName(ref name.Reference) string {
 	return s
 }
 
-// delivering is what pushes have in common.
-type delivering struct {
-	to       []target
-	x        *access
-	d        *deliveries
-	progress *progress
-	store    resume.Store
+// engineImage is an image of the engine.
+type engineImage struct {
+	*engine.Engine
+	engine.Image
 }
 
-// deliverEngine pushes images of the engine: one to all targets, or all tags.
-func (a *app) deliverEngine(ctx context.Context, o *options, c call, image string, all *delivering) error {
-	eng, err := engine.Open(ctx, engine.Options{Host: o.engine.host, Context: o.engine.context})
+// pushEngine pushes images of the engine: one to all targets, or all tags.
+func (p *pushes) pushEngine(ctx context.Context, c call, image string, to []target) error {
+	eng, err := engine.Open(ctx, engine.Options{Host: p.o.engine.host, Context: p.o.engine.context})
 	if err != nil {
 		return err
 	}
 	defer eng.Close() //nolint:errcheck // idle connections
-	o.engine.from.Store(eng)
-	jobs := make([]*engineJob, 0, len(all.to))
-	for _, t := range all.to {
-		jobs = append(jobs, &engineJob{image: image, target: t})
+	p.o.engine.from.Store(eng)
+	all := make([]engineJob, 0, len(to))
+	for _, t := range to {
+		all = append(all, engineJob{image, t})
 	}
-	if o.image.allTags {
-		if jobs, err = engineTags(ctx, eng, c); err != nil {
+	if p.o.image.allTags {
+		if all, err = engineTags(ctx, eng, c); err != nil {
 			return err
 		}
 	}
-	var before []name.Reference
-	for _, j := range jobs {
-		j.a, j.o, j.eng, j.progress, j.before = a, o, eng, all.progress, before
-		report, err := j.deliver(ctx, all)
-		all.d.add(delivered{j.ref, report, j.stats}, err)
-		if err != nil {
+	for _, one := range all {
+		if err := p.pushOfEngine(ctx, eng, one.image, one.target); err != nil {
 			return err
-		}
-		if !o.image.dryRun {
-			before = append(before, j.ref)
 		}
 	}
 	return nil
 }
 
-// engineTags is a job for each tag that the engine has of a repository, which
+// engineJob is an image of the engine, by its name, and where it is to go.
+type engineJob struct {
+	image string
+	target
+}
+
+// engineTags has a job for each tag that the engine has of a repository, which
 // is that of REFERENCE unless SOURCE names another.
-func engineTags(ctx context.Context, eng *engine.Engine, c call) ([]*engineJob, error) {
+func engineTags(ctx context.Context, eng *engine.Engine, c call) ([]engineJob, error) {
 	repo := c.ref.Context()
 	if c.source != "" {
 		from := strings.TrimPrefix(c.source, "docker-daemon:")
 		var err error
 		if repo, err = name.NewRepository(from, name.WeakValidation); err != nil {
-			return nil, fmt.Errorf("%w: "+badRepository, source.ErrSpec, from)
+			return nil, usageError(fmt.Sprintf(badRepository, from))
 		}
 	}
 	tags, err := eng.Tags(ctx, repo)
 	if err != nil {
 		return nil, err
 	}
-	var jobs []*engineJob
+	var all []engineJob
 	for _, tag := range tags {
-		jobs = append(jobs, &engineJob{image: engineName(repo.Tag(tag)), target: target{ref: c.ref.Context().Tag(tag)}})
+		all = append(all, engineJob{engineName(repo.Tag(tag)), target{ref: c.ref.Context().Tag(tag)}})
 	}
-	return jobs, nil
+	return all, nil
 }
 
-// engineJob is one image on its way from the engine to one repository.
-type engineJob struct {
-	image string
-	target
-	before   []name.Reference // pushed by this call already
-	a        *app
-	o        *options
-	eng      *engine.Engine
-	img      engine.Image
-	po       pusher.Options
-	p        *pusher.Pusher
-	d        *pusher.Delivery
-	progress *progress
-	stats    *stream.Stats
-}
-
-func (j *engineJob) deliver(ctx context.Context, all *delivering) (*pusher.Report, error) {
-	var err error
-	if j.img, err = j.eng.Image(ctx, j.image); err != nil {
-		return nil, err
+// pushOfEngine pushes one image of the engine to one target.
+func (p *pushes) pushOfEngine(ctx context.Context, eng *engine.Engine, image string, t target) error {
+	img, err := eng.Image(ctx, image)
+	if err == nil && p.o.image.preserveDigests && !img.Whole {
+		err = fmt.Errorf(noDigestToKeep, resume.ErrSource, image)
 	}
-	if j.o.image.preserveDigests && !j.img.Whole {
-		return nil, fmt.Errorf(noDigestToKeep, resume.ErrSource, j.image)
-	}
-	host := j.ref.Context().RegistryStr()
-	if j.po, err = j.o.pusher(&j.o.to, host); err != nil {
-		return nil, err
-	}
-	j.o.image.apply(&j.po)
-	for _, ref := range j.before {
-		j.po.MountFrom = append(slices.Clone(j.po.MountFrom), ref.Context())
-	}
-	j.a.adopt(ctx, j.o, &j.po, j.eng, host)
-	if err := j.a.signIn(&j.po, j.o, j.ref.Context(), all.x.to); err != nil {
-		return nil, err
-	}
-	j.po.OnEvent, j.po.Store = j.progress.event, all.store
-	if j.p, err = pusher.New(j.po); err != nil {
-		return nil, err
-	}
-	if j.d, err = j.p.Open(ctx, j.ref); err != nil {
-		return nil, err
-	}
-	defer j.d.Close()
-	j.progress.doing(pushingPhase(j.image, j.ref))
-	what, err := j.read(ctx)
 	if err != nil {
-		return j.d.Report(), err
+		return p.done(t, nil, nil, err)
 	}
-	j.progress.doing(pushingPhase(j.image, j.ref))
-	report, err := j.d.Finish(ctx, tagged(what, j.tags))
-	if err == nil && !j.o.image.dryRun {
-		j.update(ctx, report, all.x.to)
-	}
-	return report, err
-}
-
-func (j *engineJob) warn(err error) { j.a.out.note("warning: " + err.Error()) }
-
-// read delivers the layers, and returns what is to be published.
-func (j *engineJob) read(ctx context.Context) (remote.Taggable, error) {
-	o := &j.o.engine
-	job := &stream.Job{
-		Delivery:  j.d,
-		Save:      func(ctx context.Context) (io.ReadCloser, error) { return j.eng.Export(ctx, j.img.ID.String()) },
-		ID:        j.img.ID,
-		Whole:     j.img.Whole,
-		DiffIDs:   j.img.DiffIDs,
-		Algorithm: compress.Algorithm(o.compression),
-		Format:    o.manifests(),
-
-		Repository: j.ref.Context().Name(),
-		DryRun:     j.o.image.dryRun,
-		Warn:       j.warn,
-		Doing:      j.progress.doing,
-	}
-	defer func() { stats := job.Stats(); j.stats = &stats }()
-	if dir := j.o.cache(); dir != "" {
-		job.Cache = known.Open(dir)
-	}
-	if !job.DryRun {
-		job.Spool = j.spool()
-	}
-	if job.Whole {
-		if there, err := j.published(ctx); there != nil || err != nil {
-			return there, err
-		}
-		return job.Run(ctx)
-	}
-	lessons := j.learn(ctx)
-	job.Learnt, job.Config = lessons.Layers(), lessons.Config()
-	if config, ok := job.Cache.Config(j.img.ID); ok {
-		job.Config = config
-	}
-	return job.Run(ctx)
-}
-
-// spool is the first place that is good for it, or nil.
-func (j *engineJob) spool() *spool.Dir {
-	places := []string{j.o.image.spoolDir}
-	if places[0] == "" {
-		places = nil
-		if dir := j.o.cache(); dir != "" {
-			places = append(places, filepath.Join(dir, "spool"))
-		}
-		places = append(places, filepath.Join(largeTemp(), fmt.Sprintf("rpush-%d", os.Getuid())))
-	}
-	var first error
-	for _, place := range places {
-		d, err := spool.Open(place, 0)
-		if err == nil {
-			return d
-		}
-		first = cmp.Or(first, err)
-	}
-	j.warn(fmt.Errorf("there is no place for compressed layers, each try makes them again: %w", first))
-	return nil
-}
-
-// published is the manifest or index of an image that containerd keeps, if the
-// repository has it, with all that it names.
-func (j *engineJob) published(ctx context.Context) (remote.Taggable, error) {
-	if j.o.engine.manifests() != "" {
-		return nil, nil
-	}
-	doc, err := j.p.Manifest(ctx, j.ref.Context().Digest(j.img.ID.String()))
-	if err != nil || doc == nil {
-		return nil, err
-	}
-	return &rawManifest{doc.Raw, types.MediaType(doc.MediaType)}, nil
-}
-
-// rawManifest is one whose blobs are at the registry.
-type rawManifest struct {
-	raw   []byte
-	media types.MediaType
-}
-
-func (m *rawManifest) RawManifest() ([]byte, error)        { return m.raw, nil }
-func (m *rawManifest) MediaType() (types.MediaType, error) { return m.media, nil }
-
-// learn asks registries what they know of the image's layers. All of it is a
-// help: what fails is left out.
-func (j *engineJob) learn(ctx context.Context) *stream.Lessons {
-	lessons := &stream.Lessons{ID: j.img.ID}
-	po := j.po
-	po.RetryFor, po.OnEvent = learnFor, nil
-	p, err := pusher.New(po)
+	po, err := p.settings(t)
 	if err != nil {
-		return lessons
+		return p.done(t, nil, nil, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, learnFor)
-	defer cancel()
-	var eg errgroup.Group
-	eg.SetLimit(pusher.DefaultParallel)
-	if _, ok := j.ref.(name.Tag); ok {
-		eg.Go(func() error {
-			_ = lessons.Learn(ctx, p, j.ref) // the push itself will tell
-			return nil
-		})
-	}
-	for _, ref := range j.before {
-		eg.Go(func() error {
-			_ = lessons.Learn(ctx, p, ref) // a help only
-			return nil
-		})
-	}
-	for _, from := range j.o.engine.cacheFrom {
-		ref, err := name.ParseReference(from, name.WeakValidation)
-		if err != nil {
-			continue // checked before
-		}
-		eg.Go(func() error {
-			if err := lessons.Learn(ctx, p, ref); err != nil && ctx.Err() == nil {
-				j.warn(fmt.Errorf("nothing is learnt from %s: %w", ref.Name(), err))
-			}
-			return nil
-		})
-	}
-	host := j.ref.Context().RegistryStr()
-	for _, other := range append([]engine.Image{j.img}, j.eng.Relatives(ctx, j.img, host)...) {
+	p.a.adopt(ctx, p.o, &po, eng, t.ref.Context().RegistryStr())
+	m := &making{pushes: p, target: t, what: image, po: po, eng: &engineImage{eng, img}, job: stream.Job{
+		Save:    func(ctx context.Context) (io.ReadCloser, error) { return eng.Export(ctx, img.ID.String()) },
+		ID:      img.ID,
+		Whole:   img.Whole,
+		DiffIDs: img.DiffIDs,
+	}}
+	return m.push(ctx)
+}
+
+// learn asks for the manifests under which the image was pulled, and others
+// that begin with the same layer.
+func (e *engineImage) learn(ctx context.Context, eg *errgroup.Group, p *pusher.Pusher, lessons *stream.Lessons, host string) {
+	for _, other := range append([]engine.Image{e.Image}, e.Relatives(ctx, e.Image, host)...) {
 		for _, ref := range other.RepoDigests {
 			if ref.Context().RegistryStr() == host {
-				eg.Go(func() error { j.learnFrom(ctx, p, lessons, ref, other); return nil })
+				eg.Go(func() error { e.learnFrom(ctx, p, lessons, ref, other); return nil })
 				break
 			}
 		}
 	}
-	_ = eg.Wait() // none of them fails
-	return lessons
 }
 
 // learnFrom asks the engine's mirrors first, as the engine does.
-func (j *engineJob) learnFrom(ctx context.Context, p *pusher.Pusher, l *stream.Lessons, ref name.Digest, of engine.Image) {
-	for _, mirror := range j.eng.Mirrors(ref.Context().RegistryStr()) {
+func (e *engineImage) learnFrom(ctx context.Context, p *pusher.Pusher, l *stream.Lessons, ref name.Digest, of engine.Image) {
+	for _, mirror := range e.Mirrors(ref.Context().RegistryStr()) {
 		repo, err := name.NewRepository(mirror+"/"+ref.Context().RepositoryStr(), name.WeakValidation)
 		if err != nil {
 			continue
@@ -380,24 +180,24 @@ func (j *engineJob) learnFrom(ctx context.Context, p *pusher.Pusher, l *stream.L
 }
 
 // update has the engine note the digest of what was pushed.
-func (j *engineJob) update(ctx context.Context, r *pusher.Report, keys *credentials.Keychain) {
-	ref := j.ref.Context().Digest(r.Digest.String())
-	noted := slices.ContainsFunc(j.img.RepoDigests, func(d name.Digest) bool { return d.Name() == ref.Name() })
-	if j.o.engine.noUpdate || noted || j.img.Whole {
+func (m *making) update(ctx context.Context, r *pusher.Report) {
+	ref := m.ref.Context().Digest(r.Digest.String())
+	noted := slices.ContainsFunc(m.eng.RepoDigests, func(d name.Digest) bool { return d.Name() == ref.Name() })
+	if m.o.engine.noUpdate || noted || m.eng.Whole {
 		return
 	}
-	j.progress.doing("telling the engine the digest")
+	m.progress.doing("telling the engine the digest")
 	ctx, cancel := context.WithTimeout(ctx, updateFor)
 	defer cancel()
-	auth, err := keys.Resolve(j.ref.Context())
+	auth, err := m.x.to.Resolve(m.ref.Context())
 	if err == nil {
 		conf, cerr := auth.Authorization()
 		if err = cerr; err == nil {
-			err = j.eng.Learn(ctx, ref, conf)
+			err = m.eng.Learn(ctx, ref, conf)
 		}
 	}
 	if err != nil {
-		j.warn(fmt.Errorf("the image is pushed, but the engine did not note its digest: %w", err))
+		m.warn(fmt.Errorf("the image is pushed, but the engine did not note its digest: %w", err))
 	}
 }
 
@@ -424,12 +224,4 @@ func (a *app) adopt(ctx context.Context, o *options, po *pusher.Options, eng *en
 	}
 	choose := (&httpproxy.Config{HTTPProxy: httpProxy, HTTPSProxy: httpsProxy, NoProxy: noProxy}).ProxyFunc()
 	po.Proxy = func(r *http.Request) (*url.URL, error) { return choose(r.URL) }
-}
-
-// largeTemp is where large files of a user without a home may go.
-func largeTemp() string {
-	if os.PathSeparator == '/' {
-		return "/var/tmp" // TMPDIR is often in memory
-	}
-	return os.TempDir()
 }

@@ -26,6 +26,7 @@ type options struct {
 	noState            bool
 	alive, all         bool
 	engine             engineOptions
+	layers             layerOptions
 
 	output         string
 	quiet, verbose bool
@@ -180,9 +181,9 @@ func (o *options) contradictions() []contradiction {
 	return append(append(append(o.to.contradictions(), o.from.contradictions()...), o.image.contradictions()...), []contradiction{
 		{o.quiet && o.verbose, "quiet", "verbose"},
 		{o.noState && o.stateDir != "", "no-state", "state-dir"},
-		{o.engine.compression == "zstd" && o.engine.format == "v2s2", "compression", "format"},
+		{o.layers.compression == "zstd" && o.layers.format == "v2s2", "compression", "format"},
 		{o.engine.host != "" && o.engine.context != "", "docker-host", "docker-context"},
-		{o.image.preserveDigests && o.engine.format != "", "preserve-digests", "format"},
+		{o.image.preserveDigests && o.layers.format != "", "preserve-digests", "format"},
 	}...)
 }
 
@@ -207,7 +208,7 @@ func (o *options) check() error {
 	if o.output != "text" && o.output != "json" {
 		return fmt.Errorf("%s is %q, neither text nor json", o.spelled["output"], o.output)
 	}
-	if err := o.engine.check(o.spelled); err != nil {
+	if err := o.layers.check(o.spelled); err != nil {
 		return err
 	}
 	for _, d := range []struct {

@@ -53,6 +53,7 @@ func (o *options) imageFlags() flagGroup {
 	f.StringSliceVar(&i.mountFrom, "mount-from", nil, "the registry may take blobs from `REPO`")
 	f.BoolVar(&i.dryRun, "dry-run", false, "say what would be sent")
 	f.StringVar(&i.digestFile, "digest-file", "", "write the digest to `FILE`")
+	o.layers.flags(f.FlagSet)
 	f.StringVar(&i.spoolDir, "spool-dir", "", "keep copies and compressed layers in `DIR`")
 	return f
 }

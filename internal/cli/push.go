@@ -80,7 +80,8 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	d := &deliveries{}
 	before, _ := conntrack.Now() // for hostResets; elsewhere than on Linux there is none
 	_, err = inTime(ctx, func() (*struct{}, error) { return nil, a.deliver(ctx, o, c, to, x, d) })
-	if errors.Is(err, source.ErrSpec) {
+	var wrong usageError
+	if errors.Is(err, source.ErrSpec) || errors.As(err, &wrong) {
 		return exitUsage, err
 	}
 	done, last := d.taken(c.ref)
@@ -160,22 +161,19 @@ func inTime[T any](ctx context.Context, f func() (*T, error)) (*T, error) {
 // deliver pushes to all targets, and notes in d how far that went.
 func (a *app) deliver(ctx context.Context, o *options, c call, to []target, x *access, d *deliveries) error {
 	if fromStdin(c.source) && (o.to.passwordStdin || o.from.passwordStdin) {
-		return fmt.Errorf("%w: %s", source.ErrSpec, oneStdin)
+		return usageError(oneStdin)
 	}
 	if err := cmp.Or(o.to.readPassword(a.stdin, x.to), o.from.readPassword(a.stdin, x.from)); err != nil {
 		return err
 	}
-	po, err := o.pusher(&o.to, c.ref.Context().RegistryStr())
-	if err != nil {
+	p := &pushes{a: a, o: o, x: x, d: d, progress: newProgress(a.out, a.terminal), store: a.store(o)}
+	// A broken certificate file must not look like a fault of the source.
+	if _, err := o.pusher(&o.to, c.ref.Context().RegistryStr()); err != nil {
 		return err
 	}
-	o.image.apply(&po)
-	progress := newProgress(a.out, a.terminal)
-	defer progress.start()()
-	po.OnEvent, po.Store = progress.event, a.store(o)
-
-	if image, ok := c.engineImage(); ok {
-		return a.deliverEngine(ctx, o, c, image, &delivering{to: to, x: x, d: d, progress: progress, store: po.Store})
+	defer p.progress.start()()
+	if image, ok := c.ofEngine(); ok {
+		return p.pushEngine(ctx, c, image, to)
 	}
 	images, err := a.open(ctx, o, c, x)
 	if err != nil {
@@ -183,32 +181,14 @@ func (a *app) deliver(ctx context.Context, o *options, c call, to []target, x *a
 	}
 	defer images.Close()
 	if o.image.allTags {
-		if err := a.signIn(&po, o, c.ref.Context(), x.to); err != nil {
-			return err
-		}
-		return a.deliverAll(ctx, po, c, images, d, progress)
+		return p.pushTags(ctx, c, images)
 	}
 	src, err := images.Image(ctx)
 	if err != nil {
 		return err
 	}
 	for _, t := range to {
-		po := po
-		if t.ref.Context().RegistryStr() != c.ref.Context().RegistryStr() {
-			events, store := po.OnEvent, po.Store
-			if po, err = o.pusher(&o.to, t.ref.Context().RegistryStr()); err != nil {
-				return err
-			}
-			o.image.apply(&po)
-			po.OnEvent, po.Store = events, store
-		}
-		if err := a.signIn(&po, o, t.ref.Context(), x.to); err != nil {
-			return err
-		}
-		progress.doing(pushingPhase(src.Name, t.ref))
-		report, err := a.push(ctx, po, t.ref, tagged(src.Image, t.tags))
-		d.add(delivered{ref: t.ref, report: report}, err)
-		if err != nil {
+		if err := p.push(ctx, t, src); err != nil {
 			return err
 		}
 	}
@@ -240,24 +220,20 @@ func (a *app) open(ctx context.Context, o *options, c call, x *access) (*source.
 	return source.Open(ctx, c.source, so)
 }
 
-// deliverAll pushes what has a tag, one after the other.
-func (a *app) deliverAll(ctx context.Context, po pusher.Options, c call, images *source.Images, d *deliveries, progress *progress) error {
+// pushTags pushes what has a tag, one after the other.
+func (p *pushes) pushTags(ctx context.Context, c call, images *source.Images) error {
 	all, err := images.Tags(ctx)
 	if err != nil {
 		return err
 	}
 	for _, tag := range slices.Sorted(maps.Keys(all)) {
-		ref := c.ref.Context().Tag(tag)
-		progress.doing(openingPhase)
+		t := target{ref: c.ref.Context().Tag(tag)}
+		p.progress.doing(openingPhase)
 		src, err := all[tag](ctx)
 		if err != nil {
-			d.add(delivered{ref: ref}, err)
-			return err
+			return p.done(t, nil, nil, err)
 		}
-		progress.doing(pushingPhase(src.Name, ref))
-		report, err := a.push(ctx, po, ref, src.Image)
-		d.add(delivered{ref: ref, report: report}, err)
-		if err != nil {
+		if err := p.push(ctx, t, src); err != nil {
 			return err
 		}
 	}
@@ -299,7 +275,7 @@ func (a *app) signIn(po *pusher.Options, o *options, repo name.Repository, keys 
 // document is what --output json prints: the report and, after a failure, why.
 type document struct {
 	*pusher.Report
-	Engine *stream.Stats `json:"engine,omitempty"` // what reading from it took
+	Layers *stream.Stats `json:"layers,omitempty"` // what making them took
 	Error  *failure      `json:"error,omitempty"`
 	// HostResets is how many RSTs this very host sent during a push that broke,
 	// where they have the marks of what rpush doctor looks for.
@@ -319,7 +295,7 @@ func (a *app) result(o *options, all []delivered, f *failure, resets uint64) err
 			if r.Manifests == nil {
 				r.Manifests = []pusher.ManifestReport{}
 			}
-			docs[i] = document{Report: &r, Engine: one.engine}
+			docs[i] = document{Report: &r, Layers: one.layers}
 		}
 		docs[len(docs)-1].Error, docs[len(docs)-1].HostResets = f, resets
 		enc := json.NewEncoder(a.stdout)

@@ -57,6 +57,8 @@ const (
 	notForSource     = "%s is about the registry that SOURCE docker://REF names, and SOURCE is none"
 	notForEngine     = "%s has no effect on an image of the Docker engine"
 	onlyForEngine    = "%s is about images of the Docker engine, and SOURCE is none"
+	onlyForPlain     = "%s is about layers that are not compressed yet, and those of SOURCE go out as they are"
+	nothingToSpool   = "%s has no effect: nothing of SOURCE has to be copied"
 	noDigestToKeep   = "%w: the Docker engine keeps no manifest of %s whose digest could be preserved"
 	otherRegistry    = "--mount-from %s is on another registry than %s, which cannot take blobs from there"
 	oneStdin         = "standard input can be read once only: as a password or as the image"

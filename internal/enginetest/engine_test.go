@@ -108,7 +108,7 @@ type report struct {
 		Digest, MediaType, State string
 		Size, Sent               int64
 	}
-	Engine struct{ Exports, Compressed, Read, Spooled, Reused int64 }
+	Engine struct{ Exports, Compressed, Read, Spooled, Reused int64 } `json:"layers"`
 }
 
 func (r report) count(state string) (n int) {

@@ -114,7 +114,8 @@ func TestNoClobberOfTheEngine(t *testing.T) {
 	l.arrived(one, l.id(one))
 }
 
-// The digest does not depend on how the image came out of the engine.
+// The digest does not depend on how the image came out of the engine, nor does
+// what is known: nothing is compressed or sent twice.
 func TestSameFromAnArchive(t *testing.T) {
 	l := start(t, realreg.Options{})
 	ref := l.ref("team/app:1")
@@ -122,8 +123,26 @@ func TestSameFromAnArchive(t *testing.T) {
 	want := l.push(ref)
 	file := filepath.Join(t.TempDir(), "saved.tar")
 	l.docker("save", "-o", file, ref)
-	if got := l.push("docker-archive:"+file, ref); got.Digest != want.Digest || got.Sent != 0 {
-		t.Errorf("from an archive it is %s and %d bytes are sent, from the engine %s", got.Digest, got.Sent, want.Digest)
+	check := func(what string, got report) {
+		t.Helper()
+		if got.Digest != want.Digest || got.Sent != 0 || got.Engine.Compressed != 0 {
+			t.Errorf("%s it is %s, %d bytes are sent and %d layers compressed; from the engine %s", what, got.Digest, got.Sent, got.Engine.Compressed, want.Digest)
+		}
+	}
+	check("from an archive", l.push("docker-archive:"+file, ref))
+	// What is known is only where the image was pushed to.
+	l.fresh()
+	check("without a cache", l.push("docker-archive:"+file, ref))
+	l.fresh()
+	other := l.push("--cache-from", ref, file, l.ref("other/app:1"))
+	if other.Digest != want.Digest || other.count("mounted") != 2 || other.Engine.Compressed != 0 {
+		t.Errorf("--cache-from: %+v", other)
+	}
+	// Nothing is known: the layers go out while the next one is compressed.
+	l.fresh()
+	zstd := l.push("--compression", "zstd", "docker-archive:"+file, l.ref("fourth/app:1"))
+	if zstd.Digest == want.Digest || zstd.Engine.Compressed != 2 || zstd.MediaType != "application/vnd.oci.image.manifest.v1+json" {
+		t.Errorf("with zstd: %+v", zstd)
 	}
 }
 

@@ -80,7 +80,7 @@ type Archive struct {
 // does not say whether the archive holds an image: see Docker and Index.
 func Walk(ctx context.Context, r io.Reader, visit Visitor) (*Archive, error) {
 	a := &Archive{files: map[string]int64{}, links: map[string]string{}, docs: map[string][]byte{}}
-	plain, err := Decompress(&cancellable{ctx, r})
+	plain, err := Decompress(Cancellable(ctx, r))
 	if err != nil {
 		return a, cause(ctx, err)
 	}
@@ -323,19 +323,6 @@ func (a *Archive) Index() (*v1.IndexManifest, error) {
 		return nil, bad("%s: %w", indexFile, err)
 	}
 	return m, nil
-}
-
-// cancellable is a reader that ends with its context.
-type cancellable struct {
-	ctx context.Context // of one Walk
-	r   io.Reader
-}
-
-func (c *cancellable) Read(p []byte) (int, error) {
-	if c.ctx.Err() != nil {
-		return 0, context.Cause(c.ctx)
-	}
-	return c.r.Read(p)
 }
 
 // bad returns a resume.ErrSource.

@@ -107,7 +107,7 @@ func (a *archive) prepare(ctx context.Context, from io.Reader, o Options) error 
 			return nil
 		}
 	}
-	plain, err := saved.Decompress(&cancellable{ctx, from})
+	plain, err := saved.Decompress(saved.Cancellable(ctx, from))
 	if err != nil {
 		return a.failed(ctx, err)
 	}
@@ -136,19 +136,6 @@ func (a *archive) failed(ctx context.Context, err error) error {
 		return context.Cause(ctx)
 	}
 	return bad("%s: %w", a.name, err)
-}
-
-// cancellable is a reader that ends with its context.
-type cancellable struct {
-	ctx context.Context // of one call
-	r   io.Reader
-}
-
-func (c *cancellable) Read(p []byte) (int, error) {
-	if c.ctx.Err() != nil {
-		return 0, context.Cause(c.ctx)
-	}
-	return c.r.Read(p)
 }
 
 var spooled atomic.Int64 // tells the names of files apart

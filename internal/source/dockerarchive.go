@@ -9,21 +9,17 @@ import (
 	"hash"
 	"io"
 	"io/fs"
-	"os"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/rpush-go/rpush/internal/compress"
 	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/pusher"
 )
@@ -31,8 +27,6 @@ import (
 const (
 	manifestFile = "manifest.json"
 
-	// maxPlain is the most that a layer may unpack to: more is a bomb.
-	maxPlain = 1 << 40
 	// maxLayers is more than any engine runs.
 	maxLayers = 10_000
 )
@@ -58,7 +52,7 @@ func dockerImages(named string, a *archive, o Options) (*Images, error) {
 	if err != nil {
 		return nil, bad("%w", err)
 	}
-	d := &dockerArchive{archive: a, spool: o.Spool}
+	d := &dockerArchive{archive: a}
 	if err := json.Unmarshal(raw, &d.manifest); err != nil {
 		return nil, bad("%s: manifest.json: %w", a.name, err)
 	}
@@ -67,25 +61,7 @@ func dockerImages(named string, a *archive, o Options) (*Images, error) {
 	}
 	return &Images{
 		name: named,
-		open: func(ctx context.Context, sel selector) (remote.Taggable, error) {
-			desc, err := d.choose(sel)
-			if err != nil {
-				return nil, err
-			}
-			s := d.original(desc)
-			if s == nil && o.PreserveDigests {
-				return nil, bad("%s has no manifest whose digest could be preserved: its layers are not stored as registries have them", a.name)
-			}
-			if s != nil {
-				c := checker{ctx: ctx, p: tarred{a}, nondistributable: o.Nondistributable, seen: map[visit]bool{}}
-				if err := c.checkStored(s); err != nil {
-					return nil, err
-				}
-			} else if s, err = d.image(ctx, desc); err != nil {
-				return nil, err
-			}
-			return o.pick(ctx, s)
-		},
+		open: func(ctx context.Context, sel selector) (Source, error) { return d.pick(ctx, sel, o) },
 		all: func(context.Context) (map[string]selector, error) {
 			all := map[string]selector{}
 			for i, desc := range d.manifest {
@@ -107,7 +83,32 @@ func dockerImages(named string, a *archive, o Options) (*Images, error) {
 type dockerArchive struct {
 	*archive
 	manifest tarball.Manifest
-	spool    string
+}
+
+// pick opens one image of it.
+func (d *dockerArchive) pick(ctx context.Context, sel selector, o Options) (Source, error) {
+	desc, err := d.choose(sel)
+	if err != nil {
+		return Source{}, err
+	}
+	s := d.original(desc)
+	if s == nil && o.PreserveDigests {
+		return Source{}, bad("%s has no manifest whose digest could be preserved: its layers are not stored as registries have them", d.name)
+	}
+	if s != nil {
+		c := checker{ctx: ctx, p: tarred{d.archive}, nondistributable: o.Nondistributable, seen: map[visit]bool{}}
+		err = c.checkStored(s)
+	} else {
+		var plain *saved.Plain
+		if plain, s, err = d.image(ctx, desc); plain != nil {
+			return Source{Plain: plain}, o.fits(plain.Config, d.name)
+		}
+	}
+	if err != nil {
+		return Source{}, err
+	}
+	s, err = o.pick(ctx, s)
+	return Source{Image: s}, err
 }
 
 // choose picks the image that sel asks for, or the only one.
@@ -191,134 +192,187 @@ func (d *dockerArchive) original(desc *tarball.Descriptor) *pusher.Stored {
 	return search(top.Manifests, 0)
 }
 
-// image makes a manifest for an image that has none.
-func (d *dockerArchive) image(ctx context.Context, desc *tarball.Descriptor) (*pusher.Stored, error) {
+// image makes an image that has no manifest ready: with one, where its layers
+// are compressed, else as it is.
+func (d *dockerArchive) image(ctx context.Context, desc *tarball.Descriptor) (*saved.Plain, *pusher.Stored, error) {
 	if _, ok := d.find(desc.Config); !ok {
-		return nil, bad("%s: the config %q is missing", d.name, desc.Config)
+		return nil, nil, bad("%s: the config %q is missing", d.name, desc.Config)
 	}
 	config, err := d.document(desc.Config)
 	if err != nil {
-		return nil, bad("the config: %w", err)
+		return nil, nil, bad("the config: %w", err)
 	}
 	var cfg v1.ConfigFile
 	if err := json.Unmarshal(config, &cfg); err != nil {
-		return nil, bad("%s: the config %q: %w", d.name, desc.Config, err)
+		return nil, nil, bad("%s: the config %q: %w", d.name, desc.Config, err)
 	}
 	diffIDs := cfg.RootFS.DiffIDs
 	if got, want := len(desc.Layers), len(diffIDs); got != want || got > maxLayers {
-		return nil, bad("%s has %d layers, its config %q names %d", d.name, got, desc.Config, want)
+		return nil, nil, bad("%s has %d layers, its config %q names %d", d.name, got, desc.Config, want)
 	}
-	store := &made{archive: d.archive, parts: map[v1.Hash]part{}}
-	layers, done := make([]v1.Descriptor, len(diffIDs)), map[v1.Hash]v1.Descriptor{}
-	zstd := false
+	plain := false
+	layers := make([]layer, len(diffIDs))
 	for i, file := range desc.Layers {
-		l, ok := done[diffIDs[i]]
-		if !ok {
-			if l, err = d.layer(ctx, store, desc, file, diffIDs[i]); err != nil {
+		if layers[i], err = d.layer(desc, file, diffIDs[i]); err != nil {
+			return nil, nil, bad("%s: layer %d of %d, %q: %w", d.name, i+1, len(desc.Layers), file, err)
+		}
+		plain = plain || layers[i].here && layers[i].kind == ""
+	}
+	if plain {
+		return d.plain(config, layers), nil, nil
+	}
+	s, err := d.manifestOf(ctx, config, layers)
+	return nil, s, err
+}
+
+// layer is one of an image that has no manifest.
+type layer struct {
+	entry
+	file   string
+	diffID v1.Hash
+	kind   string // of compression, empty for none
+	here   bool
+	// foreign says where it is to be had, if it is not here.
+	foreign v1.Descriptor
+}
+
+// layer looks at the beginning of a layer.
+func (d *dockerArchive) layer(desc *tarball.Descriptor, file string, diffID v1.Hash) (l layer, err error) {
+	l = layer{file: file, diffID: diffID}
+	if diffID.Algorithm != "sha256" {
+		return l, fmt.Errorf("the config has the diffID %s", diffID)
+	}
+	if l.entry, l.here = d.find(file); !l.here {
+		if foreign, ok := desc.LayerSources[diffID]; ok && !foreign.MediaType.IsDistributable() {
+			l.foreign = foreign
+			return l, nil
+		}
+		return l, errors.New("it is missing")
+	}
+	magic := make([]byte, min(l.size, 6))
+	if _, err := d.f.ReadAt(magic, l.offset); err != nil && !errors.Is(err, io.EOF) {
+		return l, err
+	}
+	l.kind = saved.Compression(magic)
+	if l.kind != "" && l.kind != saved.Gzip && l.kind != saved.Zstd {
+		return l, fmt.Errorf("it is compressed with %s, which is not supported", l.kind)
+	}
+	return l, nil
+}
+
+// plain leaves it to others to make blobs of the layers.
+func (d *dockerArchive) plain(config []byte, layers []layer) *saved.Plain {
+	p := &saved.Plain{Config: config}
+	for _, l := range layers {
+		one := saved.PlainLayer{DiffID: digest.Digest(l.diffID.String()), Name: l.file, Foreign: l.foreign}
+		if l.here {
+			one.Open = func() (io.ReadCloser, error) {
+				r, err := d.open(l.entry, 0)
+				if err != nil {
+					return nil, bad("%s: %q: %w", d.name, l.file, err)
+				}
+				return &read{r, fmt.Sprintf("%s: %q", d.name, l.file)}, nil
+			}
+		}
+		p.Layers = append(p.Layers, one)
+	}
+	return p
+}
+
+// read says of its errors that they are the source's.
+type read struct {
+	io.ReadCloser
+	what string
+}
+
+func (r *read) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = bad("%s: %w", r.what, err)
+	}
+	return n, err
+}
+
+// manifestOf makes a manifest of layers that are compressed as registries have
+// them.
+func (d *dockerArchive) manifestOf(ctx context.Context, config []byte, layers []layer) (*pusher.Stored, error) {
+	store := &made{archive: d.archive, config: config, parts: map[v1.Hash]entry{}}
+	m := v1.Manifest{SchemaVersion: 2, MediaType: types.DockerManifestSchema2, Layers: []v1.Descriptor{}}
+	m.Config = v1.Descriptor{MediaType: types.DockerConfigJSON, Size: int64(len(config)), Digest: hashOf(config)}
+	zstd := slices.ContainsFunc(layers, func(l layer) bool { return l.kind == saved.Zstd })
+	if zstd { // docker's own format has no such layers
+		m.MediaType, m.Config.MediaType = types.OCIManifestSchema1, types.OCIConfigJSON
+	}
+	done := map[v1.Hash]v1.Descriptor{}
+	for i, l := range layers {
+		desc, ok := done[l.diffID]
+		switch {
+		case ok:
+		case !l.here:
+			desc = l.foreign
+		default:
+			var err error
+			if desc, err = d.blob(ctx, l, zstd); err != nil {
 				if ctx.Err() != nil {
 					return nil, context.Cause(ctx)
 				}
-				return nil, bad("%s: layer %d of %d, %q: %w", d.name, i+1, len(desc.Layers), file, err)
+				return nil, bad("%s: layer %d of %d, %q: %w", d.name, i+1, len(layers), l.file, err)
 			}
-			done[diffIDs[i]] = l
+			store.parts[desc.Digest] = l.entry
 		}
-		zstd = zstd || l.MediaType == types.OCILayerZStd
-		layers[i] = l
-	}
-
-	m := v1.Manifest{SchemaVersion: 2, MediaType: types.DockerManifestSchema2, Layers: layers}
-	m.Config = v1.Descriptor{MediaType: types.DockerConfigJSON, Size: int64(len(config)), Digest: hashOf(config)}
-	if zstd { // docker's own format has no such layers
-		m.MediaType, m.Config.MediaType = types.OCIManifestSchema1, types.OCIConfigJSON
-		for i, l := range layers {
-			if l.MediaType == types.DockerLayer {
-				layers[i].MediaType = types.OCILayer
-			}
-		}
+		done[l.diffID] = desc
+		m.Layers = append(m.Layers, desc)
 	}
 	raw, err := json.MarshalIndent(m, "", "   ")
 	if err != nil {
 		return nil, err
 	}
-	store.config, store.raw = config, raw
-	store.configDigest = m.Config.Digest
+	store.raw, store.configDigest = raw, m.Config.Digest
 	return &pusher.Stored{Content: store, Descriptor: v1.Descriptor{MediaType: m.MediaType, Digest: hashOf(raw), Size: int64(len(raw))}}, nil
+}
+
+// blob finds out the digest of a compressed layer. The archive gives none, only
+// the diffID of what is in it: nobody else can notice damage.
+func (d *dockerArchive) blob(ctx context.Context, l layer, oci bool) (v1.Descriptor, error) {
+	desc := v1.Descriptor{MediaType: types.DockerLayer, Size: l.size}
+	switch {
+	case l.kind == saved.Zstd:
+		desc.MediaType = types.OCILayerZStd
+	case oci:
+		desc.MediaType = types.OCILayer
+	}
+	r, err := d.open(l.entry, 0)
+	if err != nil {
+		return desc, err
+	}
+	defer r.Close()
+	h := sha256.New()
+	if err := verify(ctx, io.TeeReader(r, h), l.diffID); err != nil {
+		return desc, err
+	}
+	_, err = io.Copy(h, saved.Cancellable(ctx, r)) // behind the compressed stream
+	desc.Digest = sum(h)
+	return desc, err
 }
 
 func hashOf(b []byte) v1.Hash {
 	return v1.Hash{Algorithm: "sha256", Hex: digest.FromBytes(b).Encoded()}
 }
 
-// layer finds out what a layer is as registries have it: as it is where it is
-// compressed, and compressed into the spool where it is not. The archive gives
-// no digest of what will be sent, only the diffID of what is in it: nobody else
-// can notice damage.
-func (d *dockerArchive) layer(ctx context.Context, store *made, desc *tarball.Descriptor, file string, diffID v1.Hash) (v1.Descriptor, error) {
-	e, ok := d.find(file)
-	if !ok {
-		if foreign, ok := desc.LayerSources[diffID]; ok && !foreign.MediaType.IsDistributable() {
-			return foreign, nil
-		}
-		return v1.Descriptor{}, errors.New("it is missing")
-	}
-	if diffID.Algorithm != "sha256" {
-		return v1.Descriptor{}, fmt.Errorf("the config has the diffID %s", diffID)
-	}
-	magic := make([]byte, min(e.size, 6))
-	if _, err := d.f.ReadAt(magic, e.offset); err != nil && !errors.Is(err, io.EOF) {
-		return v1.Descriptor{}, err
-	}
-	r, err := d.open(e, 0)
-	if err != nil {
-		return v1.Descriptor{}, err
-	}
-	defer r.Close()
-	l := v1.Descriptor{MediaType: types.DockerLayer}
-	var p part
-	switch kind := saved.Compression(magic); kind {
-	case "":
-		if p, l.Digest, err = d.compress(ctx, r, diffID); err != nil {
-			return l, err
-		}
-	case saved.Gzip, saved.Zstd:
-		if kind == saved.Zstd {
-			l.MediaType = types.OCILayerZStd
-		}
-		h := sha256.New()
-		if err := verify(ctx, io.TeeReader(r, h), diffID); err != nil {
-			return l, err
-		}
-		if _, err := io.Copy(h, &cancellable{ctx, r}); err != nil { // behind the compressed stream
-			return l, err
-		}
-		p, l.Digest = part{d.f, e.offset, e.size}, sum(h)
-	default:
-		return l, fmt.Errorf("it is compressed with %s, which is not supported", kind)
-	}
-	l.Size = p.size
-	store.add(l.Digest, p)
-	return l, nil
-}
-
 // verify compares the digest of what r unpacks to. It need not read r to its
 // end.
 func verify(ctx context.Context, r io.Reader, want v1.Hash) error {
-	plain, err := saved.Decompress(&cancellable{ctx, r})
+	plain, err := saved.Decompress(saved.Cancellable(ctx, r))
 	if err != nil {
 		return err
 	}
 	defer plain.Close()
 	h := sha256.New()
-	n, err := io.Copy(h, io.LimitReader(plain, maxPlain))
-	if err != nil {
+	switch n, err := io.Copy(h, io.LimitReader(plain, saved.MaxLayer)); {
+	case err != nil:
 		return err
-	}
-	return damaged(n, h, want)
-}
-
-func damaged(n int64, h hash.Hash, want v1.Hash) error {
-	if n == maxPlain {
-		return fmt.Errorf("it unpacks to more than %d bytes", int64(maxPlain))
+	case n == saved.MaxLayer:
+		return fmt.Errorf("it unpacks to more than %d bytes", int64(saved.MaxLayer))
 	}
 	if got := sum(h); got != want {
 		return fmt.Errorf("it is damaged: its digest is %s, the config says %s", got, want)
@@ -330,56 +384,12 @@ func sum(h hash.Hash) v1.Hash {
 	return v1.Hash{Algorithm: "sha256", Hex: fmt.Sprintf("%x", h.Sum(nil))}
 }
 
-// compress writes a layer to a file of its own, so that every try sends the
-// same bytes.
-func (d *dockerArchive) compress(ctx context.Context, r io.Reader, diffID v1.Hash) (p part, got v1.Hash, err error) {
-	f, err := newSpool(d.spool)
-	if err != nil {
-		return p, got, err
-	}
-	d.copies = append(d.copies, f)
-	plain, sent := sha256.New(), sha256.New()
-	gz, err := compress.Gzip.Writer(io.MultiWriter(f, sent)) // as from the engine: the digest is the same
-	if err != nil {
-		return p, got, err
-	}
-	n, err := io.Copy(io.MultiWriter(plain, gz), &cancellable{ctx, r})
-	if cerr := gz.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return p, got, err
-	}
-	if err := damaged(n, plain, diffID); err != nil {
-		return p, got, err
-	}
-	fi, err := f.Stat()
-	if err != nil {
-		return p, got, err
-	}
-	return part{f, 0, fi.Size()}, sum(sent), nil
-}
-
-// part is where a blob lies.
-type part struct {
-	f            *os.File
-	offset, size int64
-}
-
-// made is the store of an image whose manifest was made here.
+// made is an image whose manifest was made here.
 type made struct {
 	archive      *archive
 	raw, config  []byte
 	configDigest v1.Hash
-
-	mu    sync.Mutex
-	parts map[v1.Hash]part
-}
-
-func (m *made) add(h v1.Hash, p part) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.parts[h] = p
+	parts        map[v1.Hash]entry
 }
 
 // Manifest implements pusher.Content: there is one.
@@ -390,11 +400,9 @@ func (m *made) Open(_ context.Context, d v1.Descriptor, offset int64) (io.ReadCl
 	if d.Digest == m.configDigest {
 		return io.NopCloser(strings.NewReader(string(m.config[min(offset, int64(len(m.config))):]))), nil
 	}
-	m.mu.Lock()
 	p, ok := m.parts[d.Digest]
-	m.mu.Unlock()
 	if !ok {
 		return nil, fmt.Errorf("%s: %w", d.Digest, fs.ErrNotExist)
 	}
-	return openSection(p.f, p.offset+offset, p.size-offset)
+	return m.archive.open(p, offset)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -32,7 +33,28 @@ func allocated() uint64 {
 
 // readAll reads every manifest and blob that a source leads to, as a push does.
 func readAll(ctx context.Context, src Source) error {
+	if src.Plain != nil {
+		return readPlain(src.Plain)
+	}
 	return everything(src.Image, func(s *pusher.Stored) error { return readStored(ctx, s, 0) })
+}
+
+func readPlain(p *saved.Plain) error {
+	for _, l := range p.Layers {
+		if l.Open == nil {
+			continue
+		}
+		r, err := l.Open()
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(io.Discard, r)
+		r.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func readStored(ctx context.Context, s *pusher.Stored, depth int) error {

@@ -60,12 +60,13 @@ func layoutImages(named string, p place, o Options) (*Images, error) {
 	}
 	return &Images{
 		name: named,
-		open: func(ctx context.Context, sel selector) (remote.Taggable, error) {
+		open: func(ctx context.Context, sel selector) (Source, error) {
 			desc, err := choose(p.String(), top, sel)
 			if err != nil {
-				return nil, err
+				return Source{}, err
 			}
-			return layoutImage(ctx, p, top, desc, o)
+			img, err := layoutImage(ctx, p, top, desc, o)
+			return Source{Image: img}, err
 		},
 		all: func(context.Context) (map[string]selector, error) {
 			all := map[string]selector{}

@@ -32,7 +32,11 @@ func (o Options) pick(ctx context.Context, s *pusher.Stored) (*pusher.Stored, er
 		return nil, kept(err)
 	}
 	if !s.Descriptor.MediaType.IsIndex() {
-		return s, o.fits(ctx, s, raw)
+		config, err := readConfig(ctx, s, raw)
+		if err != nil {
+			return nil, err
+		}
+		return s, o.fits(config, s.Descriptor.Digest.String())
 	}
 	idx, err := readIndex(raw)
 	if err != nil {
@@ -92,26 +96,34 @@ func one(idx *v1.IndexManifest, p v1.Platform) (v1.Descriptor, error) {
 	return v1.Descriptor{}, fmt.Errorf("several images fit %s, say which; it has: %s", p, oneOf(have))
 }
 
-// fits checks that an image which is no index is for the platform asked for.
-func (o Options) fits(ctx context.Context, s *pusher.Stored, raw []byte) error {
+// readConfig reads the config that a manifest names.
+func readConfig(ctx context.Context, s *pusher.Stored, raw []byte) ([]byte, error) {
 	var m struct {
 		Config *v1.Descriptor `json:"config"`
 	}
 	if err := json.Unmarshal(raw, &m); err != nil || m.Config == nil {
-		return bad("manifest %s is no image, and for no platform", s.Descriptor.Digest)
+		return nil, bad("manifest %s is no image, and for no platform", s.Descriptor.Digest)
 	}
 	r, err := s.Content.Open(ctx, *m.Config, 0)
 	if err != nil {
-		return kept(err)
+		return nil, kept(err)
 	}
 	defer r.Close()
-	var p v1.Platform
 	b, err := io.ReadAll(io.LimitReader(r, maxDocument))
 	if err != nil {
-		return kept(err)
+		return nil, kept(err)
 	}
-	if err := json.Unmarshal(b, &p); err != nil || p.OS == "" {
-		return bad("the image %s does not say which platform it is for", s.Descriptor.Digest)
+	return b, nil
+}
+
+// fits checks that an image which is no index is for a platform asked for.
+func (o Options) fits(config []byte, image string) error {
+	if len(o.Platforms) == 0 {
+		return nil
+	}
+	var p v1.Platform
+	if err := json.Unmarshal(config, &p); err != nil || p.OS == "" {
+		return bad("the image %s does not say which platform it is for", image)
 	}
 	for _, want := range o.Platforms {
 		if p.Satisfies(want) {

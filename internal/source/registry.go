@@ -6,7 +6,6 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/rpush-go/rpush/pusher"
@@ -26,19 +25,20 @@ func openRegistry(ctx context.Context, spec string, o Options) (*Images, error) 
 	if err != nil {
 		return nil, err
 	}
-	find := func(ctx context.Context, sel selector) (remote.Taggable, error) {
+	find := func(ctx context.Context, sel selector) (Source, error) {
 		ref := ref
 		if sel.tag != "" {
 			ref = ref.Context().Tag(sel.tag)
 		}
 		s, err := r.Find(ctx, ref)
 		if err != nil {
-			return nil, err
+			return Source{}, err
 		}
 		if s, err = o.pick(ctx, s); err != nil {
-			return nil, err
+			return Source{}, err
 		}
-		return o.accompany(ctx, s, &registryFriends{r: r})
+		img, err := o.accompany(ctx, s, &registryFriends{r: r})
+		return Source{Image: img}, err
 	}
 	return &Images{
 		o: o, name: "docker://" + ref.Name(), open: find, close: r.Close,

@@ -18,6 +18,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
+	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -63,7 +64,10 @@ type Source struct {
 	// Name is what the user called it, without the part that selects one image.
 	Name string
 	// Image is a *pusher.Stored, or a *pusher.Bundle where something goes along.
+	// It is nil where Plain is not.
 	Image remote.Taggable
+	// Plain is an image that is no manifest yet: package stream makes it.
+	Plain *saved.Plain
 }
 
 // Images is what a source holds. It must be closed when nothing of it is being
@@ -72,7 +76,7 @@ type Images struct {
 	o    Options
 	name string
 	// open gives what a selector picks, all the selectors by tag.
-	open  func(context.Context, selector) (remote.Taggable, error)
+	open  func(context.Context, selector) (Source, error)
 	all   func(context.Context) (map[string]selector, error)
 	close func()
 	sel   selector
@@ -167,8 +171,9 @@ func (i *Images) Tags(ctx context.Context) (map[string]func(context.Context) (So
 }
 
 func (i *Images) image(ctx context.Context, sel selector) (Source, error) {
-	img, err := i.open(ctx, sel)
-	return Source{Name: i.name, Image: img}, err
+	s, err := i.open(ctx, sel)
+	s.Name = i.name
+	return s, err
 }
 
 // Close lets go of files and connections.

@@ -463,7 +463,7 @@ func TestDockerArchiveDamaged(t *testing.T) {
 		{"malformed manifest.json", tarFile(t, "manifest.json", "{"), "manifest.json"},
 		{"no config", tarFile(t, "manifest.json", manifest, "l.tar", "x"), `"c.json" is missing`},
 		{"no layer", tarFile(t, "manifest.json", manifest, "c.json", config), "l.tar"},
-		{"a damaged layer", tarFile(t, "manifest.json", manifest, "c.json", config, "l.tar", strings.Repeat("x", 10_000)), "it is damaged"},
+		{"a damaged layer", tarFile(t, "manifest.json", manifest, "c.json", config, "l.tar", buf.String()), "it is damaged"},
 		{"fewer layers than the config", tarFile(t, "manifest.json", `[{"Config":"c.json"}]`, "c.json", config), "names 1"},
 		{"too large", tarFile(t, "manifest.json", strings.Repeat(" ", maxDocument+1)), "more than"},
 		{"config too large", tarFile(t, "manifest.json", manifest, "l.tar", "x", "c.json", strings.Repeat(" ", maxDocument+1)), "more than"},

@@ -66,8 +66,11 @@ func (j *Job) make(ctx context.Context, r io.Reader, a compress.Algorithm) (m *m
 	if err != nil {
 		return m, err
 	}
-	n, err := io.CopyBuffer(io.MultiWriter(z, plain), plainReader{layer}, make([]byte, copySize))
+	n, err := io.CopyBuffer(io.MultiWriter(z, plain), io.LimitReader(layer, saved.MaxLayer), make([]byte, copySize))
 	j.stats.Read += n
+	if err == nil && n == saved.MaxLayer {
+		err = bad("a layer unpacks to more than %d bytes", int64(saved.MaxLayer))
+	}
 	if cerr := z.Close(); err == nil {
 		err = cerr
 	}

@@ -1,7 +1,8 @@
-// Package stream delivers an image while it is still being read: what an
+// Package stream delivers an image while it is still being read. What an
 // engine saves comes once and in an order of its own, and goes out layer by
-// layer, compressed on the way, before the manifest has been seen. Nothing that
-// the registry has is compressed or sent.
+// layer, compressed on the way, before the manifest has been seen; so do the
+// layers of a docker archive. Nothing that the registry has is compressed or
+// sent.
 package stream
 
 import (
@@ -10,9 +11,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"path"
 	"slices"
-	"strings"
 	"sync"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -43,6 +42,10 @@ type Job struct {
 	Whole bool
 	// DiffIDs are those of the layers.
 	DiffIDs []digest.Digest
+
+	// Plain is an image in a file, of which each layer can be read by itself. It
+	// takes the place of Save, ID, DiffIDs and Config.
+	Plain *saved.Plain
 
 	// Algorithm is how layers are compressed that are not as they are to be
 	// published.
@@ -80,6 +83,7 @@ type Job struct {
 	files   map[string]known.Layer // by name in the archive; of Whole, the blobs
 	diffs   map[string]digest.Digest
 	unfit   []unfit
+	foreign map[v1.Hash]v1.Descriptor // layers of Plain that are not here, by diffID
 
 	uploads   *errgroup.Group
 	uploading context.Context // of uploads
@@ -102,20 +106,22 @@ type Stats struct {
 // Stats are final once Run returned.
 func (j *Job) Stats() Stats { return j.stats }
 
-// unfit is a blob that did not fit into the spool.
-type unfit struct {
-	name  string // in the archive
-	layer known.Layer
-}
-
-var errChanged = errors.New("what was saved is not the image that was asked for")
-
 // Run delivers the layers and returns the image for Delivery.Finish, which
 // sends what is left: configs, and small blobs. The errors are those of package
 // resume.
 func (j *Job) Run(ctx context.Context) (remote.Taggable, error) {
 	j.at, j.spooled = map[digest.Digest]known.Layer{}, map[digest.Digest]*spool.Blob{}
 	j.files, j.diffs = map[string]known.Layer{}, map[string]digest.Digest{}
+	j.foreign = map[v1.Hash]v1.Descriptor{}
+	if p := j.Plain; p != nil {
+		j.ID, j.Config, j.DiffIDs = digest.FromBytes(p.Config), p.Config, nil
+		for _, l := range p.Layers {
+			j.DiffIDs = append(j.DiffIDs, l.DiffID)
+			if l.Open == nil {
+				j.foreign[toHash(l.DiffID)] = l.Foreign
+			}
+		}
+	}
 	defer func() {
 		for _, b := range j.spooled {
 			b.Keep() // for the next process; delivered ones are gone
@@ -156,7 +162,7 @@ func (j *Job) look(ctx context.Context) error {
 	eg.SetLimit(pusher.DefaultChecks)
 	seen := map[digest.Digest]bool{}
 	for _, diff := range j.DiffIDs {
-		if seen[diff] {
+		if seen[diff] || j.elsewhere(diff) {
 			continue
 		}
 		seen[diff] = true
@@ -228,216 +234,37 @@ func (j *Job) deliver(ctx context.Context) (remote.Taggable, error) {
 			j.send(diff, l, b)
 		}
 	}
-	unknown := func(d digest.Digest) bool { _, ok := j.known(d); return !ok }
+	unknown := func(d digest.Digest) bool { _, ok := j.known(d); return !ok && !j.elsewhere(d) }
 	if !j.Whole && len(j.Config) > 0 && !slices.ContainsFunc(j.DiffIDs, unknown) {
-		return j.assemble(j.Config, j.DiffIDs, nil)
+		return j.assemble(j.Config, j.DiffIDs, j.foreign)
 	}
-	a, err := j.read(ctx)
+	var a *saved.Archive
+	var err error
+	if j.Plain != nil {
+		err = j.readPlain(ctx)
+	} else {
+		a, err = j.read(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}
 	if err := j.again(ctx); err != nil {
 		return nil, err
 	}
-	if j.Whole {
+	switch {
+	case j.Plain != nil:
+		return j.assemble(j.Config, j.DiffIDs, j.foreign)
+	case j.Whole:
 		return j.whole(a)
 	}
 	return j.docker(a)
 }
 
-// read walks through the saved image once.
-func (j *Job) read(ctx context.Context) (*saved.Archive, error) {
-	j.Doing(fmt.Sprintf("waiting for the engine to save %s", short(j.ID)))
-	r, err := j.Save(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	j.stats.Exports++
-	chain := saved.ChainIDs(j.DiffIDs)
-	return saved.Walk(ctx, r, func(a *saved.Archive, e saved.Entry, r io.Reader) error {
-		switch {
-		case j.Whole && e.Digest == "", path.Base(e.Name) == "VERSION":
-			return nil
-		case j.Whole:
-			return j.blob(ctx, e, r)
-		}
-		return j.layer(ctx, e, j.claimed(a, e, chain), r)
-	})
+// elsewhere holds for a layer of Plain that nobody is to have from here.
+func (j *Job) elsewhere(diff digest.Digest) bool {
+	_, ok := j.foreign[toHash(diff)]
+	return ok
 }
-
-// claimed is the diffID that a file is said to have, before it is read; empty
-// where nothing says so.
-func (j *Job) claimed(a *saved.Archive, e saved.Entry, chain []digest.Digest) digest.Digest {
-	if i := a.Position(e, chain); i >= 0 {
-		return j.DiffIDs[i]
-	}
-	// Docker from 25 on names files by it, podman too.
-	d := e.Digest
-	if hex, ok := strings.CutSuffix(e.Name, ".tar"); ok {
-		d = digest.NewDigestFromEncoded(digest.SHA256, hex)
-	}
-	if slices.Contains(j.DiffIDs, d) {
-		return d
-	}
-	return ""
-}
-
-// layer takes in a layer: skips it, or compresses it and sends it on its way.
-func (j *Job) layer(ctx context.Context, e saved.Entry, claimed digest.Digest, r io.Reader) error {
-	if l, ok := j.known(claimed); ok {
-		j.note(e.Name, claimed, l)
-		return nil
-	}
-	j.Doing(fmt.Sprintf("compressing layers, %d done", j.stats.Compressed))
-	m, err := j.make(ctx, r, j.Algorithm)
-	if err != nil {
-		return err
-	}
-	j.stats.Compressed++
-	l := known.Layer{Digest: m.blob, Size: m.size, MediaType: string(j.Algorithm.LayerType(true)), Key: j.Algorithm.Key()}
-	if at, ok := j.known(m.plain); ok { // nothing said so before
-		m.discard()
-		j.note(e.Name, m.plain, at)
-		return nil
-	}
-	j.note(e.Name, m.plain, l)
-	j.keep(j.Cache.AddLayer(m.plain, l))
-	return j.accept(m.plain, e.Name, l, m)
-}
-
-// blob takes in a blob that is published as it is.
-func (j *Job) blob(ctx context.Context, e saved.Entry, r io.Reader) error {
-	l := known.Layer{Digest: e.Digest, Size: e.Size, MediaType: "application/octet-stream"}
-	held, err := j.Delivery.Held(ctx, l.Digest, l.Size, l.MediaType)
-	if err != nil {
-		return err
-	}
-	j.note(e.Name, l.Digest, l)
-	if held {
-		return nil
-	}
-	if j.Spool != nil {
-		if b, ok := j.Spool.Get(ctx, l.Digest, l.Size); ok {
-			j.stats.Reused += b.Size
-			j.mu.Lock()
-			j.spooled[l.Digest] = b
-			j.mu.Unlock()
-			j.send(l.Digest, l, b)
-			return nil
-		}
-	}
-	m, err := j.make(ctx, r, "")
-	if err != nil {
-		return err
-	}
-	if m.blob != e.Digest && e.Digest.Algorithm() == digest.SHA256 {
-		m.discard()
-		return bad("blob %s is damaged: it has the digest %s", e.Digest, m.blob)
-	}
-	m.blob = e.Digest
-	return j.accept(l.Digest, e.Name, l, m)
-}
-
-// accept sends what was made on its way, from the spool if it is there.
-func (j *Job) accept(diff digest.Digest, name string, l known.Layer, m *made) error {
-	if m.w == nil {
-		j.later(diff, name, l)
-		return nil
-	}
-	b, err := m.w.Keep(m.blob)
-	if err != nil {
-		j.Warn(fmt.Errorf("the spool does not keep a layer, it is made again for each try: %w", err))
-		j.later(diff, name, l)
-		return nil
-	}
-	j.stats.Spooled += b.Size
-	j.mu.Lock()
-	j.at[diff] = l
-	j.spooled[l.Digest] = b
-	j.mu.Unlock()
-	j.send(diff, l, b)
-	return nil
-}
-
-// later leaves a blob to again.
-func (j *Job) later(diff digest.Digest, name string, l known.Layer) {
-	j.unfit = append(j.unfit, unfit{name, l})
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.at[diff] = l
-}
-
-// send uploads a blob beside everything else.
-func (j *Job) send(diff digest.Digest, l known.Layer, b *spool.Blob) {
-	j.uploads.Go(func() error {
-		err := j.Delivery.Upload(j.uploading, resume.Blob{Digest: l.Digest, Size: l.Size, Open: b.Open}, l.MediaType)
-		if err != nil {
-			return err
-		}
-		b.Delivered()
-		if !j.Whole {
-			j.has(diff, l)
-		}
-		return nil
-	})
-}
-
-// again delivers what did not fit into the spool: the image is saved, and the
-// blob made, for every try.
-func (j *Job) again(ctx context.Context) error {
-	if j.DryRun {
-		return nil
-	}
-	for _, u := range j.unfit {
-		j.Doing(fmt.Sprintf("sending %s, which does not fit into the spool", short(u.layer.Digest)))
-		err := j.Delivery.Upload(ctx, resume.Blob{
-			Digest: u.layer.Digest, Size: u.layer.Size,
-			Open: func(open context.Context, offset int64) (io.ReadCloser, error) {
-				return at(open, j.remake(ctx, u.name), offset)
-			},
-		}, u.layer.MediaType)
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// remake makes the blob of one file of the archive anew.
-func (j *Job) remake(ctx context.Context, file string) io.ReadCloser {
-	pr, pw := io.Pipe()
-	j.stats.Exports++
-	go func() {
-		pw.CloseWithError(func() error {
-			r, err := j.Save(ctx)
-			if err != nil {
-				return err
-			}
-			defer r.Close()
-			_, err = saved.Walk(ctx, r, func(_ *saved.Archive, e saved.Entry, r io.Reader) error {
-				if e.Name != file {
-					return nil
-				}
-				if err := j.copyTo(pw, r); err != nil {
-					return err
-				}
-				return errDone
-			})
-			if err == nil {
-				err = bad("%s is no longer in what is saved", file)
-			}
-			if errors.Is(err, errDone) {
-				err = nil
-			}
-			return err
-		}())
-	}()
-	return pr
-}
-
-// errDone ends a walk that has found what it looked for.
-var errDone = errors.New("done")
 
 func (j *Job) known(diff digest.Digest) (known.Layer, bool) {
 	j.mu.Lock()
@@ -450,78 +277,6 @@ func (j *Job) note(file string, diff digest.Digest, l known.Layer) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.files[file], j.diffs[file] = l, diff
-}
-
-// docker makes the image of an archive with a manifest.json.
-func (j *Job) docker(a *saved.Archive) (remote.Taggable, error) {
-	images, err := a.Docker()
-	if err != nil {
-		return nil, err
-	}
-	for _, img := range images {
-		config, ok := a.Document(img.Config)
-		if !ok || j.ID.Algorithm().FromBytes(config) != j.ID {
-			continue
-		}
-		diffs, err := diffIDs(config)
-		if err != nil {
-			return nil, bad("the config %s: %w", j.ID, err)
-		}
-		if len(diffs) != len(img.Layers) {
-			return nil, bad("the image has %d layers, its config names %d", len(img.Layers), len(diffs))
-		}
-		for i, name := range img.Layers {
-			if foreign, ok := img.LayerSources[toHash(diffs[i])]; ok && !foreign.MediaType.IsDistributable() {
-				continue
-			}
-			file, _, ok := a.Resolve(name)
-			if !ok {
-				return nil, bad("layer %d of %d, %q, is missing", i+1, len(diffs), name)
-			}
-			if got := j.diffs[file]; got != diffs[i] {
-				return nil, bad("layer %d of %d, %q, is damaged: its digest is %s, the config says %s", i+1, len(diffs), name, got, diffs[i])
-			}
-		}
-		return j.assemble(config, diffs, img.LayerSources)
-	}
-	return nil, bad("%w: it has no config %s", errChanged, j.ID)
-}
-
-func toHash(d digest.Digest) v1.Hash {
-	return v1.Hash{Algorithm: d.Algorithm().String(), Hex: d.Encoded()}
-}
-
-// assemble makes the image of layers that are at the registry or on their way.
-func (j *Job) assemble(config []byte, diffs []digest.Digest, foreign map[v1.Hash]v1.Descriptor) (remote.Taggable, error) {
-	if got := j.ID.Algorithm().FromBytes(config); got != j.ID {
-		return nil, bad("%w: its config is %s, not %s", errChanged, got, j.ID)
-	}
-	var descs []v1.Descriptor
-	for i, diff := range diffs {
-		if f, ok := foreign[toHash(diff)]; ok && !f.MediaType.IsDistributable() {
-			descs = append(descs, f)
-			continue
-		}
-		l, ok := j.known(diff)
-		if !ok {
-			return nil, bad("layer %d of %d, %s, is missing", i+1, len(diffs), diff)
-		}
-		a, ok := compress.Of(mediaType(l))
-		if !ok {
-			return nil, bad("layer %d of %d has the media type %q", i+1, len(diffs), l.MediaType)
-		}
-		d, err := descriptor(l, a.LayerType(j.Format == OCI))
-		if err != nil {
-			return nil, bad("layer %d of %d: %w", i+1, len(diffs), err)
-		}
-		descs = append(descs, d)
-	}
-	manifest, err := NewManifest(config, descs, j.Format == OCI)
-	if err != nil {
-		return nil, err
-	}
-	j.keep(j.Cache.AddConfig(j.ID, config))
-	return NewImage(manifest, config, nil)
 }
 
 // bad returns a resume.ErrSource.

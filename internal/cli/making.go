@@ -1,0 +1,234 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rpush-go/rpush/internal/compress"
+	"github.com/rpush-go/rpush/internal/known"
+	"github.com/rpush-go/rpush/internal/spool"
+	"github.com/rpush-go/rpush/internal/stream"
+	"github.com/rpush-go/rpush/pusher"
+)
+
+// learnFor is how long what is only a help may take to be found out.
+const learnFor = 10 * time.Second
+
+// layerFlags are those of layerOptions, by name.
+var layerFlags = []string{"compression", "format", "cache-from"}
+
+// layerOptions are the flags about layers that are not compressed yet.
+type layerOptions struct {
+	compression, format string
+	cacheFrom           []string
+}
+
+func (l *layerOptions) flags(f *pflag.FlagSet) {
+	f.StringVar(&l.compression, "compression", string(compress.Gzip), "compress plain layers `HOW`: gzip, zstd, none")
+	f.StringVar(&l.format, "format", "", "write their manifest as `FORMAT`, oci or v2s2")
+	f.StringSliceVar(&l.cacheFrom, "cache-from", nil, "do not compress what `REF` has")
+}
+
+func (l *layerOptions) check(spelled map[string]string) error {
+	switch {
+	case !slices.Contains(compress.Algorithms, compress.Algorithm(cmp.Or(l.compression, "gzip"))):
+		return fmt.Errorf("%s is %q, not gzip, zstd or none", spelled["compression"], l.compression)
+	case l.format != "" && l.format != "oci" && l.format != "v2s2":
+		return fmt.Errorf("%s is %q, neither oci nor v2s2", spelled["format"], l.format)
+	}
+	for _, ref := range l.cacheFrom {
+		if _, err := name.ParseReference(ref, name.WeakValidation); err != nil {
+			return fmt.Errorf("%s: "+badReference, spelled["cache-from"], ref)
+		}
+	}
+	return nil
+}
+
+// manifests is the format asked for, by its name or by a compression that the
+// other does not have.
+func (l *layerOptions) manifests() stream.Format {
+	if l.compression == string(compress.Zstd) {
+		return stream.OCI
+	}
+	return stream.Format(l.format)
+}
+
+// making is an image on its way to one repository that becomes blobs and a
+// manifest meanwhile.
+type making struct {
+	*pushes
+	target
+	what string     // what people call it
+	job  stream.Job // says what to read
+	po   pusher.Options
+	eng  *engineImage // nil: it comes from an archive
+
+	p *pusher.Pusher
+	d *pusher.Delivery
+}
+
+func (m *making) push(ctx context.Context) error {
+	report, err := m.deliver(ctx)
+	stats := m.job.Stats()
+	return m.done(m.target, report, &stats, err)
+}
+
+func (m *making) deliver(ctx context.Context) (*pusher.Report, error) {
+	var err error
+	if m.p, err = pusher.New(m.po); err != nil {
+		return nil, err
+	}
+	if m.d, err = m.p.Open(ctx, m.ref); err != nil {
+		return nil, err
+	}
+	defer m.d.Close()
+	m.progress.doing(pushingPhase(m.what, m.ref))
+	img, err := m.make(ctx)
+	if err != nil {
+		return m.d.Report(), err
+	}
+	m.progress.doing(pushingPhase(m.what, m.ref))
+	report, err := m.d.Finish(ctx, tagged(img, m.tags))
+	if err == nil && m.eng != nil && !m.o.image.dryRun {
+		m.update(ctx, report)
+	}
+	return report, err
+}
+
+func (m *making) warn(err error) { m.a.out.note("warning: " + err.Error()) }
+
+// make delivers the layers, and returns what is to be published.
+func (m *making) make(ctx context.Context) (remote.Taggable, error) {
+	j := &m.job
+	j.Delivery, j.Repository, j.DryRun = m.d, m.ref.Context().Name(), m.o.image.dryRun
+	j.Algorithm, j.Format = compress.Algorithm(m.o.layers.compression), m.o.layers.manifests()
+	j.Warn, j.Doing = m.warn, m.progress.doing
+	if dir := m.o.cache(); dir != "" {
+		j.Cache = known.Open(dir)
+	}
+	if !j.DryRun {
+		j.Spool = m.spool()
+	}
+	if j.Whole {
+		if there, err := m.published(ctx); there != nil || err != nil {
+			return there, err
+		}
+		return j.Run(ctx)
+	}
+	lessons := m.learn(ctx)
+	j.Learnt, j.Config = lessons.Layers(), lessons.Config()
+	if config, ok := j.Cache.Config(j.ID); ok {
+		j.Config = config
+	}
+	return j.Run(ctx)
+}
+
+// spool is the first place that is good for it, or nil.
+func (m *making) spool() *spool.Dir {
+	places := []string{m.o.image.spoolDir}
+	if places[0] == "" {
+		places = nil
+		if dir := m.o.cache(); dir != "" {
+			places = append(places, filepath.Join(dir, "spool"))
+		}
+		places = append(places, filepath.Join(largeTemp(), fmt.Sprintf("rpush-%d", os.Getuid())))
+	}
+	var first error
+	for _, place := range places {
+		d, err := spool.Open(place, 0)
+		if err == nil {
+			return d
+		}
+		first = cmp.Or(first, err)
+	}
+	m.warn(fmt.Errorf("there is no place for compressed layers, each try makes them again: %w", first))
+	return nil
+}
+
+// published is the manifest or index of an image that containerd keeps, if the
+// repository has it, with all that it names.
+func (m *making) published(ctx context.Context) (remote.Taggable, error) {
+	if m.o.layers.manifests() != "" {
+		return nil, nil
+	}
+	doc, err := m.p.Manifest(ctx, m.ref.Context().Digest(m.job.ID.String()))
+	if err != nil || doc == nil {
+		return nil, err
+	}
+	return &rawManifest{doc.Raw, types.MediaType(doc.MediaType)}, nil
+}
+
+// rawManifest is one whose blobs are at the registry.
+type rawManifest struct {
+	raw   []byte
+	media types.MediaType
+}
+
+func (m *rawManifest) RawManifest() ([]byte, error)        { return m.raw, nil }
+func (m *rawManifest) MediaType() (types.MediaType, error) { return m.media, nil }
+
+// learn asks registries what they know of the image's layers. All of it is a
+// help: what fails is left out.
+func (m *making) learn(ctx context.Context) *stream.Lessons {
+	lessons := &stream.Lessons{ID: m.job.ID}
+	if p := m.job.Plain; p != nil {
+		lessons.ID = digest.FromBytes(p.Config)
+	}
+	po := m.po
+	po.RetryFor, po.OnEvent = learnFor, nil
+	p, err := pusher.New(po)
+	if err != nil {
+		return lessons
+	}
+	ctx, cancel := context.WithTimeout(ctx, learnFor)
+	defer cancel()
+	var eg errgroup.Group
+	eg.SetLimit(pusher.DefaultParallel)
+	from := slices.Clone(m.before)
+	if _, ok := m.ref.(name.Tag); ok {
+		from = append(from, m.ref)
+	}
+	for _, ref := range from {
+		eg.Go(func() error {
+			_ = lessons.Learn(ctx, p, ref) // the push itself will tell
+			return nil
+		})
+	}
+	for _, from := range m.o.layers.cacheFrom {
+		ref, err := name.ParseReference(from, name.WeakValidation)
+		if err != nil {
+			continue // checked before
+		}
+		eg.Go(func() error {
+			if err := lessons.Learn(ctx, p, ref); err != nil && ctx.Err() == nil {
+				m.warn(fmt.Errorf("nothing is learnt from %s: %w", ref.Name(), err))
+			}
+			return nil
+		})
+	}
+	if m.eng != nil {
+		m.eng.learn(ctx, &eg, p, lessons, m.ref.Context().RegistryStr())
+	}
+	_ = eg.Wait() // none of them fails
+	return lessons
+}
+
+// largeTemp is where large files of a user without a home may go.
+func largeTemp() string {
+	if os.PathSeparator == '/' {
+		return "/var/tmp" // TMPDIR is often in memory
+	}
+	return os.TempDir()
+}

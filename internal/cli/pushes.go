@@ -1,0 +1,77 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/rpush-go/rpush/internal/source"
+	"github.com/rpush-go/rpush/internal/stream"
+	"github.com/rpush-go/rpush/pusher"
+	"github.com/rpush-go/rpush/resume"
+)
+
+// pushes is what the pushes of one call have in common.
+type pushes struct {
+	a        *app
+	o        *options
+	x        *access
+	d        *deliveries
+	progress *progress
+	store    resume.Store
+
+	before []name.Reference // delivered already
+}
+
+// settings are the library's options for one target. They are made before the
+// first connection: a broken file must not look like a registry's fault.
+func (p *pushes) settings(t target) (pusher.Options, error) {
+	po, err := p.o.pusher(&p.o.to, t.ref.Context().RegistryStr())
+	if err != nil {
+		return po, err
+	}
+	p.o.image.apply(&po)
+	po.MountFrom = slices.Clone(po.MountFrom)
+	for _, ref := range p.before {
+		po.MountFrom = append(po.MountFrom, ref.Context())
+	}
+	po.OnEvent, po.Store = p.progress.event, p.store
+	return po, p.a.signIn(&po, p.o, t.ref.Context(), p.x.to)
+}
+
+// push delivers what SOURCE names to one target.
+func (p *pushes) push(ctx context.Context, t target, src source.Source) error {
+	po, err := p.settings(t)
+	if err != nil {
+		return p.done(t, nil, nil, err)
+	}
+	if src.Plain != nil {
+		m := &making{pushes: p, target: t, what: src.Name, po: po, job: stream.Job{Plain: src.Plain}}
+		return m.push(ctx)
+	}
+	for _, flag := range layerFlags {
+		if p.o.spelled[flag] == "--"+flag {
+			return usageError(fmt.Sprintf(onlyForPlain, p.o.spelled[flag]))
+		}
+	}
+	p.progress.doing(pushingPhase(src.Name, t.ref))
+	report, err := p.a.push(ctx, po, t.ref, tagged(src.Image, t.tags))
+	return p.done(t, report, nil, err)
+}
+
+// done notes what came of a push.
+func (p *pushes) done(t target, r *pusher.Report, stats *stream.Stats, err error) error {
+	p.d.add(delivered{t.ref, r, stats}, err)
+	if err == nil && !p.o.image.dryRun {
+		p.before = append(p.before, t.ref)
+	}
+	return err
+}
+
+// usageError says that the call is wrong, which may be seen only when the
+// source is open.
+type usageError string
+
+func (e usageError) Error() string { return string(e) }

@@ -1,0 +1,96 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/rpush-go/rpush/internal/known"
+	"github.com/rpush-go/rpush/internal/spool"
+	"github.com/rpush-go/rpush/resume"
+)
+
+// unfit is a blob that did not fit into the spool.
+type unfit struct {
+	name  string // in the archive
+	layer known.Layer
+}
+
+// accept sends what was made on its way, from the spool if it is there.
+func (j *Job) accept(diff digest.Digest, name string, l known.Layer, m *made) error {
+	if m.w == nil {
+		j.later(diff, name, l)
+		return nil
+	}
+	b, err := m.w.Keep(m.blob)
+	if err != nil {
+		j.Warn(fmt.Errorf("the spool does not keep a layer, it is made again for each try: %w", err))
+		j.later(diff, name, l)
+		return nil
+	}
+	j.stats.Spooled += b.Size
+	j.mu.Lock()
+	j.at[diff] = l
+	j.spooled[l.Digest] = b
+	j.mu.Unlock()
+	j.send(diff, l, b)
+	return nil
+}
+
+// later leaves a blob to again.
+func (j *Job) later(diff digest.Digest, name string, l known.Layer) {
+	j.unfit = append(j.unfit, unfit{name, l})
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.at[diff] = l
+}
+
+// send uploads a blob beside everything else.
+func (j *Job) send(diff digest.Digest, l known.Layer, b *spool.Blob) {
+	j.uploads.Go(func() error {
+		err := j.Delivery.Upload(j.uploading, resume.Blob{Digest: l.Digest, Size: l.Size, Open: b.Open}, l.MediaType)
+		if err != nil {
+			return err
+		}
+		b.Delivered()
+		if !j.Whole {
+			j.has(diff, l)
+		}
+		return nil
+	})
+}
+
+// again delivers what did not fit into the spool: the image is saved, and the
+// blob made, for every try.
+func (j *Job) again(ctx context.Context) error {
+	if j.DryRun {
+		return nil
+	}
+	for _, u := range j.unfit {
+		j.Doing(fmt.Sprintf("sending %s, which does not fit into the spool", short(u.layer.Digest)))
+		err := j.Delivery.Upload(ctx, resume.Blob{
+			Digest: u.layer.Digest, Size: u.layer.Size,
+			Open: func(open context.Context, offset int64) (io.ReadCloser, error) {
+				return at(open, j.remake(ctx, u.name), offset)
+			},
+		}, u.layer.MediaType)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// remake makes the blob of one file of the archive anew.
+func (j *Job) remake(ctx context.Context, file string) io.ReadCloser {
+	pr, pw := io.Pipe()
+	if j.Plain == nil {
+		j.stats.Exports++
+	}
+	go func() {
+		pw.CloseWithError(j.reread(ctx, file, func(r io.Reader) error { return j.copyTo(pw, r) }))
+	}()
+	return pr
+}

@@ -58,7 +58,31 @@ func (a *authorizer) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}
 	a.ready <- rt
-	return rt.RoundTrip(req)
+	resp, err := rt.RoundTrip(req)
+	if refused(err) {
+		a.forget(req.Context(), rt)
+	}
+	return resp, err
+}
+
+// refused holds where no token was given.
+func refused(err error) bool {
+	var te *transport.Error
+	return errors.As(err, &te) && (te.StatusCode == http.StatusUnauthorized || te.StatusCode == http.StatusForbidden)
+}
+
+// forget has the next request sign in anew. go-containerregistry asks for every
+// scope that was once asked of it, also for that of a mount which is not to be
+// had, and some token servers then give nothing any more.
+func (a *authorizer) forget(ctx context.Context, rt http.RoundTripper) {
+	select {
+	case now := <-a.ready:
+		if now == rt {
+			now = nil
+		}
+		a.ready <- now
+	case <-ctx.Done():
+	}
 }
 
 func (a *authorizer) handshake(ctx context.Context) (http.RoundTripper, error) {
@@ -75,14 +99,14 @@ func (a *authorizer) handshake(ctx context.Context) (http.RoundTripper, error) {
 		return nil, protocol.Kind(protocol.ErrEndpoint, err)
 	}
 	rt, err := transport.NewWithContext(ctx, reg, auth, a.base, a.scopes)
-	var te *transport.Error
-	if len(a.scopes) > 1 && errors.As(err, &te) && (te.StatusCode == http.StatusUnauthorized || te.StatusCode == http.StatusForbidden) {
+	if len(a.scopes) > 1 && refused(err) {
 		// Some token servers give nothing where one scope is not to be had.
 		rt, err = transport.NewWithContext(ctx, reg, auth, a.base, a.scopes[:1])
 	}
 	if err == nil {
 		return rt, nil
 	}
+	var te *transport.Error
 	answered := errors.As(err, &te)
 	if failed := a.base.failure(); a.scheme == "http" && !answered && failed != nil {
 		err = failed // the library tried https too, which is no news

@@ -1,7 +1,9 @@
 package pusher_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net/http"
@@ -200,5 +202,57 @@ func TestMountScopeRefused(t *testing.T) {
 	r, err := newPusher(t, pusher.Options{MountFrom: []name.Repository{base}}).Push(t.Context(), tagOf(t, addr+"/app:1"), img)
 	if err != nil || r.Sent == 0 || refused.Load() == 0 {
 		t.Errorf("%v, %d bytes sent, %d tokens refused", err, r.Sent, refused.Load())
+	}
+}
+
+// A mount that is not to be had costs nothing later: when the token ends, the
+// next one is asked for without it.
+func TestScopeOfAMountIsForgotten(t *testing.T) {
+	blobs := quiet()
+	var age, refused atomic.Int32 // the token that is good
+	var addr string
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/token" {
+			if strings.Contains(r.URL.RawQuery, "secret%2Fbase") {
+				refused.Add(1)
+				w.WriteHeader(http.StatusForbidden)
+				return
+			}
+			fmt.Fprintf(w, `{"token":"good%d"}`, age.Load())
+			return
+		}
+		scope := "repository:app:pull,push"
+		mount := r.URL.Query().Has("mount")
+		if mount {
+			scope += " repository:secret/base:pull"
+		}
+		if r.Header.Get("Authorization") != fmt.Sprint("Bearer good", age.Load()) || mount {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+addr+`/token",service="x",scope="`+scope+`"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		blobs.ServeHTTP(w, r)
+	})
+	addr = host(t, h)
+	d, err := newPusher(t, pusher.Options{}).Open(t.Context(), tagOf(t, addr+"/app:1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for i := range 3 {
+		content := fmt.Sprint("blob ", i)
+		b := resume.Blob{Digest: digest.FromString(content), Size: int64(len(content)), Open: func(context.Context, int64) (io.ReadCloser, error) {
+			return io.NopCloser(strings.NewReader(content)), nil
+		}}
+		if held, err := d.Held(t.Context(), b.Digest, b.Size, "", addr+"/secret/base"); held || err != nil {
+			t.Fatalf("held %v, %v", held, err)
+		}
+		age.Add(1)
+		if err := d.Upload(t.Context(), b, ""); err != nil {
+			t.Fatalf("blob %d: %v", i, err)
+		}
+	}
+	if refused.Load() == 0 {
+		t.Error("nothing was refused")
 	}
 }

@@ -99,7 +99,8 @@ func (d *Delivery) claim(ctx context.Context, dgst digest.Digest, size int64, me
 // Held asks whether the repository has the blob, and where it has not, whether
 // the registry takes it from one of the repositories from, names as of
 // name.Repository.Name; those of other registries are passed over. A blob that
-// is held is not asked for again by Finish.
+// is held is not asked for again by Finish. With Options.DryRun nothing is
+// mounted, and a blob is held where it could be.
 func (d *Delivery) Held(ctx context.Context, dgst digest.Digest, size int64, mediaType string, from ...string) (bool, error) {
 	g, release, err := d.claim(ctx, dgst, size, mediaType)
 	if err != nil {
@@ -117,12 +118,20 @@ func (d *Delivery) Held(ctx context.Context, dgst digest.Digest, size int64, med
 		d.settle(g, BlobExisted, "")
 		return true, nil
 	}
-	if d.p.o.DryRun {
-		return false, nil
-	}
 	for _, repo := range from {
 		bare := d.mountable(repo)
 		if bare == "" {
+			continue
+		}
+		if d.p.o.DryRun {
+			there, err := d.at(ctx, bare, dgst, size)
+			if err != nil {
+				return false, err
+			}
+			if there {
+				d.settle(g, BlobPending, bare)
+				return true, nil
+			}
 			continue
 		}
 		mounted, err := d.c.Mount(ctx, dgst, size, bare)
@@ -149,6 +158,21 @@ func (d *Delivery) mountable(repo string) string {
 		return ""
 	}
 	return from
+}
+
+// at asks another repository of the registry for a blob. One that cannot be
+// asked has it not.
+func (d *Delivery) at(ctx context.Context, bare string, dgst digest.Digest, size int64) (bool, error) {
+	c, done, err := d.p.quietly(ctx, d.ref.Context().Registry.Repo(bare))
+	if err != nil {
+		return false, ctx.Err()
+	}
+	defer done()
+	there, err := c.Exists(ctx, dgst, size)
+	if err != nil {
+		return false, ctx.Err()
+	}
+	return there, nil
 }
 
 func (d *Delivery) settle(g *given, s BlobState, from string) {

@@ -7,6 +7,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/rpush-go/rpush/resume"
 )
 
 // baseName names the image that an image was built on (image-spec v1.1,
@@ -98,18 +100,24 @@ func (m *mounts) choose(ctx context.Context) error {
 		}
 	}
 	for _, b := range m.g.blobs {
-		if b.Missing {
+		if b.Missing && b.MountFrom != "" {
 			b.report.MountFrom = b.MountFrom
 		}
 	}
 	return nil
 }
 
-// ask looks for blobs in one candidate, once and quietly.
-func (m *mounts) ask(ctx context.Context, repo name.Repository, blobs []*blob) error {
-	quiet := *m.p
+// quietly connects to a repository that may hold blobs. What is asked there is
+// asked once.
+func (p *Pusher) quietly(ctx context.Context, repo name.Repository) (*resume.Client, func(), error) {
+	quiet := *p
 	quiet.o.RetryFor, quiet.o.OnEvent, quiet.o.Logger = -1, nil, nil
-	c, done, err := quiet.connect(ctx, repo, "", repo.Scope(transport.PullScope))
+	return quiet.connect(ctx, repo, "", repo.Scope(transport.PullScope))
+}
+
+// ask looks for blobs in one candidate.
+func (m *mounts) ask(ctx context.Context, repo name.Repository, blobs []*blob) error {
+	c, done, err := m.p.quietly(ctx, repo)
 	if err != nil {
 		return ctx.Err()
 	}

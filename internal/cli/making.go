@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -127,12 +128,51 @@ func (m *making) make(ctx context.Context) (remote.Taggable, error) {
 		}
 		return j.Run(ctx)
 	}
+	if err := m.unclobbered(ctx); err != nil {
+		return nil, err
+	}
 	lessons := m.learn(ctx)
 	j.Learnt, j.Config = lessons.Layers(), lessons.Config()
 	if config, ok := j.Cache.Config(j.ID); ok {
 		j.Config = config
 	}
 	return j.Run(ctx)
+}
+
+// id is that of the image.
+func (m *making) id() digest.Digest {
+	if p := m.job.Plain; p != nil {
+		return digest.FromBytes(p.Config)
+	}
+	return m.job.ID
+}
+
+// unclobbered refuses early what Finish would refuse in the end: to take a tag
+// from an image with another ID.
+func (m *making) unclobbered(ctx context.Context) error {
+	if !m.o.image.noClobber {
+		return nil
+	}
+	tags := m.tags
+	if t, ok := m.ref.(name.Tag); ok {
+		tags = append([]string{t.TagStr()}, tags...)
+	}
+	for _, tag := range tags {
+		ref := m.ref.Context().Tag(tag)
+		doc, err := m.p.Manifest(ctx, ref)
+		if err != nil {
+			return err
+		}
+		var is struct {
+			Config struct {
+				Digest digest.Digest `json:"digest"`
+			} `json:"config"`
+		}
+		if doc != nil && (json.Unmarshal(doc.Raw, &is) != nil || is.Config.Digest != m.id()) {
+			return &pusher.ExistsError{Reference: ref.Name(), Digest: digest.FromBytes(doc.Raw)}
+		}
+	}
+	return nil
 }
 
 // spool is the first place that is good for it, or nil.
@@ -182,10 +222,7 @@ func (m *rawManifest) MediaType() (types.MediaType, error) { return m.media, nil
 // learn asks registries what they know of the image's layers. All of it is a
 // help: what fails is left out.
 func (m *making) learn(ctx context.Context) *stream.Lessons {
-	lessons := &stream.Lessons{ID: m.job.ID}
-	if p := m.job.Plain; p != nil {
-		lessons.ID = digest.FromBytes(p.Config)
-	}
+	lessons := &stream.Lessons{ID: m.id()}
 	po := m.po
 	po.RetryFor, po.OnEvent = learnFor, nil
 	p, err := pusher.New(po)

@@ -105,8 +105,8 @@ type report struct {
 	Size      int64
 	Resumes   int
 	Blobs     []struct {
-		Digest, MediaType, State string
-		Size, Sent               int64
+		Digest, MediaType, State, MountFrom string
+		Size, Sent                          int64
 	}
 	Engine struct{ Exports, Compressed, Read, Spooled, Reused int64 } `json:"layers"`
 }
@@ -279,7 +279,17 @@ func TestBaseIsNeitherSentNorCompressed(t *testing.T) {
 
 	app := l.ref("team/app:1")
 	l.build(app, base, 12, docker.Layer{Random: mib}, docker.Layer{Text: mib})
+	dry := l.push("--dry-run", app)
+	l.fresh()
 	r := l.push(app)
+	if dry.Digest != r.Digest || dry.Engine.Compressed != 2 {
+		t.Errorf("the dry run said %s and compressed %d layers, pushed is %s", dry.Digest, dry.Engine.Compressed, r.Digest)
+	}
+	for _, b := range dry.Blobs {
+		if slices.Contains(of, b.Digest) && (b.State != "pending" || b.MountFrom != "base/image") {
+			t.Errorf("the dry run said of a layer of the base: %+v", b)
+		}
+	}
 	for _, b := range r.Blobs {
 		if slices.Contains(of, b.Digest) && (b.State != "mounted" || b.Sent != 0) {
 			t.Errorf("a layer of the base: %+v", b)

@@ -107,8 +107,15 @@ func TestNoClobberOfTheEngine(t *testing.T) {
 	l.build(one, "scratch", 75, docker.Layer{Text: mib})
 	l.build(two, "scratch", 76, docker.Layer{Text: mib})
 	l.push(one)
+	saves := l.tap.Saves.Load()
 	if _, exit, stderr := l.text("--no-clobber", "docker-daemon:"+two, one); exit != 1 || !strings.Contains(stderr, "exists already") {
 		t.Errorf("another image: exit %d\n%s", exit, stderr)
+	}
+	if _, exit, stderr := l.text("--no-clobber", "-t", "one", "docker-daemon:"+two, two); exit != 1 || !strings.Contains(stderr, one+" exists already") {
+		t.Errorf("another image under a further tag: exit %d\n%s", exit, stderr)
+	}
+	if l.tap.Saves.Load() != saves {
+		t.Error("the image was read though its tag is taken")
 	}
 	l.push("--no-clobber", one)
 	l.arrived(one, l.id(one))

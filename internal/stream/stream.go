@@ -214,7 +214,7 @@ func (j *Job) has(diff digest.Digest, l known.Layer) {
 	j.mu.Lock()
 	j.at[diff] = l
 	j.mu.Unlock()
-	if l.Key != "" {
+	if l.Key != "" && !j.DryRun { // of a dry run it is only about to be here
 		others := slices.DeleteFunc(slices.Clone(l.Repositories), func(r string) bool { return r == j.Repository })
 		l.Repositories = append([]string{j.Repository}, others...)
 		j.keep(j.Cache.AddLayer(diff, l))

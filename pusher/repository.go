@@ -29,7 +29,7 @@ const (
 )
 
 // Repository is one to read from. What is read goes on where a connection
-// broke, with the budget of an upload. It is a Store; Manifest and Open fail
+// broke, with the budget of an upload. It is a Content; Manifest and Open fail
 // with *resume.Error. It is safe for concurrent use.
 type Repository struct {
 	name name.Repository
@@ -98,7 +98,7 @@ func (s *seen) Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 	return s.Repository.Manifest(ctx, d)
 }
 
-// Manifest implements Store.
+// Manifest implements Content.
 func (r *Repository) Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 	resp, err := r.get(ctx, "manifests/"+d.Digest.String(), "", append([]types.MediaType{d.MediaType}, manifestTypes...)...)
 	if err != nil {
@@ -107,7 +107,7 @@ func (r *Repository) Manifest(ctx context.Context, d v1.Descriptor) ([]byte, err
 	return io.ReadAll(resp.Body)
 }
 
-// Open implements Store. Nothing is asked before the first Read.
+// Open implements Content. Nothing is asked before the first Read.
 func (r *Repository) Open(_ context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
 	return r.c.Fetch(r.ctx, digest.Digest(d.Digest.String()), d.Size, offset), nil
 }

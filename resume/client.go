@@ -242,7 +242,9 @@ func (c *Client) arrived(ctx context.Context, dgst digest.Digest, size int64) (b
 	}
 	total, ok := contentLength(a.Header)
 	if a.Status == http.StatusPartialContent {
-		total, ok = protocol.Total(a.Header)
+		var part protocol.Part
+		part, ok = protocol.ParsePart(a.Header)
+		total, ok = part.Total, ok && part.Start == 0
 	}
 	switch {
 	case a.Status != http.StatusOK && a.Status != http.StatusPartialContent:

@@ -150,13 +150,6 @@ func IsBlob(h http.Header, want digest.Digest) bool {
 	return err != nil || t != "text/html"
 }
 
-// Total is how long the whole is that Content-Range says the body to be part of.
-func Total(h http.Header) (int64, bool) {
-	_, s, ok := strings.Cut(h.Get("Content-Range"), "/")
-	n, err := strconv.ParseInt(s, 10, 64)
-	return n, ok && err == nil && n >= 0
-}
-
 // RequestID is what an answer gives an administrator to search a log for.
 func RequestID(h http.Header) string {
 	for _, k := range []string{"X-Request-Id", "Docker-Request-Id", "X-Amzn-Requestid", "X-Ms-Request-Id", "X-Correlation-Id", "Cf-Ray"} {

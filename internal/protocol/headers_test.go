@@ -192,15 +192,3 @@ func TestIsBlob(t *testing.T) {
 		}
 	}
 }
-
-func TestTotal(t *testing.T) {
-	for v, want := range map[string]int64{"bytes 0-0/7": 7, "bytes */0": 0, "bytes 0-0/*": -1, "bytes 0-0": -1, "": -1, "bytes 0-0/-3": -1} {
-		got, ok := Total(http.Header{"Content-Range": {v}})
-		if !ok {
-			got = -1
-		}
-		if got != want {
-			t.Errorf("%q: got %d, want %d", v, got, want)
-		}
-	}
-}

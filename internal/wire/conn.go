@@ -95,12 +95,11 @@ const (
 	politely = -1
 )
 
-// linger says how c is to end. Connections are dialled so that the kernel
-// resets them if the process dies.
-func linger(c net.Conn, how int) {
-	if l, ok := c.(interface{ SetLinger(sec int) error }); ok {
-		l.SetLinger(how) //nolint:errcheck // fails only on a closed connection
-	}
+// linger says how c is to end, if it is open and can be told. Connections are
+// dialled so that the kernel resets them if the process dies.
+func linger(c net.Conn, how int) bool {
+	l, ok := c.(interface{ SetLinger(sec int) error })
+	return ok && l.SetLinger(how) == nil
 }
 
 func (c *Conn) Read(b []byte) (int, error) {

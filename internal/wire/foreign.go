@@ -154,7 +154,7 @@ func (w *watch) abrupt() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.foreign && !w.shared && !w.stopped && w.body != nil {
-		w.harsh = w.linger(0)
+		w.harsh = w.conn != nil && linger(w.conn.Conn, reset)
 	}
 }
 
@@ -167,17 +167,9 @@ func (w *watch) polite() {
 
 func (w *watch) appease() {
 	if w.harsh {
-		w.linger(-1)
+		linger(w.conn.Conn, politely)
 		w.harsh = false
 	}
-}
-
-func (w *watch) linger(sec int) bool {
-	if w.conn == nil {
-		return false
-	}
-	l, ok := w.conn.Conn.(interface{ SetLinger(sec int) error })
-	return ok && l.SetLinger(sec) == nil
 }
 
 // release: the connection is another request's from now on.

@@ -5,6 +5,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,14 +15,17 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/cli/cli/config"
+	clicontext "github.com/docker/cli/cli/context"
 	dcontext "github.com/docker/cli/cli/context/docker"
 	"github.com/docker/cli/cli/context/store"
+	"github.com/docker/cli/opts"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/moby/moby/api/pkg/authconfig"
@@ -95,16 +99,13 @@ func (e *NoImageError) Unwrap() error { return resume.ErrSource }
 // Open finds the engine and asks whether it answers. The error is one of those
 // above, resume.ErrSource, or the cause of a done ctx.
 func Open(ctx context.Context, o Options) (*Engine, error) {
-	opts, address, err := endpoint(o)
+	how, address, err := endpoint(o)
 	if err != nil {
 		return nil, bad("finding the Docker engine: %w", err)
 	}
-	c, err := client.New(opts...)
+	c, err := client.New(how...)
 	if err != nil {
 		return nil, bad("the Docker engine at %s: %w", address, err)
-	}
-	if address == "" {
-		address = c.DaemonHost()
 	}
 	e := &Engine{c: c, Address: address}
 	bound, cancel := context.WithTimeout(ctx, answerFor)
@@ -114,6 +115,14 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	case ctx.Err() != nil:
 		err = context.Cause(ctx)
 	case err != nil:
+		// The client tells causes by words of its own, without the error.
+		if !strings.HasPrefix(address, "ssh://") { // that may ask for a password again
+			if conn, cause := c.Dialer()(bound); cause != nil {
+				err = cause
+			} else {
+				conn.Close() //nolint:errcheck // nothing was said
+			}
+		}
 		err = &UnreachableError{address, err}
 	case older(ping.APIVersion, LeastAPI):
 		err = &TooOldError{address, ping.APIVersion}
@@ -139,9 +148,8 @@ func older(a, least string) bool {
 	return am < bm || am == bm && an < bn
 }
 
-// endpoint decides as docker does. The address is empty where it is the
-// client's default.
-func endpoint(o Options) (opts []client.Opt, address string, err error) {
+// endpoint decides as docker does.
+func endpoint(o Options) (how []client.Opt, address string, err error) {
 	host := o.Host
 	if host == "" && o.Context == "" {
 		host = os.Getenv(client.EnvOverrideHost)
@@ -152,32 +160,56 @@ func endpoint(o Options) (opts []client.Opt, address string, err error) {
 			name = currentContext()
 		}
 	}
-	ep := dcontext.Endpoint{EndpointMeta: dcontext.EndpointMeta{Host: host}}
-	switch {
-	case host != "" && !strings.HasPrefix(host, "ssh://"):
-		// DOCKER_CERT_PATH and DOCKER_TLS_VERIFY go with a host.
-		return []client.Opt{client.WithTLSClientConfigFromEnv(), client.WithHost(host), client.WithAPIVersionFromEnv()}, host, nil
-	case host == "" && (name == "" || name == "default"):
-		return []client.Opt{client.WithTLSClientConfigFromEnv(), client.WithAPIVersionFromEnv()}, "", nil
-	case host == "":
-		s := store.New(config.ContextStoreDir(), store.NewConfig(
-			func() any { return &map[string]any{} },
-			store.EndpointTypeGetter(dcontext.DockerEndpoint, func() any { return &dcontext.EndpointMeta{} }),
-		))
-		meta, err := s.GetMetadata(name)
-		if err != nil {
-			return nil, "", fmt.Errorf("docker context %q: %w", name, err)
-		}
-		em, err := dcontext.EndpointFromContext(meta)
-		if err != nil {
-			return nil, "", fmt.Errorf("docker context %q: %w", name, err)
-		}
-		if ep, err = dcontext.WithTLSData(s, name, em); err != nil {
-			return nil, "", fmt.Errorf("docker context %q: %w", name, err)
-		}
+	var ep dcontext.Endpoint
+	if host != "" || name == "" || name == "default" {
+		ep, err = hostEndpoint(host)
+	} else if ep, err = contextEndpoint(name); err != nil {
+		err = fmt.Errorf("docker context %q: %w", name, err)
 	}
-	opts, err = ep.ClientOpts()
-	return opts, ep.Host, err
+	if err != nil {
+		return nil, "", err
+	}
+	how, err = ep.ClientOpts()
+	return how, ep.Host, err
+}
+
+func contextEndpoint(name string) (dcontext.Endpoint, error) {
+	s := store.New(config.ContextStoreDir(), store.NewConfig(
+		func() any { return &map[string]any{} },
+		store.EndpointTypeGetter(dcontext.DockerEndpoint, func() any { return &dcontext.EndpointMeta{} }),
+	))
+	meta, err := s.GetMetadata(name)
+	if err != nil {
+		return dcontext.Endpoint{}, err
+	}
+	em, err := dcontext.EndpointFromContext(meta)
+	if err != nil {
+		return dcontext.Endpoint{}, err
+	}
+	return dcontext.WithTLSData(s, name, em)
+}
+
+// hostEndpoint is that of an address, or of the default one, with what the
+// environment says of TLS.
+func hostEndpoint(host string) (ep dcontext.Endpoint, err error) {
+	verify := os.Getenv(client.EnvTLSVerify) != ""
+	secure := verify || os.Getenv("DOCKER_TLS") != ""
+	if ep.Host, err = opts.ParseHost(secure, host); err != nil || !secure {
+		return ep, err
+	}
+	ep.SkipTLSVerify = !verify
+	dir := cmp.Or(os.Getenv(client.EnvOverrideCertPath), config.Dir())
+	ep.TLSData = &clicontext.TLSData{}
+	for file, to := range map[string]*[]byte{
+		"ca.pem": &ep.TLSData.CA, "cert.pem": &ep.TLSData.Cert, "key.pem": &ep.TLSData.Key,
+	} {
+		b, err := os.ReadFile(filepath.Join(dir, file))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // what is missing is not needed everywhere
+			return ep, err
+		}
+		*to = b
+	}
+	return ep, nil
 }
 
 // currentContext is what `docker context use` chose. A config that cannot be
@@ -444,6 +476,17 @@ func (e *Engine) Remote() bool {
 // Forbidden reports whether err is that the engine's socket may not be used by
 // this user.
 func Forbidden(err error) bool { return errors.Is(err, fs.ErrPermission) }
+
+// WantsTLS reports whether err is that the engine was spoken to in plain HTTP at
+// a port for TLS.
+func WantsTLS(err error) bool { return cerrdefs.IsInvalidArgument(err) }
+
+// WantsCertificate reports whether err is that the engine did not take the
+// client's certificate, or that there was none.
+func WantsCertificate(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error" // an alert, in package tls
+}
 
 // bad returns a resume.ErrSource.
 func bad(format string, args ...any) error {

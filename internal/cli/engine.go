@@ -237,7 +237,7 @@ func (j *engineJob) read(ctx context.Context) (remote.Taggable, error) {
 	o := &j.o.engine
 	job := &stream.Job{
 		Delivery:  j.d,
-		Save:      func(ctx context.Context) (io.ReadCloser, error) { return j.eng.Export(ctx, j.img.ID.String()) },
+		Save:      func(ctx context.Context) (io.ReadCloser, error) { return j.eng.Export(ctx, j.img) },
 		ID:        j.img.ID,
 		Whole:     j.img.Whole,
 		DiffIDs:   j.img.DiffIDs,

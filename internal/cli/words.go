@@ -543,9 +543,12 @@ func engineCure(err error) string {
 		unreachable *engine.UnreachableError
 		old         *engine.TooOldError
 		none        *engine.NoImageError
+		broken      *engine.BrokenError
 		unverified  *tls.CertificateVerificationError
 	)
 	switch {
+	case errors.As(err, &broken):
+		return "see to it that the engine runs, then the same command again: layers that are at the registry or in the spool are neither compressed nor sent again"
 	case errors.As(err, &old):
 		return fmt.Sprintf("docker save IMAGE | rpush - REF does without; Docker %s is the least that is read from", engine.LeastVersion)
 	case errors.As(err, &none):

@@ -96,6 +96,19 @@ func (e *NoImageError) Error() string {
 // Unwrap returns resume.ErrSource.
 func (e *NoImageError) Unwrap() error { return resume.ErrSource }
 
+// BrokenError says that the engine went away while an image was read from it.
+type BrokenError struct {
+	Address, Name string
+	Err           error
+}
+
+func (e *BrokenError) Error() string {
+	return fmt.Sprintf("reading %s from the Docker engine at %s broke off: %v", e.Name, e.Address, e.Err)
+}
+
+// Unwrap returns resume.ErrSource and the cause.
+func (e *BrokenError) Unwrap() []error { return []error{resume.ErrSource, e.Err} }
+
 // Open finds the engine and asks whether it answers. The error is one of those
 // above, resume.ErrSource, or the cause of a done ctx.
 func Open(ctx context.Context, o Options) (*Engine, error) {
@@ -120,7 +133,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 			if conn, cause := c.Dialer()(bound); cause != nil {
 				err = cause
 			} else {
-				conn.Close() //nolint:errcheck // nothing was said
+				conn.Close()
 			}
 		}
 		err = &UnreachableError{address, err}
@@ -227,6 +240,8 @@ func (e *Engine) Close() error { return e.c.Close() }
 
 // Image is one that the engine has.
 type Image struct {
+	// Name is what it was asked for by.
+	Name string
 	// ID is the digest of the config; with the containerd store that of the
 	// manifest or index.
 	ID digest.Digest
@@ -251,7 +266,7 @@ func (e *Engine) Image(ctx context.Context, image string) (Image, error) {
 	case err != nil:
 		return Image{}, bad("asking the Docker engine at %s for %s: %w", e.Address, image, err)
 	}
-	img := Image{ID: digest.Digest(in.ID), RepoDigests: parseDigests(in.RepoDigests)}
+	img := Image{Name: image, ID: digest.Digest(in.ID), RepoDigests: parseDigests(in.RepoDigests)}
 	img.Whole = e.containerd() || !e.known && in.Descriptor != nil
 	if !strings.Contains(in.ID, ":") { // podman leaves the algorithm out
 		img.ID = digest.NewDigestFromEncoded(digest.SHA256, in.ID)
@@ -302,19 +317,38 @@ func parseDigests(all []string) (refs []name.Digest) {
 	return refs
 }
 
-// Export gives what docker save would, of the image with this ID: a tar whose
-// manifest comes last. The engine may write it to its own disk first.
-func (e *Engine) Export(ctx context.Context, id string) (io.ReadCloser, error) {
-	r, err := e.c.ImageSave(ctx, []string{id})
+// Export gives what docker save would, of this very image: a tar whose manifest
+// comes last. The engine may write it to its own disk first. The error, of
+// reading too, is *BrokenError, *NoImageError, resume.ErrSource, or the cause of
+// a done ctx.
+func (e *Engine) Export(ctx context.Context, img Image) (io.ReadCloser, error) {
+	r, err := e.c.ImageSave(ctx, []string{img.ID.String()})
 	switch {
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
 	case cerrdefs.IsNotFound(err):
-		return nil, &NoImageError{e.Address, id}
+		return nil, &NoImageError{e.Address, img.Name}
+	case client.IsErrConnectionFailed(err):
+		return nil, &BrokenError{e.Address, img.Name, err}
 	case err != nil:
-		return nil, bad("reading %s from the Docker engine at %s: %w", id, e.Address, err)
+		return nil, bad("reading %s from the Docker engine at %s: %w", img.Name, e.Address, err)
 	}
-	return r, nil
+	return &export{r, e, img.Name}, nil
+}
+
+// export is an image that is being read.
+type export struct {
+	io.ReadCloser
+	from *Engine
+	name string
+}
+
+func (x *export) Read(p []byte) (int, error) {
+	n, err := x.ReadCloser.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = &BrokenError{x.from.Address, x.name, err}
+	}
+	return n, err
 }
 
 // maxRelatives bounds how many other images are looked at.

@@ -102,6 +102,7 @@ func TestEngineOfItsOwn(t *testing.T) {
 	t.Run("insecure registries", s.insecure)
 	t.Run("proxies", s.proxies)
 	t.Run("mirrors", s.mirrors)
+	t.Run("broken off", s.brokenOff)
 	t.Run("proxy with a password", s.secretProxy) // the last: it restarts the engine
 }
 

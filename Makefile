@@ -74,7 +74,7 @@ tools: $(BIN)/registry $(BIN)/crane $(BIN)/golangci-lint
 
 # Real parts that Debian has, installed where that is allowed. RUNLEVEL=1 keeps
 # them from starting as services.
-DEBIAN := nginx docker-registry skopeo buildah redis-server iproute2 iptables nftables procps
+DEBIAN := nginx docker-registry skopeo buildah podman redis-server iproute2 iptables nftables procps
 debian:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		missing=$$(for p in $(DEBIAN); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \

@@ -144,7 +144,7 @@ func (p *pushes) pushOfEngine(ctx context.Context, eng *engine.Engine, image str
 	}
 	p.a.adopt(ctx, p.o, &po, eng, t.ref.Context().RegistryStr())
 	m := &making{pushes: p, target: t, what: image, po: po, eng: &engineImage{eng, img}, job: stream.Job{
-		Save:    func(ctx context.Context) (io.ReadCloser, error) { return eng.Export(ctx, img.ID.String()) },
+		Save:    func(ctx context.Context) (io.ReadCloser, error) { return eng.Export(ctx, img) },
 		ID:      img.ID,
 		Whole:   img.Whole,
 		DiffIDs: img.DiffIDs,

@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -27,64 +26,16 @@ import (
 	"github.com/rpush-go/rpush/internal/testgear/realreg"
 )
 
-const (
-	mib = 1 << 20
-
-	// inside is set in a process that has namespaces of its own.
-	inside = "RPUSH_LAB"
-)
+const mib = 1 << 20
 
 var rpush binary.Rpush
 
-func TestMain(m *testing.M) {
-	if path := os.Getenv(inside); path != "" {
-		rpush = binary.Rpush(path)
-		os.Exit(m.Run())
-	}
-	os.Exit(binary.Main(m, &rpush))
-}
+func TestMain(m *testing.M) { os.Exit(binary.Main(m, &rpush)) }
 
-// missing skips the test, or fails it where all is required.
-func missing(t *testing.T, format string, args ...any) {
-	t.Helper()
-	if os.Getenv("RPUSH_TEST_REQUIRE") == "1" {
-		t.Fatalf(format, args...)
-	}
-	t.Skipf(format, args...)
-}
-
-// apart runs the rest of the test in a process with network and mount
-// namespaces of its own. What it does to rules, settings and files ends with
-// it. It returns true there.
+// apart is binary.Rpush.Apart with what every lab is made of.
 func apart(t *testing.T, tools ...string) bool {
 	t.Helper()
-	if os.Getenv(inside) != "" {
-		return true
-	}
-	if os.Geteuid() != 0 {
-		missing(t, "it takes root")
-	}
-	for _, tool := range append(tools, "ip", "nft", "registry", "crane") {
-		realreg.Tool(t, tool)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.count=1", "-test.v")
-	cmd.Env = append(os.Environ(), inside+"="+string(rpush))
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL,
-	}
-	runtime.LockOSThread() // Pdeathsig is about the thread
-	defer runtime.UnlockOSThread()
-	out, err := cmd.CombinedOutput()
-	if err != nil && cmd.ProcessState == nil {
-		missing(t, "no namespaces here: %v", err)
-	}
-	t.Logf("%s", out)
-	if err != nil {
-		t.Fatalf("in its namespaces: %v", err)
-	}
-	return false
+	return rpush.Apart(t, append(tools, "ip", "nft", "registry", "crane")...)
 }
 
 func do(t *testing.T, command string, args ...string) string {
@@ -120,21 +71,8 @@ type lab struct {
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	for _, m := range []struct{ what, kind, to string }{
-		{"none", "", "/"}, {"run", "tmpfs", "/run"}, {"state", "tmpfs", "/var/lib"}, {"proc", "proc", "/proc"}, {"sysfs", "sysfs", "/sys"},
-	} {
-		flags := uintptr(0)
-		if m.kind == "" {
-			flags = unix.MS_REC | unix.MS_PRIVATE
-		}
-		data := ""
-		if m.kind == "tmpfs" {
-			data = "mode=755"
-		}
-		if err := unix.Mount(m.what, m.to, m.kind, flags, data); err != nil {
-			missing(t, "mount %s: %v", m.to, err)
-		}
-	}
+	binary.Mount(t, "tmpfs", "/var/lib")
+	binary.Mount(t, "sysfs", "/sys")
 	for _, ns := range []string{"client", "host", "registry"} {
 		do(t, "ip", "netns", "add", ns)
 		sh(t, ns, "ip link set lo up")

@@ -102,10 +102,10 @@ func docker(t *testing.T, args ...string) string {
 // host's own address. Nothing of this host's rules is changed but by the engine.
 func TestDockerEngine(t *testing.T) {
 	if os.Geteuid() != 0 {
-		missing(t, "it takes root")
+		binary.Missing(t, "it takes root")
 	}
 	if out, err := exec.CommandContext(t.Context(), "docker", "version").CombinedOutput(); err != nil {
-		missing(t, "no Docker engine: %v\n%s", err, out)
+		binary.Missing(t, "no Docker engine: %v\n%s", err, out)
 	}
 	own := ownAddress(t)
 	begin := time.Now()
@@ -204,7 +204,7 @@ func ownAddress(t *testing.T) string {
 			return n.IP.String()
 		}
 	}
-	missing(t, "this host has no address but loopback")
+	binary.Missing(t, "this host has no address but loopback")
 	return ""
 }
 

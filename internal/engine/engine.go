@@ -13,15 +13,11 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
-	"github.com/docker/cli/cli/config"
-	dcontext "github.com/docker/cli/cli/context/docker"
-	"github.com/docker/cli/cli/context/store"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/moby/moby/api/pkg/authconfig"
@@ -92,19 +88,29 @@ func (e *NoImageError) Error() string {
 // Unwrap returns resume.ErrSource.
 func (e *NoImageError) Unwrap() error { return resume.ErrSource }
 
+// BrokenError says that the engine went away while an image was read from it.
+type BrokenError struct {
+	Address, Name string
+	Err           error
+}
+
+func (e *BrokenError) Error() string {
+	return fmt.Sprintf("reading %s from the Docker engine at %s broke off: %v", e.Name, e.Address, e.Err)
+}
+
+// Unwrap returns resume.ErrSource and the cause.
+func (e *BrokenError) Unwrap() []error { return []error{resume.ErrSource, e.Err} }
+
 // Open finds the engine and asks whether it answers. The error is one of those
 // above, resume.ErrSource, or the cause of a done ctx.
 func Open(ctx context.Context, o Options) (*Engine, error) {
-	opts, address, err := endpoint(o)
+	how, address, err := endpoint(o)
 	if err != nil {
 		return nil, bad("finding the Docker engine: %w", err)
 	}
-	c, err := client.New(opts...)
+	c, err := client.New(how...)
 	if err != nil {
 		return nil, bad("the Docker engine at %s: %w", address, err)
-	}
-	if address == "" {
-		address = c.DaemonHost()
 	}
 	e := &Engine{c: c, Address: address}
 	bound, cancel := context.WithTimeout(ctx, answerFor)
@@ -114,6 +120,14 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	case ctx.Err() != nil:
 		err = context.Cause(ctx)
 	case err != nil:
+		// The client tells causes by words of its own, without the error.
+		if !strings.HasPrefix(address, "ssh://") { // that may ask for a password again
+			if conn, cause := c.Dialer()(bound); cause != nil {
+				err = cause
+			} else {
+				conn.Close()
+			}
+		}
 		err = &UnreachableError{address, err}
 	case older(ping.APIVersion, LeastAPI):
 		err = &TooOldError{address, ping.APIVersion}
@@ -139,62 +153,13 @@ func older(a, least string) bool {
 	return am < bm || am == bm && an < bn
 }
 
-// endpoint decides as docker does. The address is empty where it is the
-// client's default.
-func endpoint(o Options) (opts []client.Opt, address string, err error) {
-	host := o.Host
-	if host == "" && o.Context == "" {
-		host = os.Getenv(client.EnvOverrideHost)
-	}
-	name := o.Context
-	if host == "" && name == "" {
-		if name = os.Getenv("DOCKER_CONTEXT"); name == "" {
-			name = currentContext()
-		}
-	}
-	ep := dcontext.Endpoint{EndpointMeta: dcontext.EndpointMeta{Host: host}}
-	switch {
-	case host != "" && !strings.HasPrefix(host, "ssh://"):
-		// DOCKER_CERT_PATH and DOCKER_TLS_VERIFY go with a host.
-		return []client.Opt{client.WithTLSClientConfigFromEnv(), client.WithHost(host), client.WithAPIVersionFromEnv()}, host, nil
-	case host == "" && (name == "" || name == "default"):
-		return []client.Opt{client.WithTLSClientConfigFromEnv(), client.WithAPIVersionFromEnv()}, "", nil
-	case host == "":
-		s := store.New(config.ContextStoreDir(), store.NewConfig(
-			func() any { return &map[string]any{} },
-			store.EndpointTypeGetter(dcontext.DockerEndpoint, func() any { return &dcontext.EndpointMeta{} }),
-		))
-		meta, err := s.GetMetadata(name)
-		if err != nil {
-			return nil, "", fmt.Errorf("docker context %q: %w", name, err)
-		}
-		em, err := dcontext.EndpointFromContext(meta)
-		if err != nil {
-			return nil, "", fmt.Errorf("docker context %q: %w", name, err)
-		}
-		if ep, err = dcontext.WithTLSData(s, name, em); err != nil {
-			return nil, "", fmt.Errorf("docker context %q: %w", name, err)
-		}
-	}
-	opts, err = ep.ClientOpts()
-	return opts, ep.Host, err
-}
-
-// currentContext is what `docker context use` chose. A config that cannot be
-// read chooses nothing; signing in complains about it.
-func currentContext() string {
-	f, err := config.Load("")
-	if err != nil {
-		return ""
-	}
-	return f.CurrentContext
-}
-
 // Close lets go of connections.
 func (e *Engine) Close() error { return e.c.Close() }
 
 // Image is one that the engine has.
 type Image struct {
+	// Name is what it was asked for by.
+	Name string
 	// ID is the digest of the config; with the containerd store that of the
 	// manifest or index.
 	ID digest.Digest
@@ -219,7 +184,7 @@ func (e *Engine) Image(ctx context.Context, image string) (Image, error) {
 	case err != nil:
 		return Image{}, bad("asking the Docker engine at %s for %s: %w", e.Address, image, err)
 	}
-	img := Image{ID: digest.Digest(in.ID), RepoDigests: parseDigests(in.RepoDigests)}
+	img := Image{Name: image, ID: digest.Digest(in.ID), RepoDigests: parseDigests(in.RepoDigests)}
 	img.Whole = e.containerd() || !e.known && in.Descriptor != nil
 	if !strings.Contains(in.ID, ":") { // podman leaves the algorithm out
 		img.ID = digest.NewDigestFromEncoded(digest.SHA256, in.ID)
@@ -270,19 +235,38 @@ func parseDigests(all []string) (refs []name.Digest) {
 	return refs
 }
 
-// Export gives what docker save would, of the image with this ID: a tar whose
-// manifest comes last. The engine may write it to its own disk first.
-func (e *Engine) Export(ctx context.Context, id string) (io.ReadCloser, error) {
-	r, err := e.c.ImageSave(ctx, []string{id})
+// Export gives what docker save would, of this very image: a tar whose manifest
+// comes last. The engine may write it to its own disk first. The error, of
+// reading too, is *BrokenError, *NoImageError, resume.ErrSource, or the cause of
+// a done ctx.
+func (e *Engine) Export(ctx context.Context, img Image) (io.ReadCloser, error) {
+	r, err := e.c.ImageSave(ctx, []string{img.ID.String()})
 	switch {
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
 	case cerrdefs.IsNotFound(err):
-		return nil, &NoImageError{e.Address, id}
+		return nil, &NoImageError{e.Address, img.Name}
+	case client.IsErrConnectionFailed(err):
+		return nil, &BrokenError{e.Address, img.Name, err}
 	case err != nil:
-		return nil, bad("reading %s from the Docker engine at %s: %w", id, e.Address, err)
+		return nil, bad("reading %s from the Docker engine at %s: %w", img.Name, e.Address, err)
 	}
-	return r, nil
+	return &export{r, e, img.Name}, nil
+}
+
+// export is an image that is being read.
+type export struct {
+	io.ReadCloser
+	from *Engine
+	name string
+}
+
+func (x *export) Read(p []byte) (int, error) {
+	n, err := x.ReadCloser.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = &BrokenError{x.from.Address, x.name, err}
+	}
+	return n, err
 }
 
 // maxRelatives bounds how many other images are looked at.
@@ -444,6 +428,17 @@ func (e *Engine) Remote() bool {
 // Forbidden reports whether err is that the engine's socket may not be used by
 // this user.
 func Forbidden(err error) bool { return errors.Is(err, fs.ErrPermission) }
+
+// WantsTLS reports whether err is that the engine was spoken to in plain HTTP at
+// a port for TLS.
+func WantsTLS(err error) bool { return cerrdefs.IsInvalidArgument(err) }
+
+// WantsCertificate reports whether err is that the engine did not take the
+// client's certificate, or that there was none.
+func WantsCertificate(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error" // an alert, in package tls
+}
 
 // bad returns a resume.ErrSource.
 func bad(format string, args ...any) error {

@@ -1,2 +1,3 @@
-// Package enginetest pushes images of a real Docker engine to a real registry.
+// Package enginetest pushes images of real Docker engines, and of podman, to
+// real registries.
 package enginetest

@@ -42,23 +42,32 @@ func start(t *testing.T, o realreg.Options) *lab {
 	t.Helper()
 	e := docker.Engine{Command: realreg.Tool(t, "docker")}
 	if err := e.Answers(t.Context()); err != nil {
-		if os.Getenv("RPUSH_TEST_REQUIRE") == "1" {
-			t.Fatalf("no Docker engine answers: %v", err)
-		}
-		t.Skipf("no Docker engine answers: %v", err)
+		binary.Missing(t, "no Docker engine answers: %v", err)
 	}
-	tap, err := docker.NewTap(t.TempDir())
+	return newLab(t, e, docker.Socket, realreg.Start(t, o))
+}
+
+func newLab(t *testing.T, e docker.Engine, socket string, reg *realreg.Registry) *lab {
+	t.Helper()
+	tap, err := docker.NewTap(t.TempDir(), socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(tap.Close)
-	l := &lab{t: t, engine: e, reg: realreg.Start(t, o), tap: tap}
-	l.env = binary.Environ(t, "DOCKER_HOST="+tap.Host)
+	l := &lab{t: t, engine: e, reg: reg, tap: tap}
+	l.fresh()
 	return l
 }
 
 // fresh forgets what rpush knows.
 func (l *lab) fresh() { l.env = binary.Environ(l.t, "DOCKER_HOST="+l.tap.Host) }
+
+// as is the lab of a part of the test, and of a user with this environment who
+// knows nothing.
+func (l *lab) as(t *testing.T, env ...string) *lab {
+	t.Helper()
+	return &lab{t: t, engine: l.engine, reg: l.reg, tap: l.tap, env: binary.Environ(t, env...)}
+}
 
 func (l *lab) ref(name string) string { return l.reg.Addr + "/" + name }
 

@@ -6,19 +6,18 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"net"
-	"net/http"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 )
 
-// Engine is the one that the docker command speaks to.
-type Engine struct{ Command string }
+// Engine is one that the docker command speaks to.
+type Engine struct {
+	Command string
+	// Host is its address; empty is the command's choice.
+	Host string
+}
 
 // Answers says whether there is an engine at the other end.
 func (e Engine) Answers(ctx context.Context) error {
@@ -28,6 +27,9 @@ func (e Engine) Answers(ctx context.Context) error {
 
 // Run calls the docker command and returns what it printed.
 func (e Engine) Run(ctx context.Context, args ...string) (string, error) {
+	if e.Host != "" {
+		args = append([]string{"--host", e.Host}, args...)
+	}
 	cmd := exec.CommandContext(ctx, e.Command, args...)
 	cmd.Env = append(os.Environ(), "DOCKER_BUILDKIT=0", "DOCKER_CLI_HINTS=false")
 	var errs strings.Builder
@@ -104,53 +106,3 @@ func write(path string, seed, n uint64, l Layer) error {
 
 var words = strings.Fields(`a image layer of the registry is what a tar archive holds and every program finds
 	usr lib share doc man locale python site packages include static const struct return error package func`)
-
-// Tap is a socket that passes everything on to the engine's and counts.
-type Tap struct {
-	Host    string // for DOCKER_HOST
-	Saves   atomic.Int64
-	Pulls   atomic.Int64
-	srv     *http.Server
-	Version string // answered instead of the engine's own, if set
-}
-
-// NewTap listens in dir for the engine at /var/run/docker.sock.
-func NewTap(dir string) (*Tap, error) {
-	path := filepath.Join(dir, "docker.sock")
-	ln, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
-	}
-	t := &Tap{Host: "unix://" + path}
-	proxy := &httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(&url.URL{Scheme: "http", Host: "docker"})
-			r.Out.Host = "docker"
-		},
-		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", "/var/run/docker.sock")
-		}},
-		ModifyResponse: func(r *http.Response) error {
-			if t.Version != "" && strings.HasSuffix(r.Request.URL.Path, "/_ping") {
-				r.Header.Set("Api-Version", t.Version)
-			}
-			return nil
-		},
-		FlushInterval: -1,
-	}
-	t.srv = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch {
-		case strings.HasSuffix(r.URL.Path, "/images/get"):
-			t.Saves.Add(1)
-		case strings.HasSuffix(r.URL.Path, "/images/create"):
-			t.Pulls.Add(1)
-		}
-		proxy.ServeHTTP(w, r)
-	})}
-	go t.srv.Serve(ln)
-	return t, nil
-}
-
-// Close ends it.
-func (t *Tap) Close() { t.srv.Close() }

@@ -42,6 +42,8 @@ type Options struct {
 	// TLS serves HTTPS with a certificate of an authority made for the
 	// occasion, see Registry.CAFile.
 	TLS bool
+	// Names and addresses are in that certificate beside those of loopback.
+	Names []string
 	// BasicAuth asks for User and Password.
 	BasicAuth bool
 	// RelativeURLs makes the locations relative.
@@ -117,7 +119,7 @@ func Run(ctx context.Context, bin, dir string, o Options) (*Registry, error) {
 	}
 	if o.TLS {
 		var err error
-		if r.CAFile, err = MakeCertificates(dir); err != nil {
+		if r.CAFile, err = MakeCertificates(dir, o.Names...); err != nil {
 			return nil, fmt.Errorf("realreg: %w", err)
 		}
 		pem, err := os.ReadFile(r.CAFile)

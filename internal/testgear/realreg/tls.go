@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"net"
 	"os"
@@ -15,25 +16,16 @@ import (
 )
 
 // MakeCertificates writes to dir an authority made for the occasion, ca.pem,
-// and what a server on loopback needs, server.pem and server.key.
-func MakeCertificates(dir string) (caFile string, err error) {
+// what a server on loopback, or of these names and addresses, needs, server.pem and
+// server.key, and what a client needs, cert.pem and key.pem.
+func MakeCertificates(dir string, names ...string) (caFile string, err error) {
 	now := time.Now()
 	ca := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "realreg authority"},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
-	server := &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "localhost"},
-		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter,
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
-	}
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return "", err
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return "", err
 	}
@@ -41,27 +33,50 @@ func MakeCertificates(dir string) (caFile string, err error) {
 	if err != nil {
 		return "", err
 	}
-	serverDER, err := x509.CreateCertificate(rand.Reader, server, ca, key.Public(), caKey)
-	if err != nil {
-		return "", err
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return "", err
-	}
 	caFile = filepath.Join(dir, "ca.pem")
-	for _, f := range []struct {
-		path, kind string
-		der        []byte
+	if err := writePEM(caFile, "CERTIFICATE", caDER); err != nil {
+		return "", err
+	}
+	for i, of := range []struct {
+		usage     x509.ExtKeyUsage
+		cert, key string
 	}{
-		{caFile, "CERTIFICATE", caDER},
-		{filepath.Join(dir, "server.pem"), "CERTIFICATE", serverDER},
-		{filepath.Join(dir, "server.key"), "PRIVATE KEY", keyDER},
+		{x509.ExtKeyUsageServerAuth, "server.pem", "server.key"},
+		{x509.ExtKeyUsageClientAuth, "cert.pem", "key.pem"},
 	} {
-		b := pem.EncodeToMemory(&pem.Block{Type: f.kind, Bytes: f.der})
-		if err := os.WriteFile(f.path, b, 0o600); err != nil {
+		leaf := &x509.Certificate{
+			SerialNumber: big.NewInt(int64(2 + i)), Subject: pkix.Name{CommonName: "localhost"},
+			NotBefore: ca.NotBefore, NotAfter: ca.NotAfter,
+			KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{of.usage},
+			DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+		}
+		for _, n := range names {
+			if ip := net.ParseIP(n); ip != nil {
+				leaf.IPAddresses = append(leaf.IPAddresses, ip)
+			} else {
+				leaf.DNSNames = append(leaf.DNSNames, n)
+			}
+		}
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return "", err
+		}
+		der, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
+		if err != nil {
+			return "", err
+		}
+		keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			return "", err
+		}
+		err = errors.Join(writePEM(filepath.Join(dir, of.cert), "CERTIFICATE", der), writePEM(filepath.Join(dir, of.key), "PRIVATE KEY", keyDER))
+		if err != nil {
 			return "", err
 		}
 	}
 	return caFile, nil
+}
+
+func writePEM(path, kind string, der []byte) error {
+	return os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600)
 }

@@ -45,6 +45,8 @@ func Tool(t TB, name string) string {
 // packages of Debian that hold a tool; make tools installs the others.
 var packages = map[string]string{
 	"docker":          "docker.io",
+	"dockerd":         "docker.io",
+	"podman":          "podman",
 	"docker-registry": "docker-registry",
 	"nginx":           "nginx",
 	"redis-server":    "redis-server",

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -141,8 +142,8 @@ func (o *options) trusted(env map[string]string) error {
 
 // source are the options for opening SOURCE.
 func (o *options) source(p *pusher.Pusher) source.Options {
-	spool := o.image.spoolDir
-	if dir := o.cache(); spool == "" && dir != "" {
+	spool := cmp.Or(o.image.spoolDir, largeTemp())
+	if dir := o.cache(); o.image.spoolDir == "" && dir != "" {
 		spool = filepath.Join(dir, "spool")
 	}
 	return source.Options{

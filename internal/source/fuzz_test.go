@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/rpush-go/rpush/internal/testgear/recorded"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -104,6 +105,9 @@ func fuzzArchive(t *testing.T, input []byte) {
 func FuzzArchive(f *testing.F) {
 	for _, seed := range archiveSeeds(f) {
 		f.Add(seed)
+	}
+	for _, a := range recorded.All(f) {
+		f.Add(a.Tar)
 	}
 	f.Fuzz(fuzzArchive)
 }

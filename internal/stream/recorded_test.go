@@ -9,6 +9,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"github.com/opencontainers/go-digest"
 
@@ -133,5 +134,43 @@ func TestRecordedLayersAreKnownByName(t *testing.T) {
 	}
 	if n < 3 {
 		t.Errorf("%d archives of one image, want those of Docker 20.10, of 29 and of podman", n)
+	}
+}
+
+// Docker's builder makes OCI manifests of layers that have docker's types. What
+// --format asks for holds for the parts too.
+func TestRecordedFormats(t *testing.T) {
+	want := map[Format][3]types.MediaType{
+		OCI:  {types.OCIManifestSchema1, types.OCIConfigJSON, types.OCILayer},
+		V2S2: {types.DockerManifestSchema2, types.DockerConfigJSON, types.DockerLayer},
+	}
+	n := 0
+	for _, a := range recorded.All(t) {
+		if a.Name != "docker-29-containerd-id" {
+			continue
+		}
+		for format, types := range want {
+			n++
+			img, _, err := push(t, a.Tar, &Job{ID: digest.Digest(a.Images[0].ID), Whole: true, Format: format})
+			if err != nil {
+				t.Fatal(err)
+			}
+			m, err := img.(v1.Image).Manifest()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, l := range m.Layers {
+				if l.MediaType != types[2] {
+					t.Errorf("%s: layer %d is %s", format, i, l.MediaType)
+				}
+			}
+			if m.MediaType != types[0] || m.Config.MediaType != types[1] {
+				t.Errorf("%s: a %s with a config %s", format, m.MediaType, m.Config.MediaType)
+			}
+			wantDiffIDs(t, img.(v1.Image), a.Images[0].DiffIDs)
+		}
+	}
+	if n != 2 {
+		t.Errorf("%d archives were pushed, want one in two formats", n)
 	}
 }

@@ -205,6 +205,9 @@ func (j *engineJob) deliver(ctx context.Context, all *delivering) (*pusher.Repor
 	for _, ref := range j.before {
 		j.po.MountFrom = append(slices.Clone(j.po.MountFrom), ref.Context())
 	}
+	if j.img.Whole {
+		j.po.MountFrom = append(slices.Clone(j.po.MountFrom), j.relations(ctx, host)...)
+	}
 	j.a.adopt(ctx, j.o, &j.po, j.eng, host)
 	if err := j.a.signIn(&j.po, j.o, j.ref.Context(), all.x.to); err != nil {
 		return nil, err
@@ -257,6 +260,9 @@ func (j *engineJob) read(ctx context.Context) (remote.Taggable, error) {
 		job.Spool = j.spool()
 	}
 	if job.Whole {
+		for _, repo := range j.po.MountFrom {
+			job.MountFrom = append(job.MountFrom, repo.Name())
+		}
 		if there, err := j.published(ctx); there != nil || err != nil {
 			return there, err
 		}
@@ -290,6 +296,32 @@ func (j *engineJob) spool() *spool.Dir {
 	}
 	j.warn(fmt.Errorf("there is no place for compressed layers, each try makes them again: %w", first))
 	return nil
+}
+
+// maxRelations bounds from how many repositories a blob is mounted on trial.
+const maxRelations = 8
+
+// relations are the repositories of the registry that may have blobs of an image
+// that containerd keeps: those named by --cache-from, and those that the engine
+// has images of which begin as this one does.
+func (j *engineJob) relations(ctx context.Context, host string) (repos []name.Repository) {
+	add := func(repo name.Repository) {
+		known := slices.ContainsFunc(append(repos, j.ref.Context()), func(r name.Repository) bool { return r.Name() == repo.Name() })
+		if repo.RegistryStr() == host && !known && len(repos) < maxRelations {
+			repos = append(repos, repo)
+		}
+	}
+	for _, from := range j.o.engine.cacheFrom {
+		if ref, err := name.ParseReference(from, name.WeakValidation); err == nil {
+			add(ref.Context())
+		}
+	}
+	for _, other := range append([]engine.Image{j.img}, j.eng.Relatives(ctx, j.img, host)...) {
+		for _, ref := range other.RepoDigests {
+			add(ref.Context())
+		}
+	}
+	return repos
 }
 
 // published is the manifest or index of an image that containerd keeps, if the

@@ -66,6 +66,8 @@ type Job struct {
 	Cache *known.Cache
 	// Repository is where to, registry included.
 	Repository string
+	// MountFrom are repositories that may have blobs of a Whole image.
+	MountFrom []string
 	// Warn gets what a user should know; it may not be nil.
 	Warn func(error)
 	// Doing is told what goes on, for those who wait; it may not be nil.
@@ -309,7 +311,7 @@ func (j *Job) layer(ctx context.Context, e saved.Entry, claimed digest.Digest, r
 // blob takes in a blob that is published as it is.
 func (j *Job) blob(ctx context.Context, e saved.Entry, r io.Reader) error {
 	l := known.Layer{Digest: e.Digest, Size: e.Size, MediaType: "application/octet-stream"}
-	held, err := j.Delivery.Held(ctx, l.Digest, l.Size, l.MediaType)
+	held, err := j.Delivery.Held(ctx, l.Digest, l.Size, l.MediaType, j.MountFrom...)
 	if err != nil {
 		return err
 	}

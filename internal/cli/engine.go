@@ -197,6 +197,9 @@ func (j *engineJob) deliver(ctx context.Context, all *delivering) (*pusher.Repor
 	if j.o.image.preserveDigests && !j.img.Whole {
 		return nil, fmt.Errorf(noDigestToKeep, resume.ErrSource, j.image)
 	}
+	if flag := j.o.spelled["compression"]; flag != "" && j.img.Whole {
+		return nil, fmt.Errorf(keptCompressed, resume.ErrSource, flag, j.image)
+	}
 	host := j.ref.Context().RegistryStr()
 	if j.po, err = j.o.pusher(&j.o.to, host); err != nil {
 		return nil, err

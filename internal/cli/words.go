@@ -58,6 +58,7 @@ const (
 	notForEngine     = "%s has no effect on an image of the Docker engine"
 	onlyForEngine    = "%s is about images of the Docker engine, and SOURCE is none"
 	noDigestToKeep   = "%w: the Docker engine keeps no manifest of %s whose digest could be preserved"
+	keptCompressed   = "%w: %s has no effect on %s, whose blobs the engine keeps as they are to be published, in containerd: leave it out"
 	otherRegistry    = "--mount-from %s is on another registry than %s, which cannot take blobs from there"
 	oneStdin         = "standard input can be read once only: as a password or as the image"
 	contentTrust     = "content trust is asked for and rpush does not sign: push with --disable-content-trust (or without DOCKER_CONTENT_TRUST) and sign with cosign"

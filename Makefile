@@ -14,7 +14,7 @@ export RPUSH_TOOLS := $(BIN)
 # The race detector needs a C compiler.
 RACE := $(shell command -v $${CC:-gcc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: all build demo test bench lint cross fuzz tools debian clean
+.PHONY: all build demo test engine29 bench lint cross fuzz tools debian clean
 
 all: build
 
@@ -40,6 +40,12 @@ test: tools debian lint cross
 	go test -count=1 -timeout 20m -parallel 6 ./internal/matrix
 	cd examples && go vet ./... && go test ./...
 	scripts/ggcr-remote-tests
+
+# The tests with the Docker engine against one that no distribution has yet, with
+# each of its stores. It is built first, which takes minutes. As root.
+engine29: tools
+	scripts/with-engine classic go test -count=1 -timeout 10m ./internal/enginetest
+	scripts/with-engine containerd go test -count=1 -timeout 10m ./internal/enginetest
 
 # rpush beside crane and docker push: figures, no assertions.
 bench: $(BIN)/registry $(BIN)/crane $(RPUSH)

@@ -114,8 +114,8 @@ type Tap struct {
 	Version string // answered instead of the engine's own, if set
 }
 
-// NewTap listens in dir for the engine at /var/run/docker.sock.
-func NewTap(dir string) (*Tap, error) {
+// NewTap listens in dir for the engine at a socket.
+func NewTap(dir, socket string) (*Tap, error) {
 	path := filepath.Join(dir, "docker.sock")
 	ln, err := net.Listen("unix", path)
 	if err != nil {
@@ -129,7 +129,7 @@ func NewTap(dir string) (*Tap, error) {
 		},
 		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
-			return d.DialContext(ctx, "unix", "/var/run/docker.sock")
+			return d.DialContext(ctx, "unix", socket)
 		}},
 		ModifyResponse: func(r *http.Response) error {
 			if t.Version != "" && strings.HasSuffix(r.Request.URL.Path, "/_ping") {

@@ -78,10 +78,13 @@ func (o *options) useful(c call) error {
 			}
 		}
 	} else {
-		for _, flag := range []string{"platform", "referrers", "digest-tags", "allow-nondistributable-artifacts"} {
+		for _, flag := range []string{"referrers", "digest-tags", "allow-nondistributable-artifacts"} {
 			if o.spelled[flag] == "--"+flag {
 				return fmt.Errorf(notForEngine, o.spelled[flag])
 			}
+		}
+		if len(o.image.picks) > 1 {
+			return fmt.Errorf(onePlatform, o.spelled["platform"])
 		}
 	}
 	for _, r := range o.image.mounts {

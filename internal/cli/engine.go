@@ -194,6 +194,11 @@ func (j *engineJob) deliver(ctx context.Context, all *delivering) (*pusher.Repor
 	if j.img, err = j.eng.Image(ctx, j.image); err != nil {
 		return nil, err
 	}
+	if picks := j.o.image.picks; len(picks) > 0 {
+		if j.img, err = j.eng.Pick(ctx, j.image, j.img, picks[0]); err != nil {
+			return nil, err
+		}
+	}
 	if j.o.image.preserveDigests && !j.img.Whole {
 		return nil, fmt.Errorf(noDigestToKeep, resume.ErrSource, j.image)
 	}
@@ -243,7 +248,7 @@ func (j *engineJob) read(ctx context.Context) (remote.Taggable, error) {
 	o := &j.o.engine
 	job := &stream.Job{
 		Delivery:  j.d,
-		Save:      func(ctx context.Context) (io.ReadCloser, error) { return j.eng.Export(ctx, j.img.ID.String()) },
+		Save:      func(ctx context.Context) (io.ReadCloser, error) { return j.eng.Export(ctx, j.img) },
 		ID:        j.img.ID,
 		Whole:     j.img.Whole,
 		DiffIDs:   j.img.DiffIDs,

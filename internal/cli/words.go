@@ -56,6 +56,7 @@ const (
 	badTag           = "%q is neither a tag nor a reference"
 	notForSource     = "%s is about the registry that SOURCE docker://REF names, and SOURCE is none"
 	notForEngine     = "%s has no effect on an image of the Docker engine"
+	onePlatform      = "%s picks one platform of an image of the Docker engine; all of them are pushed without it"
 	onlyForEngine    = "%s is about images of the Docker engine, and SOURCE is none"
 	noDigestToKeep   = "%w: the Docker engine keeps no manifest of %s whose digest could be preserved"
 	keptCompressed   = "%w: %s has no effect on %s, whose blobs the engine keeps as they are to be published, in containerd: leave it out"

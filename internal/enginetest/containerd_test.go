@@ -87,6 +87,18 @@ func TestIndexes(t *testing.T) {
 	if r := l.push(ours); r.Sent != 0 || r.Engine.Exports != 0 || r.Digest != whole {
 		t.Errorf("what is there: %+v", r)
 	}
+	for _, platform := range []string{"linux/amd64", "linux/arm64"} {
+		l.docker("push", "-q", "--platform", platform, theirs)
+		want := l.crane("digest", theirs)
+		l.crane("delete", l.ref("ours/app")+"@"+want)
+		if r := l.push("--platform", platform, ours); r.Digest != want || r.Engine.Exports != 1 {
+			t.Errorf("%s: %+v, docker pushes %s", platform, r, want)
+		}
+		l.valid(ours)
+		if r := l.push("--platform", platform, ours); r.Digest != want || r.Engine.Exports != 0 {
+			t.Errorf("%s again: %+v", platform, r)
+		}
+	}
 	if r := l.push("--format", "v2s2", ours); r.MediaType != "application/vnd.docker.distribution.manifest.list.v2+json" {
 		t.Errorf("--format v2s2: %+v", r)
 	}

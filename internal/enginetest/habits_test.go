@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -145,7 +146,9 @@ func TestFlagsOfOtherSources(t *testing.T) {
 		exit int
 		want string
 	}{
-		{[]string{"--platform", "linux/arm64"}, 2, "--platform has no effect"},
+		{[]string{"--platform", "linux/s390x"}, 1, "not for linux/s390x but for linux/" + runtime.GOARCH},
+		{[]string{"--platform", "linux/" + runtime.GOARCH}, 0, "pushed " + ref},
+		{[]string{"--platform", "linux/amd64,linux/arm64"}, 2, "--platform picks one platform"},
 		{[]string{"--referrers"}, 2, "--referrers has no effect"},
 		{[]string{"--digest-tags"}, 2, "--digest-tags has no effect"},
 		{[]string{"--allow-nondistributable-artifacts"}, 2, "has no effect"},

@@ -14,7 +14,7 @@ export RPUSH_TOOLS := $(BIN)
 # The race detector needs a C compiler.
 RACE := $(shell command -v $${CC:-gcc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: all build demo test bench lint cross fuzz tools debian clean
+.PHONY: all build demo test engine29 bench lint cross fuzz tools debian clean
 
 all: build
 
@@ -41,6 +41,12 @@ test: tools debian lint cross
 	cd examples && go vet ./... && go test ./...
 	scripts/ggcr-remote-tests
 
+# The tests with the Docker engine against one that no distribution has yet, with
+# each of its stores. It is built first, which takes minutes. As root.
+engine29: tools
+	scripts/with-engine classic go test -count=1 -timeout 10m ./internal/enginetest
+	scripts/with-engine containerd go test -count=1 -timeout 10m ./internal/enginetest
+
 # rpush beside crane and docker push: figures, no assertions.
 bench: $(BIN)/registry $(BIN)/crane $(RPUSH)
 	go run ./internal/bench -rpush $(RPUSH)
@@ -66,7 +72,7 @@ fuzz:
 		go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/protocol || exit 1; done
 	for f in FuzzNFT FuzzXtables FuzzTables FuzzRecord; do \
 		go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/conntrack || exit 1; done
-	go test -run '^$$' -fuzz '^FuzzWalk$$' -fuzztime 60s ./internal/saved
+	go test -run '^$$' -fuzz '^FuzzWalk$$' -fuzztime 60s -fuzzminimizetime 10x ./internal/saved
 	go test -run '^$$' -fuzz '^FuzzArchive$$' -fuzztime 60s -fuzzminimizetime 10x ./internal/source
 	go test -run '^$$' -fuzz '^FuzzRecord$$' -fuzztime 60s ./resume
 

@@ -163,7 +163,7 @@ func (d *Delivery) mountable(repo string) string {
 // at asks another repository of the registry for a blob. One that cannot be
 // asked has it not.
 func (d *Delivery) at(ctx context.Context, bare string, dgst digest.Digest, size int64) (bool, error) {
-	c, done, err := d.p.quietly(ctx, d.ref.Context().Registry.Repo(bare))
+	c, done, err := d.p.quietly(ctx, d.ref.Context().Repo(bare))
 	if err != nil {
 		return false, ctx.Err()
 	}

@@ -49,6 +49,7 @@ var arrows = map[string][]string{
 	"internal/testgear/process":   {},
 	"internal/testgear/proxy":     {},
 	"internal/testgear/realreg":   {},
+	"internal/testgear/recorded":  {},
 	"internal/testgear/scripted":  {},
 	"internal/testgear/tokens":    {},
 

@@ -83,7 +83,10 @@ func (o *options) useful(c call) error {
 	var err error
 	switch _, engine := c.ofEngine(); {
 	case engine:
-		err = given(notForEngine, "platform", "referrers", "digest-tags", "allow-nondistributable-artifacts")
+		err = given(notForEngine, "referrers", "digest-tags", "allow-nondistributable-artifacts")
+		if err == nil && len(o.image.picks) > 1 {
+			err = fmt.Errorf(onePlatform, o.spelled["platform"])
+		}
 	default:
 		err = given(onlyForEngine, engineFlags...)
 		transport, _, _ := strings.Cut(c.source, ":")

@@ -132,8 +132,14 @@ func engineTags(ctx context.Context, eng *engine.Engine, c call) ([]engineJob, e
 // pushOfEngine pushes one image of the engine to one target.
 func (p *pushes) pushOfEngine(ctx context.Context, eng *engine.Engine, image string, t target) error {
 	img, err := eng.Image(ctx, image)
+	if picks := p.o.image.picks; err == nil && len(picks) > 0 {
+		img, err = eng.Pick(ctx, image, img, picks[0])
+	}
 	if err == nil && p.o.image.preserveDigests && !img.Whole {
 		err = fmt.Errorf(noDigestToKeep, resume.ErrSource, image)
+	}
+	if flag := p.o.spelled["compression"]; err == nil && flag != "" && img.Whole {
+		err = fmt.Errorf(keptCompressed, resume.ErrSource, flag, image)
 	}
 	if err != nil {
 		return p.done(t, nil, nil, err)
@@ -143,13 +149,43 @@ func (p *pushes) pushOfEngine(ctx context.Context, eng *engine.Engine, image str
 		return p.done(t, nil, nil, err)
 	}
 	p.a.adopt(ctx, p.o, &po, eng, t.ref.Context().RegistryStr())
-	m := &making{pushes: p, target: t, what: image, po: po, eng: &engineImage{eng, img}, job: stream.Job{
+	e := &engineImage{eng, img}
+	if img.Whole {
+		po.MountFrom = append(po.MountFrom, p.relations(ctx, e, t.ref.Context())...)
+	}
+	m := &making{pushes: p, target: t, what: image, po: po, eng: e, job: stream.Job{
 		Save:    func(ctx context.Context) (io.ReadCloser, error) { return eng.Export(ctx, img) },
 		ID:      img.ID,
 		Whole:   img.Whole,
 		DiffIDs: img.DiffIDs,
 	}}
 	return m.push(ctx)
+}
+
+// maxRelations bounds from how many repositories a blob is mounted on trial.
+const maxRelations = 8
+
+// relations are the repositories of the registry that may have blobs of an image
+// that containerd keeps: those named by --cache-from, and those that the engine
+// has images of which begin as this one does.
+func (p *pushes) relations(ctx context.Context, e *engineImage, to name.Repository) (repos []name.Repository) {
+	add := func(repo name.Repository) {
+		known := slices.ContainsFunc(append(repos, to), func(r name.Repository) bool { return r.Name() == repo.Name() })
+		if repo.RegistryStr() == to.RegistryStr() && !known && len(repos) < maxRelations {
+			repos = append(repos, repo)
+		}
+	}
+	for _, from := range p.o.layers.cacheFrom {
+		if ref, err := name.ParseReference(from, name.WeakValidation); err == nil {
+			add(ref.Context())
+		}
+	}
+	for _, other := range append([]engine.Image{e.Image}, e.Relatives(ctx, e.Image, to.RegistryStr())...) {
+		for _, ref := range other.RepoDigests {
+			add(ref.Context())
+		}
+	}
+	return repos
 }
 
 // learn asks for the manifests under which the image was pulled, and others

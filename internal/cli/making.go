@@ -123,6 +123,9 @@ func (m *making) make(ctx context.Context) (remote.Taggable, error) {
 		j.Spool = m.spool()
 	}
 	if j.Whole {
+		for _, repo := range m.po.MountFrom {
+			j.MountFrom = append(j.MountFrom, repo.Name())
+		}
 		if there, err := m.published(ctx); there != nil || err != nil {
 			return there, err
 		}

@@ -20,11 +20,13 @@ import (
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/moby/moby/api/pkg/authconfig"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/client"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/rpush-go/rpush/resume"
 )
@@ -101,6 +103,21 @@ func (e *BrokenError) Error() string {
 // Unwrap returns resume.ErrSource and the cause.
 func (e *BrokenError) Unwrap() []error { return []error{resume.ErrSource, e.Err} }
 
+// NoPlatformError says that an image is not there for a platform.
+type NoPlatformError struct {
+	Address, Name string
+	Platform      v1.Platform
+	// Has are the platforms it is there for.
+	Has []string
+}
+
+func (e *NoPlatformError) Error() string {
+	return fmt.Sprintf("the Docker engine at %s has %s not for %s but for %s", e.Address, e.Name, e.Platform, strings.Join(e.Has, ", "))
+}
+
+// Unwrap returns resume.ErrSource.
+func (e *NoPlatformError) Unwrap() error { return resume.ErrSource }
+
 // Open finds the engine and asks whether it answers. The error is one of those
 // above, resume.ErrSource, or the cause of a done ctx.
 func Open(ctx context.Context, o Options) (*Engine, error) {
@@ -170,6 +187,15 @@ type Image struct {
 	// Whole says that the engine keeps it in containerd, compressed, with the
 	// manifests it came with.
 	Whole bool
+
+	platform v1.Platform
+	of       *picked
+}
+
+// picked is what an image was picked from, and by what.
+type picked struct {
+	index    string
+	platform v1.Platform
 }
 
 // Image asks for an image by name or ID. The error is *NoImageError,
@@ -192,6 +218,7 @@ func (e *Engine) Image(ctx context.Context, image string) (Image, error) {
 	if err := img.ID.Validate(); err != nil {
 		return Image{}, bad("the Docker engine at %s gave %s the ID %q: %w", e.Address, image, in.ID, err)
 	}
+	img.platform = v1.Platform{OS: in.Os, Architecture: in.Architecture, Variant: in.Variant}
 	for _, l := range in.RootFS.Layers {
 		d := digest.Digest(l)
 		if err := d.Validate(); err != nil {
@@ -200,6 +227,40 @@ func (e *Engine) Image(ctx context.Context, image string) (Image, error) {
 		img.DiffIDs = append(img.DiffIDs, d)
 	}
 	return img, nil
+}
+
+// Pick gives the image for a platform alone. The error is as of Image;
+// *NoPlatformError where there is none.
+func (e *Engine) Pick(ctx context.Context, image string, img Image, p v1.Platform) (Image, error) {
+	none := &NoPlatformError{Address: e.Address, Name: image, Platform: p}
+	if !img.Whole {
+		if !img.platform.Satisfies(p) {
+			none.Has = []string{img.platform.String()}
+			return Image{}, none
+		}
+		return img, nil
+	}
+	in, err := e.c.ImageInspect(ctx, img.ID.String(), client.ImageInspectWithManifests(true))
+	switch {
+	case ctx.Err() != nil:
+		return Image{}, context.Cause(ctx)
+	case err != nil:
+		return Image{}, bad("asking the Docker engine at %s for the platforms of %s: %w", e.Address, image, err)
+	}
+	for _, m := range in.Manifests {
+		if m.ImageData == nil || !m.Available {
+			continue
+		}
+		of := m.ImageData.Platform
+		has := v1.Platform{OS: of.OS, Architecture: of.Architecture, Variant: of.Variant, OSVersion: of.OSVersion}
+		if has.Satisfies(p) {
+			img.of = &picked{img.ID.String(), has}
+			img.ID = m.Descriptor.Digest
+			return img, nil
+		}
+		none.Has = append(none.Has, has.String())
+	}
+	return Image{}, none
 }
 
 // Tags are those of a repository, in order. The error is as of Image;
@@ -240,7 +301,15 @@ func parseDigests(all []string) (refs []name.Digest) {
 // reading too, is *BrokenError, *NoImageError, resume.ErrSource, or the cause of
 // a done ctx.
 func (e *Engine) Export(ctx context.Context, img Image) (io.ReadCloser, error) {
-	r, err := e.c.ImageSave(ctx, []string{img.ID.String()})
+	id := img.ID.String()
+	var opts []client.ImageSaveOption
+	if of := img.of; of != nil {
+		id = of.index
+		opts = append(opts, client.ImageSaveWithPlatforms(ocispec.Platform{
+			OS: of.platform.OS, Architecture: of.platform.Architecture, Variant: of.platform.Variant, OSVersion: of.platform.OSVersion,
+		}))
+	}
+	r, err := e.c.ImageSave(ctx, []string{id}, opts...)
 	switch {
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)

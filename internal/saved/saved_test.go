@@ -15,6 +15,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/rpush-go/rpush/internal/testgear/recorded"
 	"github.com/rpush-go/rpush/resume"
 )
 
@@ -209,6 +210,9 @@ func FuzzWalk(f *testing.F) {
 		file{name: "manifest.json", body: `[{"Config":"c","Layers":["x/layer.tar"]}]`}))
 	f.Add([]byte("\x1f\x8b\x08\x00"))
 	f.Add([]byte("\x28\xb5\x2f\xfd"))
+	for _, a := range recorded.All(f) {
+		f.Add(a.Tar)
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		a, err := Walk(context.Background(), bytes.NewReader(b), func(a *Archive, e Entry, r io.Reader) error {
 			n, err := io.Copy(io.Discard, io.LimitReader(r, 64<<20))

@@ -17,6 +17,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/rpush-go/rpush/internal/saved"
+	"github.com/rpush-go/rpush/internal/testgear/recorded"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -126,6 +127,9 @@ func fuzzArchive(t *testing.T, input []byte) {
 func FuzzArchive(f *testing.F) {
 	for _, seed := range archiveSeeds(f) {
 		f.Add(seed)
+	}
+	for _, a := range recorded.All(f) {
+		f.Add(a.Tar)
 	}
 	f.Fuzz(fuzzArchive)
 }

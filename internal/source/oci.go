@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -78,9 +79,13 @@ func layoutImages(named string, p place, o Options) (*Images, error) {
 				if tag == "" {
 					tag = tagOf(d.Annotations[containerdName])
 				}
-				if tag != "" {
-					all[tag] = selector{digest: d.Digest}
+				if tag == "" {
+					continue
 				}
+				if other, ok := all[tag]; ok && other.digest != d.Digest {
+					return nil, bad("%s holds several images with the tag %q", p, tag)
+				}
+				all[tag] = selector{digest: d.Digest}
 			}
 			return all, nil
 		},
@@ -126,7 +131,7 @@ func choose(dir string, top *v1.IndexManifest, sel selector) (v1.Descriptor, err
 		},
 		func(d v1.Descriptor) bool {
 			full := d.Annotations[containerdName]
-			return sel.tag != "" && (full == sel.tag || tagOf(full) == sel.tag)
+			return sel.tag != "" && (sameName(full, sel.tag) || tagOf(full) == sel.tag)
 		},
 	} {
 		for _, d := range top.Manifests {
@@ -160,11 +165,11 @@ func choose(dir string, top *v1.IndexManifest, sel selector) (v1.Descriptor, err
 func names(ds []v1.Descriptor) []string {
 	var all []string
 	for _, d := range ds {
-		switch name, tag := d.Annotations[refName], tagOf(d.Annotations[containerdName]); {
+		switch name, full := d.Annotations[refName], d.Annotations[containerdName]; {
+		case full != "":
+			all = append(all, fmt.Sprintf("#%s (@%s)", full, d.Digest))
 		case name != "":
 			all = append(all, fmt.Sprintf(":%s (@%s)", name, d.Digest))
-		case tag != "":
-			all = append(all, fmt.Sprintf(":%s (@%s)", tag, d.Digest))
 		case d.Platform != nil:
 			all = append(all, fmt.Sprintf("@%s (%s)", d.Digest, d.Platform))
 		default:
@@ -172,6 +177,17 @@ func names(ds []v1.Descriptor) []string {
 		}
 	}
 	return all
+}
+
+// sameName reports whether both spell one reference: containerd writes out what
+// docker's users leave out.
+func sameName(a, b string) bool {
+	if a == b {
+		return true
+	}
+	at, aerr := name.NewTag(a)
+	bt, berr := name.NewTag(b)
+	return aerr == nil && berr == nil && at.Name() == bt.Name()
 }
 
 // tagOf returns the tag of a reference, "" where it has none.

@@ -43,7 +43,9 @@ func (f Format) translate(mt types.MediaType) (out types.MediaType, ok bool) {
 	return mt, f == OCI // OCI takes any
 }
 
-// manifest writes a manifest anew, if it is not in the format already.
+// manifest writes a manifest anew, unless it and its parts are in the format
+// already: Docker's builder makes OCI manifests of layers that have docker's
+// types. What has no type in the format may stay in a manifest of that format.
 func (f Format) manifest(raw []byte) ([]byte, error) {
 	m, err := v1.ParseManifest(bytes.NewReader(raw))
 	if err != nil {
@@ -52,50 +54,65 @@ func (f Format) manifest(raw []byte) ([]byte, error) {
 	if m.MediaType == "" {
 		m.MediaType = types.OCIManifestSchema1
 	}
-	if to, _ := f.translate(m.MediaType); f == "" || to == m.MediaType {
+	if f == "" {
 		return raw, nil
 	}
+	to, _ := f.translate(m.MediaType)
+	converts := to != m.MediaType
+	changed := converts
 	all := []*types.MediaType{&m.MediaType, &m.Config.MediaType}
 	for i := range m.Layers {
 		all = append(all, &m.Layers[i].MediaType)
 	}
 	for _, mt := range all {
 		to, ok := f.translate(*mt)
-		if !ok {
+		if !ok && converts {
 			return nil, bad("%s cannot be written as %s: it has a part of type %q", digest.FromBytes(raw), f, *mt)
 		}
-		*mt = to
+		if ok && to != *mt {
+			*mt, changed = to, true
+		}
 	}
-	if f == V2S2 {
+	if !changed {
+		return raw, nil
+	}
+	if f == V2S2 && converts {
 		m.Annotations = nil // it has none
 	}
 	return json.MarshalIndent(m, "", "   ")
 }
 
-// index takes the children, as they have become, into an index.
-func (f Format) index(m *v1.IndexManifest, children []remote.Taggable) error {
+// index takes the children, as they have become, into an index, and reports
+// whether that changed it.
+func (f Format) index(m *v1.IndexManifest, children []remote.Taggable) (changed bool, err error) {
+	if f == "" {
+		return false, nil
+	}
 	became := map[string]string{}
 	for i, c := range children {
 		raw, err := c.RawManifest()
 		if err != nil {
-			return err
+			return false, err
 		}
 		d := &m.Manifests[i]
-		before := d.Digest.String()
+		before := *d
 		if d.Digest, err = partial.Digest(c); err != nil {
-			return err
+			return false, err
 		}
 		d.Size = int64(len(raw))
 		d.MediaType, _ = f.translate(d.MediaType)
-		became[before] = d.Digest.String()
+		changed = changed || d.Digest != before.Digest || d.MediaType != before.MediaType
+		became[before.Digest.String()] = d.Digest.String()
 	}
 	for _, d := range m.Manifests {
 		if now, ok := became[d.Annotations[describes]]; ok {
 			d.Annotations[describes] = now
 		}
 	}
-	m.MediaType, _ = f.translate(m.MediaType)
-	return nil
+	to, _ := f.translate(m.MediaType)
+	changed = changed || to != m.MediaType
+	m.MediaType = to
+	return changed, nil
 }
 
 // describes is on the descriptor of an attestation and names the image it is

@@ -106,7 +106,7 @@ func (j *Job) layer(ctx context.Context, name string, claimed digest.Digest, r i
 // blob takes in a blob that is published as it is.
 func (j *Job) blob(ctx context.Context, e saved.Entry, r io.Reader) error {
 	l := known.Layer{Digest: e.Digest, Size: e.Size, MediaType: "application/octet-stream"}
-	held, err := j.Delivery.Held(ctx, l.Digest, l.Size, l.MediaType)
+	held, err := j.Delivery.Held(ctx, l.Digest, l.Size, l.MediaType, j.MountFrom...)
 	if err != nil {
 		return err
 	}

@@ -69,6 +69,8 @@ type Job struct {
 	Cache *known.Cache
 	// Repository is where to, registry included.
 	Repository string
+	// MountFrom are repositories that may have blobs of a Whole image.
+	MountFrom []string
 	// Warn gets what a user should know; it may not be nil.
 	Warn func(error)
 	// Doing is told what goes on, for those who wait; it may not be nil.

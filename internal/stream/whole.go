@@ -143,10 +143,11 @@ func (t *tree) index(d v1.Descriptor, depth int) (remote.Taggable, error) {
 		}
 		idx.children = append(idx.children, child)
 	}
-	if to, _ := t.j.Format.translate(m.MediaType); t.j.Format != "" && to != m.MediaType {
-		if err := t.j.Format.index(m, idx.children); err != nil {
-			return nil, err
-		}
+	changed, err := t.j.Format.index(m, idx.children)
+	if err != nil {
+		return nil, err
+	}
+	if changed {
 		idx.raw = nil
 	}
 	if idx.raw == nil {

@@ -26,9 +26,6 @@ type Tap struct {
 	After int64
 }
 
-// Socket is the engine's own.
-const Socket = "/var/run/docker.sock"
-
 // NewTap listens in dir for the engine at a socket.
 func NewTap(dir, socket string) (*Tap, error) {
 	path := filepath.Join(dir, "docker.sock")

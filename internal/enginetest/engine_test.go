@@ -314,7 +314,7 @@ func TestBaseIsNeitherSentNorCompressed(t *testing.T) {
 	dry := l.push("--dry-run", app)
 	l.fresh()
 	r := l.push(app)
-	if dry.Digest != r.Digest || dry.Engine.Compressed != 2 {
+	if dry.Digest != r.Digest || (dry.Engine.Compressed != 2 && !l.whole) {
 		t.Errorf("the dry run said %s and compressed %d layers, pushed is %s", dry.Digest, dry.Engine.Compressed, r.Digest)
 	}
 	for _, b := range dry.Blobs {

@@ -119,7 +119,7 @@ func TestNoClobberOfTheEngine(t *testing.T) {
 	if _, exit, stderr := l.text("--no-clobber", "-t", "one", "docker-daemon:"+two, two); exit != 1 || !strings.Contains(stderr, one+" exists already") {
 		t.Errorf("another image under a further tag: exit %d\n%s", exit, stderr)
 	}
-	if l.tap.Saves.Load() != saves {
+	if l.tap.Saves.Load() != saves && !l.whole { // containerd's may be an index, of which not all is there
 		t.Error("the image was read though its tag is taken")
 	}
 	l.push("--no-clobber", one)
@@ -145,6 +145,9 @@ func TestSameFromAnArchive(t *testing.T) {
 	// What is known is only where the image was pushed to.
 	l.fresh()
 	check("without a cache", l.push("docker-archive:"+file, ref))
+	if l.whole {
+		return // its blobs go out as they are
+	}
 	l.fresh()
 	other := l.push("--cache-from", ref, file, l.ref("other/app:1"))
 	if other.Digest != want.Digest || other.count("mounted") != 2 || other.Engine.Compressed != 0 {

@@ -240,23 +240,30 @@ type Blob struct {
 	once sync.Once
 }
 
-// Open is that of resume.Blob.
+// Open is that of resume.Blob. Another process that made the same blob may have
+// put its own in the place of this one, or taken it away.
 func (b *Blob) Open(_ context.Context, offset int64) (io.ReadCloser, error) {
-	f, err := os.Open(b.path)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := f.Seek(offset, io.SeekStart); err != nil {
+	if f, err := os.Open(b.path); err == nil {
+		if b.is(f.Stat()) {
+			if _, err := f.Seek(offset, io.SeekStart); err == nil {
+				return f, nil
+			}
+		}
 		f.Close()
-		return nil, err
 	}
-	return f, nil
+	return io.NopCloser(io.NewSectionReader(b.f, offset, b.Size-offset)), nil
+}
+
+// is reports whether a file is the blob's own.
+func (b *Blob) is(fi os.FileInfo, err error) bool {
+	own, ownErr := b.f.Stat()
+	return err == nil && ownErr == nil && os.SameFile(fi, own)
 }
 
 // Delivered removes the blob, unless another process is delivering it too.
 func (b *Blob) Delivered() {
 	b.release(func() {
-		if lock(b.f, true) {
+		if lock(b.f, true) && b.is(os.Lstat(b.path)) {
 			_ = os.Remove(b.path) // swept later, where it fails
 		}
 	})

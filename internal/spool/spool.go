@@ -92,7 +92,7 @@ func (d *Dir) sweep(now time.Time) {
 
 // remove deletes a file unless somebody uses it.
 func (d *Dir) remove(name string) {
-	f, err := os.Open(filepath.Join(d.path, name))
+	f, err := openToLock(filepath.Join(d.path, name))
 	if err != nil {
 		return
 	}
@@ -101,6 +101,10 @@ func (d *Dir) remove(name string) {
 		_ = os.Remove(f.Name()) // whoever was faster
 	}
 }
+
+// openToLock opens a file for writing too: over NFS only such a one can be
+// locked for its holder alone (flock(2)).
+func openToLock(path string) (*os.File, error) { return os.OpenFile(path, os.O_RDWR, 0) }
 
 // room is how many bytes more may be written.
 func (d *Dir) room() int64 {
@@ -199,7 +203,7 @@ func (d *Dir) Get(ctx context.Context, dgst digest.Digest, size int64) (*Blob, b
 		return nil, false
 	}
 	path := filepath.Join(d.path, name(dgst))
-	f, err := os.Open(path)
+	f, err := openToLock(path)
 	if err != nil {
 		return nil, false
 	}

@@ -1,7 +1,9 @@
 package stream
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -83,14 +85,53 @@ func (j *Job) again(ctx context.Context) error {
 	return nil
 }
 
+// remade is a blob that is being made while it is read.
+type remade struct {
+	*io.PipeReader
+	stop context.CancelFunc
+}
+
+// Close ends what the engine does for it, too.
+func (r *remade) Close() error {
+	r.stop()
+	return r.PipeReader.Close()
+}
+
 // remake makes the blob of one file of the archive anew.
-func (j *Job) remake(ctx context.Context, file string) io.ReadCloser {
+func (j *Job) remake(ctx context.Context, file string) *remade {
+	ctx, stop := context.WithCancel(ctx)
 	pr, pw := io.Pipe()
 	if j.Plain == nil {
 		j.stats.Exports++
 	}
 	go func() {
+		defer stop()
 		pw.CloseWithError(j.reread(ctx, file, func(r io.Reader) error { return j.copyTo(pw, r) }))
 	}()
-	return pr
+	return &remade{pr, stop}
+}
+
+// at gives the blob from an offset on, once there is something to be read: the
+// engine may take minutes to begin, and a request that sends nothing would be
+// taken for stalled.
+func at(ctx context.Context, r *remade, offset int64) (io.ReadCloser, error) {
+	defer context.AfterFunc(ctx, func() { r.Close() })()
+	b := bufio.NewReader(r)
+	_, err := io.CopyN(io.Discard, b, offset)
+	if err == nil {
+		if _, err = b.Peek(1); errors.Is(err, io.EOF) {
+			err = nil // nothing is left
+		}
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{b, r}, nil
 }

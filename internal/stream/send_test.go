@@ -1,0 +1,95 @@
+package stream
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rpush-go/rpush/internal/compress"
+)
+
+// slow is an engine that saves b only when it is told to.
+type slow struct {
+	b      []byte
+	begin  chan struct{}
+	ended  int // savings that were given up
+	opened int
+}
+
+func (s *slow) save(ctx context.Context) (io.ReadCloser, error) {
+	s.opened++
+	select {
+	case <-s.begin:
+		return io.NopCloser(bytes.NewReader(s.b)), nil
+	case <-ctx.Done():
+		s.ended++
+		return nil, context.Cause(ctx)
+	}
+}
+
+// A blob that is made again is there when it can be read, not before: an engine
+// may take longer to begin than a request may stall.
+func TestRemadeBlobBegins(t *testing.T) {
+	a := newArchive()
+	a.file("layer.tar", bytes.Repeat([]byte("layer"), 1000))
+	a.w.Close()
+	for _, offset := range []int64{0, 7, 2 << 10} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &slow{b: a.b.Bytes(), begin: make(chan struct{})}
+			j := &Job{Save: s.save, Algorithm: compress.None}
+			var r io.ReadCloser
+			var err error
+			opened := make(chan struct{})
+			go func() {
+				defer close(opened)
+				r, err = at(t.Context(), j.remake(t.Context(), "layer.tar"), offset)
+			}()
+			synctest.Wait()
+			select {
+			case <-opened:
+				t.Error("it was opened before there was a byte of it")
+			default:
+			}
+			close(s.begin)
+			<-opened
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			if got, err := io.ReadAll(r); int64(len(got)) != 5000-offset || err != nil {
+				t.Errorf("from offset %d on there are %d bytes, %v", offset, len(got), err)
+			}
+		})
+	}
+}
+
+// Who gives up a blob that is being made lets go of the engine as well, also
+// before the first byte.
+func TestRemadeBlobIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &slow{begin: make(chan struct{})}
+		j := &Job{Save: s.save, Algorithm: compress.None}
+		r := j.remake(t.Context(), "layer.tar")
+		synctest.Wait()
+		r.Close()
+		synctest.Wait()
+		if s.opened != 1 || s.ended != 1 {
+			t.Errorf("of %d savings %d ended", s.opened, s.ended)
+		}
+		gone := errors.New("gone")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		r = j.remake(t.Context(), "layer.tar")
+		time.AfterFunc(time.Second, func() { cancel(gone) })
+		if _, err := at(ctx, r, 0); !errors.Is(err, gone) {
+			t.Errorf("got %v, want the cause of the context", err)
+		}
+		synctest.Wait()
+		if s.ended != 2 {
+			t.Errorf("of %d savings %d ended", s.opened, s.ended)
+		}
+	})
+}

@@ -67,7 +67,7 @@ func dockerImages(named string, a *archive, o Options) (*Images, error) {
 			for i, desc := range d.manifest {
 				for _, t := range desc.RepoTags {
 					if tag := tagOf(t); tag != "" {
-						if _, ok := all[tag]; ok {
+						if other, ok := all[tag]; ok && other.index != strconv.Itoa(i) {
 							return nil, bad("%s holds several images with the tag %q", a.name, tag)
 						}
 						all[tag] = selector{index: strconv.Itoa(i)}

@@ -360,7 +360,7 @@ func openAnyArchive(ctx context.Context, file string, o Options) (*Images, error
 	_, both := a.find(manifestFile)
 	top, err := readTop(tarred{a})
 	switch {
-	case err == nil && (!both || a.compressed(top.Manifests, 0)):
+	case err == nil && (!both || a.compressed(top.Manifests, map[visit]bool{}, 0)):
 		return a.images("oci-archive:", o)
 	case both:
 		return a.images("docker-archive:", o)
@@ -373,20 +373,23 @@ func openAnyArchive(ctx context.Context, file string, o Options) (*Images, error
 }
 
 // compressed reports whether no layer below is a plain tar. What cannot be read
-// is no reason to think so.
-func (a *archive) compressed(ds []v1.Descriptor, depth int) bool {
+// is no reason to think so. Each of seen is looked at once: indexes may name
+// one another a thousand times.
+func (a *archive) compressed(ds []v1.Descriptor, seen map[visit]bool, depth int) bool {
 	for _, d := range ds {
 		if strings.HasSuffix(string(d.MediaType), ".tar") {
 			return false
 		}
-		if depth > maxDepth || !d.MediaType.IsImage() && !d.MediaType.IsIndex() {
+		at := visit{d.Digest, d.Size, d.MediaType}
+		if depth > maxDepth || seen[at] || !d.MediaType.IsImage() && !d.MediaType.IsIndex() {
 			continue
 		}
+		seen[at] = true
 		raw, err := a.document(blobName(d.Digest))
 		if err != nil {
 			continue
 		}
-		if below, err := readManifest(raw, d); err == nil && !a.compressed(below, depth+1) {
+		if below, err := readManifest(raw, d); err == nil && !a.compressed(below, seen, depth+1) {
 			return false
 		}
 	}

@@ -93,6 +93,9 @@ func (t *tree) image(d v1.Descriptor) (v1.Image, error) {
 		return nil, err
 	}
 	return NewImage(raw, config, func(d digest.Digest) func() (io.ReadCloser, error) {
+		if _, _, ok := t.a.Resolve(saved.BlobName(d)); !ok {
+			return func() (io.ReadCloser, error) { return nil, bad("%s is not in what was saved", d) }
+		}
 		b, err := t.a.Blob(d)
 		if err != nil {
 			return nil // delivered

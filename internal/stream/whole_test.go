@@ -294,3 +294,17 @@ func TestWholeIndexesThatFanOut(t *testing.T) {
 		t.Errorf("the digest is %s, want %s", h, d.Digest)
 	}
 }
+
+// An image of which a layer is nowhere is the engine's fault.
+func TestWholeWithoutALayer(t *testing.T) {
+	a, away := newArchive(), newArchive()
+	layer := away.blob([]byte("layer"), types.OCILayer)
+	d := a.json(v1.Manifest{
+		SchemaVersion: 2, MediaType: types.OCIManifestSchema1,
+		Config: a.blob([]byte("{}"), types.OCIConfigJSON), Layers: []v1.Descriptor{layer},
+	}, types.OCIManifestSchema1)
+	_, _, err := push(t, a.top(d), &Job{ID: digest.Digest(d.Digest.String()), Whole: true})
+	if !errors.Is(err, resume.ErrSource) || !strings.Contains(fmt.Sprint(err), layer.Digest.String()+" is not in what was saved") {
+		t.Errorf("got %v, want a source error about the layer", err)
+	}
+}

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -150,14 +149,14 @@ func (d *Delivery) Held(ctx context.Context, dgst digest.Digest, size int64, med
 }
 
 // mountable is the bare name of a repository that a blob can be mounted from,
-// empty where it cannot: a mount works within one registry only.
+// empty where it cannot, or is no name: it may come from a file that others
+// write to.
 func (d *Delivery) mountable(repo string) string {
-	to := d.ref.Context()
-	from, ok := strings.CutPrefix(repo, to.RegistryStr()+"/")
-	if !ok || from == to.RepositoryStr() {
+	from, err := name.NewRepository(repo, name.WeakValidation)
+	if err != nil || !mountable(from, d.ref.Context()) {
 		return ""
 	}
-	return from
+	return from.RepositoryStr()
 }
 
 // at asks another repository of the registry for a blob. One that cannot be

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"net/http"
+	"slices"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -102,4 +104,32 @@ func TestManifestAndConfig(t *testing.T) {
 			t.Errorf("a config that is not there is %v, %v", c, err)
 		}
 	})
+}
+
+// What is no name of a repository is not asked for in the name of one.
+func TestHeldElsewhere(t *testing.T) {
+	var asked []string
+	reg := host(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			asked = append(asked, r.URL.Query().Get("from"))
+		}
+		if r.URL.Path != "/v2/" {
+			w.WriteHeader(http.StatusNotFound)
+		}
+	}))
+	p := newPusher(t, pusher.Options{})
+	d, err := p.Open(context.Background(), tagOf(t, reg+"/team/app:1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	b := early([]byte("layer"))
+	held, err := d.Held(context.Background(), b.Digest, b.Size, "layer",
+		reg+"/a:pull repository:other", reg+"/", "other.test/base", reg+"/team/app", reg+"/team/base")
+	if err != nil || held {
+		t.Errorf("the layer is held: %t, %v", held, err)
+	}
+	if want := []string{"team/base"}; !slices.Equal(asked, want) {
+		t.Errorf("mounts were tried from %q, want %q", asked, want)
+	}
 }

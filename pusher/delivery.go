@@ -421,5 +421,5 @@ func (p *Pusher) document(ctx context.Context, repo name.Repository, path string
 			return nil, protocol.Kind(protocol.ErrRefused, fmt.Errorf("the registry gave %s where %s was asked for", got, want))
 		}
 	}
-	return &Document{Raw: b, MediaType: resp.Header.Get("Content-Type")}, nil
+	return &Document{Raw: b, MediaType: string(contentType(resp))}, nil
 }

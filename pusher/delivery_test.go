@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/rpush-go/rpush/internal/testgear/scripted"
@@ -131,5 +132,21 @@ func TestHeldElsewhere(t *testing.T) {
 	}
 	if want := []string{"team/base"}; !slices.Equal(asked, want) {
 		t.Errorf("mounts were tried from %q, want %q", asked, want)
+	}
+}
+
+// Some servers add parameters to the type of what they answer.
+func TestManifestType(t *testing.T) {
+	index := []byte(`{"schemaVersion":2,"manifests":[]}`)
+	reg := host(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", string(types.OCIImageIndex)+"; charset=utf-8")
+		w.Write(index) //nolint:errcheck // the test would see it
+	}))
+	doc, err := newPusher(t, pusher.Options{}).Manifest(context.Background(), tagOf(t, reg+"/team/app:1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if doc.MediaType != string(types.OCIImageIndex) {
+		t.Errorf("the manifest has the type %q", doc.MediaType)
 	}
 }

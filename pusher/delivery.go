@@ -25,8 +25,8 @@ import (
 // known; Finish takes the whole image, sends what was not given before, and
 // publishes it. Push does all of it in one call.
 //
-// Held, Upload, Manifest and Config are safe for concurrent use; nothing else
-// is to run beside Finish. Close lets go of connections.
+// Held, Upload and Report are safe for concurrent use; nothing is to run beside
+// Finish. Close lets go of connections.
 type Delivery struct {
 	p     *Pusher
 	c     *resume.Client

@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync/atomic"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -138,8 +137,6 @@ func (a *archive) failed(ctx context.Context, err error) error {
 	return bad("%s: %w", a.name, err)
 }
 
-var spooled atomic.Int64 // tells the names of files apart
-
 // newSpool makes a file without a name, where the system has such; whatever
 // ends the process, nothing is left.
 func newSpool(dir string) (*os.File, error) {
@@ -149,7 +146,7 @@ func newSpool(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	f, err := os.CreateTemp(dir, fmt.Sprintf("rpush-%d-*", spooled.Add(1)))
+	f, err := os.CreateTemp(dir, "rpush-*")
 	if err != nil {
 		return nil, err
 	}

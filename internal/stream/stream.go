@@ -236,9 +236,8 @@ func (j *Job) deliver(ctx context.Context) (remote.Taggable, error) {
 			j.send(diff, l, b)
 		}
 	}
-	unknown := func(d digest.Digest) bool { _, ok := j.known(d); return !ok && !j.elsewhere(d) }
-	if !j.Whole && len(j.Config) > 0 && !slices.ContainsFunc(j.DiffIDs, unknown) {
-		return j.assemble(j.Config, j.DiffIDs, j.foreign)
+	if !j.Whole && j.complete() {
+		return j.assemble(j.Config, j.foreign)
 	}
 	var a *saved.Archive
 	var err error
@@ -255,11 +254,20 @@ func (j *Job) deliver(ctx context.Context) (remote.Taggable, error) {
 	}
 	switch {
 	case j.Plain != nil:
-		return j.assemble(j.Config, j.DiffIDs, j.foreign)
+		return j.assemble(j.Config, j.foreign)
 	case j.Whole:
 		return j.whole(a)
 	}
 	return j.docker(a)
+}
+
+// complete reports whether the image can be made without reading any of it.
+func (j *Job) complete() bool {
+	diffs, err := diffIDs(j.Config) // those that count, whatever DiffIDs says
+	return err == nil && !slices.ContainsFunc(diffs, func(d digest.Digest) bool {
+		_, ok := j.known(d)
+		return !ok && !j.elsewhere(d)
+	})
 }
 
 // elsewhere holds for a layer of Plain that nobody is to have from here.

@@ -28,7 +28,7 @@ func (j *Job) accept(diff digest.Digest, name string, l known.Layer, m *made) er
 	}
 	b, err := m.w.Keep(m.blob)
 	if err != nil {
-		j.Warn(fmt.Errorf("the spool does not keep a layer, it is made again for each try: %w", err))
+		j.unspooled(err)
 		j.later(diff, name, l)
 		return nil
 	}

@@ -3,6 +3,7 @@ package stream
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rpush-go/rpush/internal/compress"
+	"github.com/rpush-go/rpush/internal/spool"
 )
 
 // slow is an engine that saves b only when it is told to.
@@ -92,4 +94,34 @@ func TestRemadeBlobIsGivenUp(t *testing.T) {
 			t.Errorf("of %d savings %d ended", s.opened, s.ended)
 		}
 	})
+}
+
+// A spool that fails costs the second reading, not the push.
+func TestSpoolThatFails(t *testing.T) {
+	dir, err := spool.Open(t.TempDir()+"/spool", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	for _, ends := range []bool{false, true} {
+		w, err := dir.Create(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Discard() // any Write fails now
+		warned := 0
+		j := &Job{Warn: func(error) { warned++ }}
+		s := &sink{j: j, ctx: ctx, m: &made{w: w}, h: sha256.New()}
+		if ends {
+			cancel()
+		}
+		n, err := s.Write([]byte("layer"))
+		switch {
+		case ends && (err == nil || warned != 0):
+			t.Errorf("a push that was cancelled goes on, with %d warnings", warned)
+		case !ends && (n != 5 || err != nil || s.m.size != 5 || s.m.w != nil || warned != 1):
+			t.Errorf("%d bytes, %v, %d warnings", n, err, warned)
+		}
+	}
+	cancel()
 }

@@ -16,6 +16,7 @@ import (
 
 // unfit is a blob that did not fit into the spool.
 type unfit struct {
+	diff  digest.Digest
 	name  string // in the archive
 	layer known.Layer
 }
@@ -43,7 +44,7 @@ func (j *Job) accept(diff digest.Digest, name string, l known.Layer, m *made) er
 
 // later leaves a blob to again.
 func (j *Job) later(diff digest.Digest, name string, l known.Layer) {
-	j.unfit = append(j.unfit, unfit{name, l})
+	j.unfit = append(j.unfit, unfit{diff, name, l})
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.at[diff] = l
@@ -57,11 +58,16 @@ func (j *Job) send(diff digest.Digest, l known.Layer, b *spool.Blob) {
 			return err
 		}
 		b.Delivered()
-		if !j.Whole {
-			j.has(diff, l)
-		}
+		j.arrived(diff, l)
 		return nil
 	})
+}
+
+// arrived notes that a blob was uploaded.
+func (j *Job) arrived(diff digest.Digest, l known.Layer) {
+	if !j.Whole { // whose blobs are not made of layers
+		j.has(diff, l)
+	}
 }
 
 // again delivers what did not fit into the spool: the image is saved, and the
@@ -81,6 +87,7 @@ func (j *Job) again(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		j.arrived(u.diff, u.layer)
 	}
 	return nil
 }

@@ -90,6 +90,14 @@ func (d *Dir) sweep(now time.Time) {
 	}
 }
 
+// Drop deletes a blob that an earlier process left and the registry has by now,
+// unless another process is delivering it.
+func (d *Dir) Drop(dgst digest.Digest) {
+	if dgst.Validate() == nil {
+		d.remove(name(dgst))
+	}
+}
+
 // remove deletes a file unless somebody uses it.
 func (d *Dir) remove(name string) {
 	f, err := openToLock(filepath.Join(d.path, name))

@@ -6,12 +6,24 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
+	"log"
+	"net/http/httptest"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
+
 	"github.com/rpush-go/rpush/internal/compress"
+	"github.com/rpush-go/rpush/internal/known"
 	"github.com/rpush-go/rpush/internal/spool"
+	"github.com/rpush-go/rpush/pusher"
 )
 
 // slow is an engine that saves b only when it is told to.
@@ -124,4 +136,63 @@ func TestSpoolThatFails(t *testing.T) {
 		}
 	}
 	cancel()
+}
+
+// What a killed process left is not kept for what the registry has.
+func TestSpoolIsClearedOfWhatArrived(t *testing.T) {
+	reg := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(reg.Close)
+	ref, err := name.ParseReference(strings.TrimPrefix(reg.URL, "http://") + "/team/app:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := spool.Open(t.TempDir()+"/spool", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := func(content string) known.Layer {
+		w, err := dir.Create(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte(content)); err != nil {
+			t.Fatal(err)
+		}
+		b, err := w.Keep(digest.FromString(content))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Keep()
+		return known.Layer{Digest: b.Digest, Size: b.Size, MediaType: string(types.OCILayer)}
+	}
+	arrived, missing := left("arrived"), left("missing")
+	if err := remote.WriteLayer(ref.Context(), static.NewLayer([]byte("arrived"), types.OCILayer)); err != nil {
+		t.Fatal(err)
+	}
+	p, err := pusher.New(pusher.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := p.Open(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	j := &Job{
+		Delivery: d, Spool: dir, Algorithm: compress.Gzip, at: map[digest.Digest]known.Layer{},
+		Learnt: map[digest.Digest][]known.Layer{"a": {arrived}, "m": {missing}},
+	}
+	for _, diff := range []digest.Digest{"a", "m"} {
+		if err := j.lookFor(t.Context(), diff); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, ok := dir.Get(t.Context(), arrived.Digest, arrived.Size); ok {
+		t.Error("a blob that the registry has is still in the spool")
+	}
+	b, ok := dir.Get(t.Context(), missing.Digest, missing.Size)
+	if !ok {
+		t.Fatal("a blob that the registry does not have is gone")
+	}
+	b.Keep()
 }

@@ -184,6 +184,7 @@ func (j *Job) lookFor(ctx context.Context, diff digest.Digest) error {
 			return err
 		}
 		if held {
+			j.drop(l.Digest)
 			j.has(diff, l)
 			return nil
 		}
@@ -208,6 +209,13 @@ func (j *Job) lookFor(ctx context.Context, diff digest.Digest) error {
 		j.stats.Reused += b.Size
 	}
 	return nil
+}
+
+// drop clears the spool of a blob that the registry has.
+func (j *Job) drop(blob digest.Digest) {
+	if j.Spool != nil {
+		j.Spool.Drop(blob)
+	}
 }
 
 // has notes that the registry has a layer. What a registry only said of a layer

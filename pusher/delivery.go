@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -26,8 +25,8 @@ import (
 // known; Finish takes the whole image, sends what was not given before, and
 // publishes it. Push does all of it in one call.
 //
-// Held, Upload, Manifest and Config are safe for concurrent use; nothing else
-// is to run beside Finish. Close lets go of connections.
+// Held, Upload and Report are safe for concurrent use; nothing is to run beside
+// Finish. Close lets go of connections.
 type Delivery struct {
 	p     *Pusher
 	c     *resume.Client
@@ -150,14 +149,14 @@ func (d *Delivery) Held(ctx context.Context, dgst digest.Digest, size int64, med
 }
 
 // mountable is the bare name of a repository that a blob can be mounted from,
-// empty where it cannot: a mount works within one registry only.
+// empty where it cannot, or is no name: it may come from a file that others
+// write to.
 func (d *Delivery) mountable(repo string) string {
-	to := d.ref.Context()
-	from, ok := strings.CutPrefix(repo, to.RegistryStr()+"/")
-	if !ok || from == to.RepositoryStr() {
+	from, err := name.NewRepository(repo, name.WeakValidation)
+	if err != nil || !mountable(from, d.ref.Context()) {
 		return ""
 	}
-	return from
+	return from.RepositoryStr()
 }
 
 // at asks another repository of the registry for a blob. One that cannot be
@@ -422,5 +421,5 @@ func (p *Pusher) document(ctx context.Context, repo name.Repository, path string
 			return nil, protocol.Kind(protocol.ErrRefused, fmt.Errorf("the registry gave %s where %s was asked for", got, want))
 		}
 	}
-	return &Document{Raw: b, MediaType: resp.Header.Get("Content-Type")}, nil
+	return &Document{Raw: b, MediaType: string(contentType(resp))}, nil
 }

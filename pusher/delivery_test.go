@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"net/http"
+	"slices"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/rpush-go/rpush/internal/testgear/scripted"
@@ -102,4 +105,48 @@ func TestManifestAndConfig(t *testing.T) {
 			t.Errorf("a config that is not there is %v, %v", c, err)
 		}
 	})
+}
+
+// What is no name of a repository is not asked for in the name of one.
+func TestHeldElsewhere(t *testing.T) {
+	var asked []string
+	reg := host(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			asked = append(asked, r.URL.Query().Get("from"))
+		}
+		if r.URL.Path != "/v2/" {
+			w.WriteHeader(http.StatusNotFound)
+		}
+	}))
+	p := newPusher(t, pusher.Options{})
+	d, err := p.Open(context.Background(), tagOf(t, reg+"/team/app:1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	b := early([]byte("layer"))
+	held, err := d.Held(context.Background(), b.Digest, b.Size, "layer",
+		reg+"/a:pull repository:other", reg+"/", "other.test/base", reg+"/team/app", reg+"/team/base")
+	if err != nil || held {
+		t.Errorf("the layer is held: %t, %v", held, err)
+	}
+	if want := []string{"team/base"}; !slices.Equal(asked, want) {
+		t.Errorf("mounts were tried from %q, want %q", asked, want)
+	}
+}
+
+// Some servers add parameters to the type of what they answer.
+func TestManifestType(t *testing.T) {
+	index := []byte(`{"schemaVersion":2,"manifests":[]}`)
+	reg := host(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", string(types.OCIImageIndex)+"; charset=utf-8")
+		w.Write(index) //nolint:errcheck // the test would see it
+	}))
+	doc, err := newPusher(t, pusher.Options{}).Manifest(context.Background(), tagOf(t, reg+"/team/app:1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if doc.MediaType != string(types.OCIImageIndex) {
+		t.Errorf("the manifest has the type %q", doc.MediaType)
+	}
 }

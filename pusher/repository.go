@@ -69,8 +69,7 @@ func (r *Repository) Find(ctx context.Context, ref name.Reference) (*Stored, err
 		// What is wrong with it, if anything, is found when it is read.
 		dgst = digest.Digest(d.DigestStr())
 	}
-	mt, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
-	d := v1.Descriptor{MediaType: types.MediaType(strings.TrimSpace(mt)), Size: int64(len(raw))}
+	d := v1.Descriptor{MediaType: contentType(resp), Size: int64(len(raw))}
 	if d.Digest, err = v1.NewHash(dgst.String()); err != nil {
 		return nil, protocol.Kind(protocol.ErrSource, err)
 	}
@@ -82,6 +81,12 @@ func (r *Repository) Find(ctx context.Context, ref name.Reference) (*Stored, err
 		return nil, protocol.Kind(protocol.ErrSource, err)
 	}
 	return s, nil
+}
+
+// contentType is what an answer says it is, without parameters.
+func contentType(resp *http.Response) types.MediaType {
+	mt, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	return types.MediaType(strings.TrimSpace(mt))
 }
 
 // seen is a repository of which one manifest has been read.

@@ -8,9 +8,11 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -254,5 +256,69 @@ func TestScopeOfAMountIsForgotten(t *testing.T) {
 	}
 	if refused.Load() == 0 {
 		t.Error("nothing was refused")
+	}
+}
+
+// A connection that breaks within an answer is a break, too; what is too long
+// is refused, and not cut.
+func TestAnswersAreWhole(t *testing.T) {
+	store := quiet()
+	var breaks, long atomic.Int32
+	reg := host(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet || r.URL.Path == "/v2/" {
+			store.ServeHTTP(w, r)
+			return
+		}
+		if long.Load() > 0 {
+			w.Header().Set("Content-Type", "application/json")
+			w.Write(make([]byte, 5<<20)) //nolint:errcheck // the client may go
+			return
+		}
+		all := httptest.NewRecorder()
+		store.ServeHTTP(all, r)
+		for k, v := range all.Header() {
+			w.Header()[k] = v
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(all.Body.Len()))
+		w.WriteHeader(all.Code)
+		if breaks.Add(1)%2 == 0 {
+			w.Write(all.Body.Bytes()) //nolint:errcheck // the test would see it
+			return
+		}
+		w.Write(all.Body.Bytes()[:all.Body.Len()/2]) //nolint:errcheck // on purpose
+		w.(http.Flusher).Flush()
+		panic(http.ErrAbortHandler)
+	}))
+	img, err := random.Image(100, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tag := tagOf(t, reg+"/team/app:1")
+	p, err := pusher.New(pusher.Options{Scheme: pusher.SchemeHTTP, RetryFor: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Push(context.Background(), tag, img); err != nil {
+		t.Fatal(err)
+	}
+	want, _ := img.RawManifest()
+	doc, err := p.Manifest(context.Background(), tag)
+	if err != nil || string(doc.Raw) != string(want) {
+		t.Errorf("over a connection that breaks the manifest is %.100s, %v", doc, err)
+	}
+	r, err := p.Repository(context.Background(), tag.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if tags, err := r.Tags(context.Background()); err != nil || len(tags) != 1 {
+		t.Errorf("over a connection that breaks the tags are %q, %v", tags, err)
+	}
+	if breaks.Load() < 4 {
+		t.Errorf("%d answers, none was broken", breaks.Load())
+	}
+	long.Add(1)
+	if _, err := p.Manifest(context.Background(), tag); !errors.Is(err, resume.ErrRefused) || !strings.Contains(err.Error(), "longer than") {
+		t.Errorf("an answer that is too long gave %v", err)
 	}
 }

@@ -304,8 +304,8 @@ func redirect(asked *url.URL, a *wire.Answer) *url.URL {
 // http.NewRequest makes it. The answer's body has been read, up to 4 MiB, and
 // needs no Close. Answers that are worth another try, 401 and 403 become
 // errors, every other status is the caller's to judge. A GET follows redirects
-// to where the registry stores things, without credentials there. Failures are of type
-// *Error with op as their Op.
+// to where the registry stores things, without credentials there, and what it
+// got is whole. Failures are of type *Error with op as their Op.
 func (c *Client) Do(ctx context.Context, op string, req *http.Request) (*http.Response, error) {
 	var out *http.Response
 	u := c.base.ResolveReference(req.URL)
@@ -345,6 +345,9 @@ func (c *Client) Do(ctx context.Context, op string, req *http.Request) (*http.Re
 		if se := protocol.Unexpected(a, time.Now()); protocol.Classify(se).Class == protocol.Break || errors.Is(se, protocol.ErrDenied) {
 			return se
 		}
+		if err := whole(a); req.Method == http.MethodGet && a.Status == http.StatusOK && err != nil {
+			return err
+		}
 		out = answer(a)
 		return nil
 	})
@@ -352,6 +355,18 @@ func (c *Client) Do(ctx context.Context, op string, req *http.Request) (*http.Re
 		return nil, c.failure(op, "", 0, 0, 0, err)
 	}
 	return out, nil
+}
+
+// whole is nil for an answer whose body came to its end: the connection may
+// break after the headers.
+func whole(a *wire.Answer) error {
+	switch _, err := io.Copy(io.Discard, a.Response.Body); {
+	case errors.Is(err, wire.ErrLongAnswer):
+		return protocol.Kind(protocol.ErrRefused, err)
+	case err != nil:
+		return &wire.Error{Conn: a.Conn, Err: err}
+	}
+	return nil
 }
 
 // Refused makes the error for an answer of Do that is not the one hoped for.

@@ -25,7 +25,7 @@ var arrows = map[string][]string{
 	"internal/stray":        {},
 	"internal/certificates": {},
 	"internal/credentials":  {},
-	"internal/source":       {"internal/compress", "internal/saved", "pusher", "resume"}, // resume for the kinds of failure
+	"internal/source":       {"internal/saved", "pusher", "resume"}, // resume for the kinds of failure
 	"internal/saved":        {"resume"},
 	"internal/compress":     {},
 	"internal/spool":        {},

@@ -51,11 +51,11 @@ type Engine struct {
 	// Address is where it is, for people.
 	Address string
 	info    system.Info
-	known   bool // info is
+	known   bool // that info was given
 }
 
-// Open finds the engine and asks whether it answers. The error is one of those
-// above, resume.ErrSource, or the cause of a done ctx.
+// Open finds the engine and asks whether it answers. The error is
+// *UnreachableError, *TooOldError, resume.ErrSource, or the cause of a done ctx.
 func Open(ctx context.Context, o Options) (*Engine, error) {
 	how, address, err := endpoint(o)
 	if err != nil {

@@ -74,7 +74,7 @@ type Archive struct {
 // Walk reads the archive r, compressed with gzip or zstd or not at all, in one
 // pass. A file of at most MaxDocument that begins as JSON does is a document
 // and kept, as long as there is room; all others go to visit. The first of
-// several files with one name counts, as it does for those who unpack.
+// several files with one name counts, as it does in package source.
 //
 // The error is resume.ErrSource, the visitor's, or the cause of a done ctx. It
 // does not say whether the archive holds an image: see Docker and Index.
@@ -185,7 +185,8 @@ func (a *Archive) document(name string, size int64, r io.Reader) (rest io.Reader
 		return nil, false, err
 	}
 	text := bytes.TrimLeft(head, " \t\r\n")
-	json := len(text) > 0 && (text[0] == '{' || text[0] == '[')
+	json := len(text) > 0 && (text[0] == '{' || text[0] == '[') &&
+		bytes.IndexByte(head, 0) < 0 // as in the tar of a layer whose first file is "[id].js"
 	whole := io.MultiReader(bytes.NewReader(head), r)
 	if !json && !known || a.kept+int(size) > maxDocuments {
 		if known {

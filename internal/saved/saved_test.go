@@ -235,3 +235,20 @@ func FuzzWalk(f *testing.F) {
 		_, _ = a.Index()
 	})
 }
+
+// A layer may begin with a file whose name looks like the beginning of JSON.
+func TestLayerThatLooksLikeJSON(t *testing.T) {
+	for _, name := range []string{"[id].js", "{a}"} {
+		layer := string(archive(t, file{name: name, body: "text"}))
+		a, seen, err := walk(archive(t, file{name: "x/layer.tar", body: layer}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := []string{"x/layer.tar=" + layer}; !slices.Equal(seen, want) {
+			t.Errorf("a layer that begins with the file %q was not handed out", name)
+		}
+		if _, ok := a.Document("x/layer.tar"); ok {
+			t.Errorf("a layer that begins with the file %q is a document", name)
+		}
+	}
+}

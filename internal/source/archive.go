@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync/atomic"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -138,8 +137,6 @@ func (a *archive) failed(ctx context.Context, err error) error {
 	return bad("%s: %w", a.name, err)
 }
 
-var spooled atomic.Int64 // tells the names of files apart
-
 // newSpool makes a file without a name, where the system has such; whatever
 // ends the process, nothing is left.
 func newSpool(dir string) (*os.File, error) {
@@ -149,7 +146,7 @@ func newSpool(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	f, err := os.CreateTemp(dir, fmt.Sprintf("rpush-%d-*", spooled.Add(1)))
+	f, err := os.CreateTemp(dir, "rpush-*")
 	if err != nil {
 		return nil, err
 	}
@@ -360,7 +357,7 @@ func openAnyArchive(ctx context.Context, file string, o Options) (*Images, error
 	_, both := a.find(manifestFile)
 	top, err := readTop(tarred{a})
 	switch {
-	case err == nil && (!both || a.compressed(top.Manifests, 0)):
+	case err == nil && (!both || a.compressed(top.Manifests, map[visit]bool{}, 0)):
 		return a.images("oci-archive:", o)
 	case both:
 		return a.images("docker-archive:", o)
@@ -373,20 +370,23 @@ func openAnyArchive(ctx context.Context, file string, o Options) (*Images, error
 }
 
 // compressed reports whether no layer below is a plain tar. What cannot be read
-// is no reason to think so.
-func (a *archive) compressed(ds []v1.Descriptor, depth int) bool {
+// is no reason to think so. Each of seen is looked at once: indexes may name
+// one another a thousand times.
+func (a *archive) compressed(ds []v1.Descriptor, seen map[visit]bool, depth int) bool {
 	for _, d := range ds {
 		if strings.HasSuffix(string(d.MediaType), ".tar") {
 			return false
 		}
-		if depth > maxDepth || !d.MediaType.IsImage() && !d.MediaType.IsIndex() {
+		at := visit{d.Digest, d.Size, d.MediaType}
+		if depth > maxDepth || seen[at] || !d.MediaType.IsImage() && !d.MediaType.IsIndex() {
 			continue
 		}
+		seen[at] = true
 		raw, err := a.document(blobName(d.Digest))
 		if err != nil {
 			continue
 		}
-		if below, err := readManifest(raw, d); err == nil && !a.compressed(below, depth+1) {
+		if below, err := readManifest(raw, d); err == nil && !a.compressed(below, seen, depth+1) {
 			return false
 		}
 	}

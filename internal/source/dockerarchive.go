@@ -67,7 +67,7 @@ func dockerImages(named string, a *archive, o Options) (*Images, error) {
 			for i, desc := range d.manifest {
 				for _, t := range desc.RepoTags {
 					if tag := tagOf(t); tag != "" {
-						if _, ok := all[tag]; ok {
+						if other, ok := all[tag]; ok && other.index != strconv.Itoa(i) {
 							return nil, bad("%s holds several images with the tag %q", a.name, tag)
 						}
 						all[tag] = selector{index: strconv.Itoa(i)}
@@ -161,12 +161,15 @@ func (d *dockerArchive) original(desc *tarball.Descriptor) *pusher.Stored {
 	if err != nil {
 		return nil
 	}
+	seen := map[visit]bool{} // an index may name another a thousand times
 	var search func(ds []v1.Descriptor, depth int) *pusher.Stored
 	search = func(ds []v1.Descriptor, depth int) *pusher.Stored {
 		for _, m := range ds {
-			if depth > maxDepth || !m.MediaType.IsImage() && !m.MediaType.IsIndex() {
+			at := visit{m.Digest, m.Size, m.MediaType}
+			if depth > maxDepth || seen[at] || !m.MediaType.IsImage() && !m.MediaType.IsIndex() {
 				continue
 			}
+			seen[at] = true
 			s := &pusher.Stored{Content: t, Descriptor: m}
 			raw, err := s.RawManifest()
 			if err != nil {
@@ -183,7 +186,7 @@ func (d *dockerArchive) original(desc *tarball.Descriptor) *pusher.Stored {
 				continue
 			}
 			config := func(b v1.Descriptor) bool { return blobName(b.Digest) == path.Clean(desc.Config) }
-			if slices.ContainsFunc(below, config) && d.compressed([]v1.Descriptor{m}, 0) {
+			if slices.ContainsFunc(below, config) && d.compressed([]v1.Descriptor{m}, map[visit]bool{}, 0) {
 				return s
 			}
 		}

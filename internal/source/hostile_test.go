@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -61,6 +62,31 @@ func TestArchiveCannotBeLeft(t *testing.T) {
 	wantError(t, write(tarEntry{name: "oci-layout", content: `{"imageLayoutVersion":"1.0.0"}`},
 		tarEntry{name: "index.json", content: `{"manifests":[{"mediaType":"` + string(types.OCIManifestSchema1) + `","digest":"sha256:../../` + secret + `","size":2}]}`}),
 		resume.ErrSource, "index.json")
+}
+
+// Indexes that name the next one many times over are looked at once each: one
+// visit for each way down would be some 10^10 of them.
+func TestIndexesThatFanOut(t *testing.T) {
+	entries := []string{"manifest.json", `[{"Config":"c","Layers":[]}]`, "c", `{"rootfs":{"diff_ids":[]}}`, "oci-layout", `{"imageLayoutVersion":"1.0.0"}`}
+	put := func(mt types.MediaType, doc string) string {
+		h, size, err := v1.SHA256(strings.NewReader(doc))
+		check(t, err)
+		entries = append(entries, blobName(h), doc)
+		return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, mt, h, size)
+	}
+	config := put(types.OCIConfigJSON, "{}")
+	d := put(types.OCIManifestSchema1, `{"schemaVersion":2,"config":`+config+`,"layers":[]}`)
+	index := func() string { return `{"schemaVersion":2,"manifests":[` + strings.Repeat(d+",", 19) + d + `]}` }
+	for range maxDepth - 1 {
+		d = put(types.OCIImageIndex, index())
+	}
+	entries = append(entries, "index.json", index())
+	file := tarFile(t, entries...)
+	for _, spec := range []string{file, "docker-archive:" + file} {
+		if _, err := openOne(t.Context(), spec); err != nil {
+			t.Errorf("%s: %v", spec, err)
+		}
+	}
 }
 
 // What a header says about sizes is believed only as far as the file goes.

@@ -147,3 +147,14 @@ func TestAllTagsOfOneName(t *testing.T) {
 		images.Close()
 	}
 }
+
+// Two names of one image may end in the same tag.
+func TestAllTagsOfOneImage(t *testing.T) {
+	img := randomImage(t)
+	images, err := Open(t.Context(), dockerSaved(t, map[string]v1.Image{"app:1": img, "other:1": img}), Options{})
+	check(t, err)
+	defer images.Close()
+	if tags, err := images.Tags(t.Context()); err != nil || len(tags) != 1 || tags["1"] == nil {
+		t.Errorf("got %d tags, %v", len(tags), err)
+	}
+}

@@ -90,9 +90,17 @@ func (d *Dir) sweep(now time.Time) {
 	}
 }
 
+// Drop deletes a blob that an earlier process left and the registry has by now,
+// unless another process is delivering it.
+func (d *Dir) Drop(dgst digest.Digest) {
+	if dgst.Validate() == nil {
+		d.remove(name(dgst))
+	}
+}
+
 // remove deletes a file unless somebody uses it.
 func (d *Dir) remove(name string) {
-	f, err := os.Open(filepath.Join(d.path, name))
+	f, err := openToLock(filepath.Join(d.path, name))
 	if err != nil {
 		return
 	}
@@ -101,6 +109,10 @@ func (d *Dir) remove(name string) {
 		_ = os.Remove(f.Name()) // whoever was faster
 	}
 }
+
+// openToLock opens a file for writing too: over NFS only such a one can be
+// locked for its holder alone (flock(2)).
+func openToLock(path string) (*os.File, error) { return os.OpenFile(path, os.O_RDWR, 0) }
 
 // room is how many bytes more may be written.
 func (d *Dir) room() int64 {
@@ -199,7 +211,7 @@ func (d *Dir) Get(ctx context.Context, dgst digest.Digest, size int64) (*Blob, b
 		return nil, false
 	}
 	path := filepath.Join(d.path, name(dgst))
-	f, err := os.Open(path)
+	f, err := openToLock(path)
 	if err != nil {
 		return nil, false
 	}
@@ -240,23 +252,30 @@ type Blob struct {
 	once sync.Once
 }
 
-// Open is that of resume.Blob.
+// Open is that of resume.Blob. Another process that made the same blob may have
+// put its own in the place of this one, or taken it away.
 func (b *Blob) Open(_ context.Context, offset int64) (io.ReadCloser, error) {
-	f, err := os.Open(b.path)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := f.Seek(offset, io.SeekStart); err != nil {
+	if f, err := os.Open(b.path); err == nil {
+		if b.is(f.Stat()) {
+			if _, err := f.Seek(offset, io.SeekStart); err == nil {
+				return f, nil
+			}
+		}
 		f.Close()
-		return nil, err
 	}
-	return f, nil
+	return io.NopCloser(io.NewSectionReader(b.f, offset, b.Size-offset)), nil
+}
+
+// is reports whether a file is the blob's own.
+func (b *Blob) is(fi os.FileInfo, err error) bool {
+	own, ownErr := b.f.Stat()
+	return err == nil && ownErr == nil && os.SameFile(fi, own)
 }
 
 // Delivered removes the blob, unless another process is delivering it too.
 func (b *Blob) Delivered() {
 	b.release(func() {
-		if lock(b.f, true) {
+		if lock(b.f, true) && b.is(os.Lstat(b.path)) {
 			_ = os.Remove(b.path) // swept later, where it fails
 		}
 	})

@@ -130,6 +130,46 @@ func TestBlobInUseStays(t *testing.T) {
 	}
 }
 
+// Two processes make one blob at once. The later file takes the name, and
+// neither process may lose what it sends.
+func TestBlobMadeTwice(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	in := []byte("layer")
+	a, b := put(t, open(t, dir, 0), in), put(t, open(t, dir, 0), in)
+	whole := func(when string, b *Blob) {
+		t.Helper()
+		r, err := b.Open(context.Background(), 1)
+		if err != nil {
+			t.Errorf("%s: %v", when, err)
+			return
+		}
+		defer r.Close()
+		if got, err := io.ReadAll(r); string(got) != "ayer" || err != nil {
+			t.Errorf("%s: read %q, %v", when, got, err)
+		}
+	}
+	if err := os.WriteFile(b.path, []byte("other"), 0o600); err != nil { // to tell them apart
+		t.Fatal(err)
+	}
+	whole("while the name is another's", a)
+	if err := os.WriteFile(b.path, in, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a.Delivered()
+	if n := files(t, dir); n != 1 {
+		t.Errorf("%d files: the first process took the second's away", n)
+	}
+	whole("after the other's delivery", b)
+	if err := os.Remove(b.path); err != nil {
+		t.Fatal(err)
+	}
+	whole("without its name", b)
+	b.Delivered()
+	if n := files(t, dir); n != 0 {
+		t.Errorf("%d files are left", n)
+	}
+}
+
 func TestOldBlobsGo(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "spool")
 	d := open(t, dir, 0)

@@ -43,7 +43,7 @@ func (j *Job) docker(a *saved.Archive) (remote.Taggable, error) {
 				return nil, bad("layer %d of %d, %q, is damaged: its digest is %s, the config says %s", i+1, len(diffs), name, got, diffs[i])
 			}
 		}
-		return j.assemble(config, diffs, img.LayerSources)
+		return j.assemble(config, img.LayerSources)
 	}
 	return nil, bad("%w: it has no config %s", errChanged, j.ID)
 }
@@ -53,9 +53,14 @@ func toHash(d digest.Digest) v1.Hash {
 }
 
 // assemble makes the image of layers that are at the registry or on their way.
-func (j *Job) assemble(config []byte, diffs []digest.Digest, foreign map[v1.Hash]v1.Descriptor) (remote.Taggable, error) {
+// Which ones they are only the config says.
+func (j *Job) assemble(config []byte, foreign map[v1.Hash]v1.Descriptor) (remote.Taggable, error) {
 	if got := j.ID.Algorithm().FromBytes(config); got != j.ID {
 		return nil, bad("%w: its config is %s, not %s", errChanged, got, j.ID)
+	}
+	diffs, err := diffIDs(config)
+	if err != nil {
+		return nil, bad("the config %s: %w", j.ID, err)
 	}
 	var descs []v1.Descriptor
 	for i, diff := range diffs {

@@ -2,7 +2,6 @@ package stream
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -124,21 +123,4 @@ func diffIDs(config []byte) ([]digest.Digest, error) {
 		}
 	}
 	return c.RootFS.DiffIDs, nil
-}
-
-// at gives a reader that begins at an offset, for what can only be read from
-// its beginning.
-func at(ctx context.Context, r io.ReadCloser, offset int64) (io.ReadCloser, error) {
-	for offset > 0 && ctx.Err() == nil {
-		n, err := io.CopyN(io.Discard, r, min(offset, 1<<20))
-		if offset -= n; err != nil {
-			r.Close()
-			return nil, err
-		}
-	}
-	if ctx.Err() != nil {
-		r.Close()
-		return nil, context.Cause(ctx)
-	}
-	return r, nil
 }

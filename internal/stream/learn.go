@@ -95,7 +95,7 @@ func (l *Lessons) LearnAs(ctx context.Context, p *pusher.Pusher, ref name.Refere
 		l.layers = map[digest.Digest][]known.Layer{}
 	}
 	for i, d := range m.Layers {
-		if _, ok := compress.Of(d.MediaType); !ok {
+		if _, ok := compress.Of(d.MediaType); !ok || d.Size < 0 { // no size is asked for as any
 			continue
 		}
 		l.layers[diffs[i]] = append(l.layers[diffs[i]], known.Layer{

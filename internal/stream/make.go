@@ -45,11 +45,11 @@ func (j *Job) make(ctx context.Context, r io.Reader, a compress.Algorithm) (m *m
 	}()
 	if j.Spool != nil {
 		if m.w, err = j.Spool.Create(ctx); err != nil {
-			j.Warn(fmt.Errorf("the spool takes no layer, it is made again for each try: %w", err))
+			j.unspooled(err)
 			m.w, err = nil, nil
 		}
 	}
-	sum := &sink{m: m, h: sha256.New()}
+	sum := &sink{j: j, ctx: ctx, m: m, h: sha256.New()}
 	plain := sha256.New()
 	if a == "" {
 		n, err := io.CopyBuffer(sum, plainReader{r}, make([]byte, copySize))
@@ -103,10 +103,17 @@ func (j *Job) copyTo(w io.Writer, r io.Reader) error {
 // plainReader hides all but Read, so that the buffer given is used.
 type plainReader struct{ io.Reader }
 
+// unspooled warns: the push goes on, at a price.
+func (j *Job) unspooled(err error) {
+	j.Warn(fmt.Errorf("the spool does not take a layer, it is made again for each try: %w", err))
+}
+
 // sink hashes and counts a blob, and keeps it in the spool as long as it fits.
 type sink struct {
-	m *made
-	h hash.Hash
+	j   *Job
+	ctx context.Context // of make
+	m   *made
+	h   hash.Hash
 }
 
 func (s *sink) Write(p []byte) (int, error) {
@@ -114,8 +121,11 @@ func (s *sink) Write(p []byte) (int, error) {
 		switch _, err := s.m.w.Write(p); {
 		case errors.Is(err, spool.ErrFull):
 			s.m.discard()
-		case err != nil:
+		case err != nil && s.ctx.Err() != nil:
 			return 0, err
+		case err != nil: // a disk that fails, or takes no file so large
+			s.m.discard()
+			s.j.unspooled(err)
 		}
 	}
 	s.m.size += int64(len(p))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
@@ -92,9 +93,13 @@ func TestPlainWithoutSpool(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	job := &Job{Plain: p, Spool: small}
+	cache := known.Open(t.TempDir())
+	job := &Job{Plain: p, Spool: small, Cache: cache}
 	if _, _, err = push(t, nil, job); err != nil {
 		t.Fatal(err)
+	}
+	if l := cache.Layers(p.Layers[0].DiffID); len(l) != 1 || !slices.Equal(l[0].Repositories, []string{job.Repository}) {
+		t.Errorf("of the layer is known: %+v", l)
 	}
 	if s := job.Stats(); s.Spooled != 0 || opened["0/layer.tar"] != 2 {
 		t.Errorf("%+v, read %v", s, opened)

@@ -112,6 +112,7 @@ func (j *Job) blob(ctx context.Context, e saved.Entry, r io.Reader) error {
 	}
 	j.note(e.Name, l.Digest, l)
 	if held {
+		j.drop(l.Digest)
 		return nil
 	}
 	if j.Spool != nil {

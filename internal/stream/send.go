@@ -1,7 +1,9 @@
 package stream
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -14,6 +16,7 @@ import (
 
 // unfit is a blob that did not fit into the spool.
 type unfit struct {
+	diff  digest.Digest
 	name  string // in the archive
 	layer known.Layer
 }
@@ -26,7 +29,7 @@ func (j *Job) accept(diff digest.Digest, name string, l known.Layer, m *made) er
 	}
 	b, err := m.w.Keep(m.blob)
 	if err != nil {
-		j.Warn(fmt.Errorf("the spool does not keep a layer, it is made again for each try: %w", err))
+		j.unspooled(err)
 		j.later(diff, name, l)
 		return nil
 	}
@@ -41,7 +44,7 @@ func (j *Job) accept(diff digest.Digest, name string, l known.Layer, m *made) er
 
 // later leaves a blob to again.
 func (j *Job) later(diff digest.Digest, name string, l known.Layer) {
-	j.unfit = append(j.unfit, unfit{name, l})
+	j.unfit = append(j.unfit, unfit{diff, name, l})
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.at[diff] = l
@@ -55,11 +58,16 @@ func (j *Job) send(diff digest.Digest, l known.Layer, b *spool.Blob) {
 			return err
 		}
 		b.Delivered()
-		if !j.Whole {
-			j.has(diff, l)
-		}
+		j.arrived(diff, l)
 		return nil
 	})
+}
+
+// arrived notes that a blob was uploaded.
+func (j *Job) arrived(diff digest.Digest, l known.Layer) {
+	if !j.Whole { // whose blobs are not made of layers
+		j.has(diff, l)
+	}
 }
 
 // again delivers what did not fit into the spool: the image is saved, and the
@@ -79,18 +87,58 @@ func (j *Job) again(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		j.arrived(u.diff, u.layer)
 	}
 	return nil
 }
 
+// remade is a blob that is being made while it is read.
+type remade struct {
+	*io.PipeReader
+	stop context.CancelFunc
+}
+
+// Close ends what the engine does for it, too.
+func (r *remade) Close() error {
+	r.stop()
+	return r.PipeReader.Close()
+}
+
 // remake makes the blob of one file of the archive anew.
-func (j *Job) remake(ctx context.Context, file string) io.ReadCloser {
+func (j *Job) remake(ctx context.Context, file string) *remade {
+	ctx, stop := context.WithCancel(ctx)
 	pr, pw := io.Pipe()
 	if j.Plain == nil {
 		j.stats.Exports++
 	}
 	go func() {
+		defer stop()
 		pw.CloseWithError(j.reread(ctx, file, func(r io.Reader) error { return j.copyTo(pw, r) }))
 	}()
-	return pr
+	return &remade{pr, stop}
+}
+
+// at gives the blob from an offset on, once there is something to be read: the
+// engine may take minutes to begin, and a request that sends nothing would be
+// taken for stalled.
+func at(ctx context.Context, r *remade, offset int64) (io.ReadCloser, error) {
+	defer context.AfterFunc(ctx, func() { r.Close() })()
+	b := bufio.NewReader(r)
+	_, err := io.CopyN(io.Discard, b, offset)
+	if err == nil {
+		if _, err = b.Peek(1); errors.Is(err, io.EOF) {
+			err = nil // nothing is left
+		}
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{b, r}, nil
 }

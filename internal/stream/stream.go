@@ -184,6 +184,7 @@ func (j *Job) lookFor(ctx context.Context, diff digest.Digest) error {
 			return err
 		}
 		if held {
+			j.drop(l.Digest)
 			j.has(diff, l)
 			return nil
 		}
@@ -208,6 +209,13 @@ func (j *Job) lookFor(ctx context.Context, diff digest.Digest) error {
 		j.stats.Reused += b.Size
 	}
 	return nil
+}
+
+// drop clears the spool of a blob that the registry has.
+func (j *Job) drop(blob digest.Digest) {
+	if j.Spool != nil {
+		j.Spool.Drop(blob)
+	}
 }
 
 // has notes that the registry has a layer. What a registry only said of a layer
@@ -236,9 +244,8 @@ func (j *Job) deliver(ctx context.Context) (remote.Taggable, error) {
 			j.send(diff, l, b)
 		}
 	}
-	unknown := func(d digest.Digest) bool { _, ok := j.known(d); return !ok && !j.elsewhere(d) }
-	if !j.Whole && len(j.Config) > 0 && !slices.ContainsFunc(j.DiffIDs, unknown) {
-		return j.assemble(j.Config, j.DiffIDs, j.foreign)
+	if !j.Whole && j.complete() {
+		return j.assemble(j.Config, j.foreign)
 	}
 	var a *saved.Archive
 	var err error
@@ -255,11 +262,20 @@ func (j *Job) deliver(ctx context.Context) (remote.Taggable, error) {
 	}
 	switch {
 	case j.Plain != nil:
-		return j.assemble(j.Config, j.DiffIDs, j.foreign)
+		return j.assemble(j.Config, j.foreign)
 	case j.Whole:
 		return j.whole(a)
 	}
 	return j.docker(a)
+}
+
+// complete reports whether the image can be made without reading any of it.
+func (j *Job) complete() bool {
+	diffs, err := diffIDs(j.Config) // those that count, whatever DiffIDs says
+	return err == nil && !slices.ContainsFunc(diffs, func(d digest.Digest) bool {
+		_, ok := j.known(d)
+		return !ok && !j.elsewhere(d)
+	})
 }
 
 // elsewhere holds for a layer of Plain that nobody is to have from here.

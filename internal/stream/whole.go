@@ -28,7 +28,7 @@ func (j *Job) whole(a *saved.Archive) (remote.Taggable, error) {
 	case top == nil:
 		return nil, bad("what was saved is no OCI layout")
 	}
-	t := &tree{j: j, a: a}
+	t := &tree{j: j, a: a, nodes: map[key]remote.Taggable{}, here: map[key]bool{}}
 	for _, d := range top.Manifests {
 		if digest.Digest(d.Digest.String()) == j.ID {
 			return t.node(d, 0)
@@ -42,22 +42,38 @@ func (j *Job) whole(a *saved.Archive) (remote.Taggable, error) {
 	return nil, bad("%w: it has no manifest %s", errChanged, j.ID)
 }
 
-// tree makes images and indexes of an archive.
+// tree makes images and indexes of an archive, each once: an index may name
+// another a thousand times.
 type tree struct {
-	j *Job
-	a *saved.Archive
+	j     *Job
+	a     *saved.Archive
+	nodes map[key]remote.Taggable
+	here  map[key]bool // what complete said
 }
 
-func (t *tree) node(d v1.Descriptor, depth int) (remote.Taggable, error) {
+// key is what a manifest is known by within a tree.
+type key struct {
+	digest v1.Hash
+	media  types.MediaType
+}
+
+func (t *tree) node(d v1.Descriptor, depth int) (n remote.Taggable, err error) {
+	at := key{d.Digest, d.MediaType}
+	if n, ok := t.nodes[at]; ok {
+		return n, nil
+	}
 	switch {
 	case depth > maxDepth:
 		return nil, bad("indexes nest deeper than %d", maxDepth)
 	case d.MediaType.IsImage():
-		return t.image(d)
+		n, err = t.image(d)
 	case d.MediaType.IsIndex():
-		return t.index(d, depth)
+		n, err = t.index(d, depth)
+	default:
+		return nil, bad("%s is neither an image nor an index but %q", d.Digest, d.MediaType)
 	}
-	return nil, bad("%s is neither an image nor an index but %q", d.Digest, d.MediaType)
+	t.nodes[at] = n
+	return n, err
 }
 
 func (t *tree) image(d v1.Descriptor) (v1.Image, error) {
@@ -77,6 +93,9 @@ func (t *tree) image(d v1.Descriptor) (v1.Image, error) {
 		return nil, err
 	}
 	return NewImage(raw, config, func(d digest.Digest) func() (io.ReadCloser, error) {
+		if _, _, ok := t.a.Resolve(saved.BlobName(d)); !ok {
+			return func() (io.ReadCloser, error) { return nil, bad("%s is not in what was saved", d) }
+		}
 		b, err := t.a.Blob(d)
 		if err != nil {
 			return nil // delivered
@@ -87,6 +106,14 @@ func (t *tree) image(d v1.Descriptor) (v1.Image, error) {
 
 // complete reports whether all that d names is here.
 func (t *tree) complete(d v1.Descriptor, depth int) bool {
+	at := key{d.Digest, d.MediaType}
+	if _, ok := t.here[at]; !ok {
+		t.here[at] = t.look(d, depth)
+	}
+	return t.here[at]
+}
+
+func (t *tree) look(d v1.Descriptor, depth int) bool {
 	raw, err := t.a.Blob(digest.Digest(d.Digest.String()))
 	if err != nil || depth > maxDepth {
 		return false

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"github.com/opencontainers/go-digest"
@@ -156,7 +157,7 @@ func deliver(t *testing.T, b []byte, j *Job) (remote.Taggable, []string, error) 
 		return nil, warned, err
 	}
 	if _, err := d.Finish(context.Background(), img); err != nil {
-		t.Fatal(err)
+		return nil, warned, err
 	}
 	got, err := remote.Get(ref)
 	if err != nil {
@@ -270,5 +271,40 @@ func TestWholeRefuses(t *testing.T) {
 		if !errors.Is(err, resume.ErrSource) || !strings.Contains(fmt.Sprint(err), tt.want) {
 			t.Errorf("%s: got %v, want a source error about %q", tt.name, err, tt.want)
 		}
+	}
+}
+
+// What an index names many times over is made once: once for each way down
+// would be some 10^9 times.
+func TestWholeIndexesThatFanOut(t *testing.T) {
+	a := newArchive()
+	d := a.image(t, "a", true)
+	for range maxDepth - 1 {
+		m := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
+		for range 20 {
+			m.Manifests = append(m.Manifests, d)
+		}
+		d = a.json(m, types.OCIImageIndex)
+	}
+	got, _, err := push(t, a.top(d), &Job{ID: digest.Digest(d.Digest.String()), Whole: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h, _ := partial.Digest(got); h != d.Digest {
+		t.Errorf("the digest is %s, want %s", h, d.Digest)
+	}
+}
+
+// An image of which a layer is nowhere is the engine's fault.
+func TestWholeWithoutALayer(t *testing.T) {
+	a, away := newArchive(), newArchive()
+	layer := away.blob([]byte("layer"), types.OCILayer)
+	d := a.json(v1.Manifest{
+		SchemaVersion: 2, MediaType: types.OCIManifestSchema1,
+		Config: a.blob([]byte("{}"), types.OCIConfigJSON), Layers: []v1.Descriptor{layer},
+	}, types.OCIManifestSchema1)
+	_, _, err := push(t, a.top(d), &Job{ID: digest.Digest(d.Digest.String()), Whole: true})
+	if !errors.Is(err, resume.ErrSource) || !strings.Contains(fmt.Sprint(err), layer.Digest.String()+" is not in what was saved") {
+		t.Errorf("got %v, want a source error about the layer", err)
 	}
 }

@@ -104,7 +104,7 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if len(body) == maxAnswer {
 		if n, _ := io.ReadFull(resp.Body, make([]byte, 1)); n > 0 {
-			err = errLongAnswer
+			err = ErrLongAnswer
 		}
 	}
 	resp.Body.Close()
@@ -117,7 +117,8 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 	return &Answer{Status: resp.StatusCode, Header: resp.Header, Body: body, Request: resp.Request, Response: resp, Conn: w.info()}, nil
 }
 
-var errLongAnswer = errors.New("the answer is longer than 4 MiB")
+// ErrLongAnswer is how reading an answer ends that has more than is kept of it.
+var ErrLongAnswer = errors.New("the answer is longer than 4 MiB")
 
 // reread gives what was read of an answer once more, and how that ended.
 type reread struct {

@@ -1,0 +1,198 @@
+package stream
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"log"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/rpush-go/rpush/internal/compress"
+	"github.com/rpush-go/rpush/internal/known"
+	"github.com/rpush-go/rpush/internal/spool"
+	"github.com/rpush-go/rpush/pusher"
+)
+
+// slow is an engine that saves b only when it is told to.
+type slow struct {
+	b      []byte
+	begin  chan struct{}
+	ended  int // savings that were given up
+	opened int
+}
+
+func (s *slow) save(ctx context.Context) (io.ReadCloser, error) {
+	s.opened++
+	select {
+	case <-s.begin:
+		return io.NopCloser(bytes.NewReader(s.b)), nil
+	case <-ctx.Done():
+		s.ended++
+		return nil, context.Cause(ctx)
+	}
+}
+
+// A blob that is made again is there when it can be read, not before: an engine
+// may take longer to begin than a request may stall.
+func TestRemadeBlobBegins(t *testing.T) {
+	a := newArchive()
+	a.file("layer.tar", bytes.Repeat([]byte("layer"), 1000))
+	a.w.Close()
+	for _, offset := range []int64{0, 7, 2 << 10} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &slow{b: a.b.Bytes(), begin: make(chan struct{})}
+			j := &Job{Save: s.save, Algorithm: compress.None}
+			var r io.ReadCloser
+			var err error
+			opened := make(chan struct{})
+			go func() {
+				defer close(opened)
+				r, err = at(t.Context(), j.remake(t.Context(), "layer.tar"), offset)
+			}()
+			synctest.Wait()
+			select {
+			case <-opened:
+				t.Error("it was opened before there was a byte of it")
+			default:
+			}
+			close(s.begin)
+			<-opened
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			if got, err := io.ReadAll(r); int64(len(got)) != 5000-offset || err != nil {
+				t.Errorf("from offset %d on there are %d bytes, %v", offset, len(got), err)
+			}
+		})
+	}
+}
+
+// Who gives up a blob that is being made lets go of the engine as well, also
+// before the first byte.
+func TestRemadeBlobIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &slow{begin: make(chan struct{})}
+		j := &Job{Save: s.save, Algorithm: compress.None}
+		r := j.remake(t.Context(), "layer.tar")
+		synctest.Wait()
+		r.Close()
+		synctest.Wait()
+		if s.opened != 1 || s.ended != 1 {
+			t.Errorf("of %d savings %d ended", s.opened, s.ended)
+		}
+		gone := errors.New("gone")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		r = j.remake(t.Context(), "layer.tar")
+		time.AfterFunc(time.Second, func() { cancel(gone) })
+		if _, err := at(ctx, r, 0); !errors.Is(err, gone) {
+			t.Errorf("got %v, want the cause of the context", err)
+		}
+		synctest.Wait()
+		if s.ended != 2 {
+			t.Errorf("of %d savings %d ended", s.opened, s.ended)
+		}
+	})
+}
+
+// A spool that fails costs the second reading, not the push.
+func TestSpoolThatFails(t *testing.T) {
+	dir, err := spool.Open(t.TempDir()+"/spool", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	for _, ends := range []bool{false, true} {
+		w, err := dir.Create(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Discard() // any Write fails now
+		warned := 0
+		j := &Job{Warn: func(error) { warned++ }}
+		s := &sink{j: j, ctx: ctx, m: &made{w: w}, h: sha256.New()}
+		if ends {
+			cancel()
+		}
+		n, err := s.Write([]byte("layer"))
+		switch {
+		case ends && (err == nil || warned != 0):
+			t.Errorf("a push that was cancelled goes on, with %d warnings", warned)
+		case !ends && (n != 5 || err != nil || s.m.size != 5 || s.m.w != nil || warned != 1):
+			t.Errorf("%d bytes, %v, %d warnings", n, err, warned)
+		}
+	}
+	cancel()
+}
+
+// What a killed process left is not kept for what the registry has.
+func TestSpoolIsClearedOfWhatArrived(t *testing.T) {
+	reg := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(reg.Close)
+	ref, err := name.ParseReference(strings.TrimPrefix(reg.URL, "http://") + "/team/app:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := spool.Open(t.TempDir()+"/spool", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := func(content string) known.Layer {
+		w, err := dir.Create(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte(content)); err != nil {
+			t.Fatal(err)
+		}
+		b, err := w.Keep(digest.FromString(content))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Keep()
+		return known.Layer{Digest: b.Digest, Size: b.Size, MediaType: string(types.OCILayer)}
+	}
+	arrived, missing := left("arrived"), left("missing")
+	if err := remote.WriteLayer(ref.Context(), static.NewLayer([]byte("arrived"), types.OCILayer)); err != nil {
+		t.Fatal(err)
+	}
+	p, err := pusher.New(pusher.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := p.Open(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	j := &Job{
+		Delivery: d, Spool: dir, Algorithm: compress.Gzip, at: map[digest.Digest]known.Layer{},
+		Learnt: map[digest.Digest][]known.Layer{"a": {arrived}, "m": {missing}},
+	}
+	for _, diff := range []digest.Digest{"a", "m"} {
+		if err := j.lookFor(t.Context(), diff); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, ok := dir.Get(t.Context(), arrived.Digest, arrived.Size); ok {
+		t.Error("a blob that the registry has is still in the spool")
+	}
+	b, ok := dir.Get(t.Context(), missing.Digest, missing.Size)
+	if !ok {
+		t.Fatal("a blob that the registry does not have is gone")
+	}
+	b.Keep()
+}

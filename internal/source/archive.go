@@ -19,6 +19,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/rpush-go/rpush/internal/saved"
+	"github.com/rpush-go/rpush/resume"
 )
 
 const (
@@ -132,8 +133,13 @@ func (a *archive) prepare(ctx context.Context, from io.Reader, o Options) error 
 }
 
 func (a *archive) failed(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case errors.Is(err, resume.ErrSource): // as Decompress says it
+		return fmt.Errorf("%s: %w", a.name, err)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return bad("%s is cut short: %w", a.name, io.ErrUnexpectedEOF)
 	}
 	return bad("%s: %w", a.name, err)
 }
@@ -176,7 +182,7 @@ func (a *archive) scan(ctx context.Context) error {
 			return bad("%s is not a tar archive", a.name)
 		}
 		if err != nil {
-			return bad("%s: %w", a.name, err)
+			return a.failed(ctx, err)
 		}
 		name := path.Clean(h.Name)
 		if names += len(name) + len(h.Linkname); len(a.entries) == maxEntries || names > maxNames {
@@ -207,6 +213,9 @@ func (a *archive) scan(ctx context.Context) error {
 			return bad("%s is cut short: %q has %d bytes: %w", a.name, name, e.size, io.ErrUnexpectedEOF)
 		}
 		a.entries[name] = e
+	}
+	if len(a.entries) == 0 && a.size == 0 && len(a.copies) > 0 {
+		return bad("%s is empty: the command that was to write it may have failed", a.name)
 	}
 	if len(a.entries) == 0 {
 		return bad("%s is no archive of an image: it is empty", a.name)

@@ -434,6 +434,26 @@ func tarFile(t *testing.T, files ...string) string {
 	return file
 }
 
+// What a pipe gives if the command before it fails is said once, and plainly.
+func TestBrokenPipes(t *testing.T) {
+	whole := must(os.ReadFile(tarFile(t, "manifest.json", "[]", "a", strings.Repeat("x", 10_000))))
+	var gz bytes.Buffer
+	w := gzip.NewWriter(&gz)
+	must(w.Write(whole))
+	check(t, w.Close())
+	for _, tt := range []struct{ name, in, want string }{
+		{"nothing", "", "bad source: standard input is empty: the command that was to write it may have failed"},
+		{"a word", "hello", "bad source: standard input is cut short: unexpected EOF"},
+		{"half of gzip", gz.String()[:gz.Len()/2], "bad source: standard input is cut short: unexpected EOF"},
+		{"xz", "\xfd7zXZ\x00", "standard input: bad source: it is compressed with xz, which is not supported: decompress it first"},
+	} {
+		_, err := Open(t.Context(), "-", Options{Stdin: strings.NewReader(tt.in), Spool: t.TempDir()})
+		if fmt.Sprint(err) != tt.want || !errors.Is(err, resume.ErrSource) {
+			t.Errorf("%s: got %v, want %s", tt.name, err, tt.want)
+		}
+	}
+}
+
 func TestDockerArchiveDamaged(t *testing.T) {
 	diffID := v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("0", 64)}
 	config := string(must(json.Marshal(v1.ConfigFile{RootFS: v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{diffID}}})))

@@ -180,16 +180,8 @@ func (m *making) unclobbered(ctx context.Context) error {
 
 // spool is the first place that is good for it, or nil.
 func (m *making) spool() *spool.Dir {
-	places := []string{m.o.image.spoolDir}
-	if places[0] == "" {
-		places = nil
-		if dir := m.o.cache(); dir != "" {
-			places = append(places, filepath.Join(dir, "spool"))
-		}
-		places = append(places, filepath.Join(largeTemp(), fmt.Sprintf("rpush-%d", os.Getuid())))
-	}
 	var first error
-	for _, place := range places {
+	for _, place := range m.o.spools(filepath.Join(largeTemp(), fmt.Sprintf("rpush-%d", os.Getuid()))) {
 		d, err := spool.Open(place, 0)
 		if err == nil {
 			return d

@@ -113,7 +113,7 @@ func (a *archive) prepare(ctx context.Context, from io.Reader, o Options) error 
 		return a.failed(ctx, err)
 	}
 	defer plain.Close()
-	to, err := newSpool(o.Spool)
+	to, err := newSpool(o.Spools)
 	if err != nil {
 		return bad("%s has to be copied to be read: %w", a.name, err)
 	}
@@ -147,20 +147,23 @@ func (a *archive) failed(ctx context.Context, err error) error {
 var spooled atomic.Int64 // tells the names of files apart
 
 // newSpool makes a file without a name, where the system has such; whatever
-// ends the process, nothing is left.
-func newSpool(dir string) (*os.File, error) {
-	if dir == "" {
-		dir = os.TempDir()
+// ends the process, nothing is left. The error is that of the first directory.
+func newSpool(dirs []string) (f *os.File, err error) {
+	if len(dirs) == 0 {
+		dirs = []string{os.TempDir()}
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
+	for _, dir := range dirs {
+		made := os.MkdirAll(dir, 0o700)
+		if made == nil {
+			f, made = os.CreateTemp(dir, fmt.Sprintf("rpush-%d-*", spooled.Add(1)))
+		}
+		if made == nil {
+			_ = os.Remove(f.Name()) // Windows cannot, see close
+			return f, nil
+		}
+		err = cmp.Or(err, made)
 	}
-	f, err := os.CreateTemp(dir, fmt.Sprintf("rpush-%d-*", spooled.Add(1)))
-	if err != nil {
-		return nil, err
-	}
-	_ = os.Remove(f.Name()) // Windows cannot, see close
-	return f, nil
+	return nil, err
 }
 
 // scan reads all headers, and so finds out too whether the archive was cut

@@ -50,13 +50,14 @@ type Options struct {
 
 	// Stdin is what "-" reads.
 	Stdin io.Reader
-	// Spool is the directory for what cannot be read twice where it is; empty is
-	// that of os.TempDir. It is made if it is missing.
-	Spool string
+	// Spools are directories for what cannot be read twice where it is. The first
+	// that can be written to is taken, and made if it is missing; none is that of
+	// os.TempDir.
+	Spools []string
 	// Registry reads what docker:// names.
 	Registry *pusher.Pusher
 
-	room int64 // what may be copied to Spool; 0 is half of what is free
+	room int64 // what may be copied to one of Spools; 0 is half of what is free
 }
 
 // Source is an image, or an index of images, ready to be pushed.

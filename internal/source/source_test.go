@@ -447,9 +447,28 @@ func TestBrokenPipes(t *testing.T) {
 		{"half of gzip", gz.String()[:gz.Len()/2], "bad source: standard input is cut short: unexpected EOF"},
 		{"xz", "\xfd7zXZ\x00", "standard input: bad source: it is compressed with xz, which is not supported: decompress it first"},
 	} {
-		_, err := Open(t.Context(), "-", Options{Stdin: strings.NewReader(tt.in), Spool: t.TempDir()})
+		_, err := Open(t.Context(), "-", Options{Stdin: strings.NewReader(tt.in), Spools: []string{t.TempDir()}})
 		if fmt.Sprint(err) != tt.want || !errors.Is(err, resume.ErrSource) {
 			t.Errorf("%s: got %v, want %s", tt.name, err, tt.want)
+		}
+	}
+}
+
+// A directory that cannot be used, such as one in a home that is read-only, is
+// passed over.
+func TestSpools(t *testing.T) {
+	file, dir := plainFile(t, "in the way"), t.TempDir()
+	for _, tt := range []struct {
+		spools []string
+		word   string
+	}{
+		{[]string{filepath.Join(file, "a"), dir}, "manifest.json"}, // it was read
+		{[]string{filepath.Join(file, "a"), filepath.Join(file, "b")}, "has to be copied to be read: mkdir " + file},
+	} {
+		in := bytes.NewReader(must(os.ReadFile(tarFile(t, "a", "b"))))
+		_, err := Open(t.Context(), "-", Options{Stdin: in, Spools: tt.spools})
+		if !errors.Is(err, resume.ErrSource) || !strings.Contains(fmt.Sprint(err), tt.word) {
+			t.Errorf("%q: got %v, want %q", tt.spools, err, tt.word)
 		}
 	}
 }

@@ -122,10 +122,10 @@ func (m *making) make(ctx context.Context) (remote.Taggable, error) {
 	if !j.DryRun {
 		j.Spool = m.spool()
 	}
+	for _, repo := range m.po.MountFrom {
+		j.MountFrom = append(j.MountFrom, repo.Name())
+	}
 	if j.Whole {
-		for _, repo := range m.po.MountFrom {
-			j.MountFrom = append(j.MountFrom, repo.Name())
-		}
 		if there, err := m.published(ctx); there != nil || err != nil {
 			return there, err
 		}

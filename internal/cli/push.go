@@ -108,8 +108,13 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	}
 
 	repo, keys := x.concerned(err, last.ref.Context())
+	prefix := ""
+	if keys == x.from {
+		prefix = o.from.prefix
+	}
 	f := explain(err, scene{
 		host:   repo.RegistryStr(),
+		prefix: prefix,
 		report: last.report,
 		cause:  context.Cause(ctx),
 		from:   func() string { return keys.From(repo) },

@@ -191,6 +191,7 @@ func TestSignIn(t *testing.T) {
 		{name: "source", args: []string{"--creds", creds, "--src-creds", creds, "docker://" + from.Addr + "/app:1"}},
 		{name: "both from a file", args: []string{"--authfile", both, "--src-authfile", both, "docker://" + from.Addr + "/app:1"}},
 		{name: "not the source's", args: []string{"--creds", creds, "docker://" + from.Addr + "/app:1"}, says: "docker login " + from.Addr},
+		{name: "none at the source", args: []string{"--creds", creds, "docker://" + from.Addr + "/app:1"}, says: "docker login " + from.Addr + " or --src-creds"},
 		{name: "wrong at the source", args: []string{"--creds", creds, "--src-creds", "ci:no", "docker://" + from.Addr + "/app:1"}, says: "credentials: --src-creds"},
 		{name: "an open source", args: []string{"--creds", creds, "docker://" + open.Addr + "/app:1"}},
 	} {

@@ -43,8 +43,9 @@ func (l *layerOptions) flags(f *pflag.FlagSet) {
 }
 
 func (l *layerOptions) check(spelled map[string]string) error {
+	l.compression = cmp.Or(l.compression, string(compress.Gzip))
 	switch {
-	case !slices.Contains(compress.Algorithms, compress.Algorithm(cmp.Or(l.compression, "gzip"))):
+	case !slices.Contains(compress.Algorithms, compress.Algorithm(l.compression)):
 		return fmt.Errorf("%s is %q, not gzip, zstd or none", spelled["compression"], l.compression)
 	case l.format != "" && l.format != "oci" && l.format != "v2s2":
 		return fmt.Errorf("%s is %q, neither oci nor v2s2", spelled["format"], l.format)

@@ -440,6 +440,7 @@ func TestMountsOfPlainLayers(t *testing.T) {
 		{"known", knows, nil, "mounted", 0},
 		{"not known, dry run", nil, []string{"--dry-run"}, "pending", count},
 		{"not known", nil, nil, "mounted", count},
+		{"compression unset", nil, []string{"--compression="}, "mounted", count},
 	} {
 		to := reg.Addr + "/" + strings.NewReplacer(" ", "-", ",", "").Replace(c.name) + ":1"
 		r := push(c.env, append(c.flags, from, "-", to)...)

@@ -36,6 +36,8 @@ type call struct {
 func parseCall(args []string) (c call, err error) {
 	if len(args) == 2 {
 		c.source, args = args[0], args[1:]
+	} else if source.Spelled(args[0]) {
+		return c, fmt.Errorf(onlySource, strings.TrimPrefix(args[0], "archive:"))
 	}
 	ref := strings.TrimPrefix(args[0], "docker://")
 	c.ref, err = name.ParseReference(ref, name.WeakValidation)

@@ -41,6 +41,7 @@ const (
 	badRepository    = "%q is no repository; one is [HOST[:PORT]/]NAME, in lower case and without a tag"
 	tagAndDigest     = "%q has a tag and a digest; a push needs one of them"
 	hostAlone        = "%q names a host and no repository: HOST:PORT/NAME[:TAG]"
+	onlySource       = "REFERENCE is missing: %q is a SOURCE, and where should it go?"
 	badReference     = "%q is no reference; one is [HOST[:PORT]/]NAME[:TAG|@DIGEST], with NAME in lower case"
 	noSessionsVerb   = "%q is none of list, forget, prune"
 	noArgument       = "unexpected argument %q"

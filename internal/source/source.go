@@ -126,6 +126,16 @@ func Open(ctx context.Context, spec string, o Options) (*Images, error) {
 	return openAt(ctx, transport, rest, o)
 }
 
+// Spelled reports whether spec is spelled as only a source is, be it one or not.
+func Spelled(spec string) bool {
+	transport, rest, ok := strings.Cut(spec, ":")
+	if transport == anyArchive {
+		return strings.HasPrefix(rest, stdin)
+	}
+	return spec == stdin || isPath(spec) ||
+		ok && (transports[transport] != nil || transport == "docker-daemon" || transport == "containers-storage")
+}
+
 func openAt(ctx context.Context, transport, rest string, o Options) (*Images, error) {
 	path, sel, err := split(rest)
 	if err != nil {

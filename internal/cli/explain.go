@@ -30,6 +30,7 @@ type failure struct {
 // scene is what is known where a push failed.
 type scene struct {
 	host   string // of the registry
+	prefix string // of the flags that are about it
 	report *pusher.Report
 	cause  error         // of the context
 	from   func() string // where the credentials came from
@@ -52,7 +53,7 @@ func explain(err error, s scene) *failure {
 	var stopped *signalError
 	if errors.As(s.cause, &stopped) {
 		f.Exit = stopped.exit()
-	} else if text := cure(err, f.Kind, s.host); text != "" {
+	} else if text := cure(err, f.Kind, s.host, s.prefix); text != "" {
 		f.lines = append(f.lines, hint(text))
 	}
 	if s.engine != "" && (f.Kind == "endpoint" || isAddress(err)) {
@@ -101,8 +102,8 @@ func kindOf(err error) string {
 const wsaRefused = syscall.Errno(10061)
 
 // cure says what to do about err, chosen from its cause; empty where nothing is
-// known to help.
-func cure(err error, kind, host string) string {
+// known to help. host is that of the registry, prefix of the flags about it.
+func cure(err error, kind, host, prefix string) string {
 	var (
 		unusable   *credentials.Error
 		otherName  x509.HostnameError
@@ -130,9 +131,9 @@ func cure(err error, kind, host string) string {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return expiredHint
 	case errors.As(err, &unknown), errors.As(err, &unverified):
-		return caHint(host)
+		return caHint(host, prefix)
 	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &noTLS):
-		return plainHint(host)
+		return plainHint(host, prefix)
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return nameHint(host)
 	case errors.As(err, &dns):
@@ -142,13 +143,13 @@ func cure(err error, kind, host string) string {
 	case errors.As(err, &exists):
 		return clobberHint(exists.Reference)
 	case kind == "denied":
-		return loginHint(host)
+		return loginHint(host, prefix)
 	case errors.As(err, &lost):
 		return lostHint
 	case errors.As(err, &noRegistry):
 		return noRegistryHint(host)
 	case kind == "endpoint":
-		return addressHint(host)
+		return addressHint(host, prefix)
 	}
 	return ""
 }

@@ -85,6 +85,19 @@ func TestExplain(t *testing.T) {
 			kind: "endpoint", exit: 1,
 			last: []string{"hint: if reg.example has a certificate of your own CA, name that CA's file with --ca-file"},
 		}, {
+			name: "unknown CA of the registry read from", err: endpoint(&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}),
+			at:   scene{prefix: "src-"},
+			kind: "endpoint", exit: 1,
+			last: []string{"hint: if reg.example has a certificate of your own CA, name that CA's file with --src-ca-file"},
+		}, {
+			name: "no TLS where it is read from", err: endpoint(http.ErrSchemeMismatch), at: scene{prefix: "src-"},
+			kind: "endpoint", exit: 1,
+			last: []string{"hint: reg.example does not speak TLS; if it is meant to be so, add --src-plain-http"},
+		}, {
+			name: "denied to read", err: denied, at: scene{prefix: "src-"},
+			kind: "denied", exit: 1,
+			last: []string{"credentials: ~/.docker/config.json", "hint: docker login reg.example or --src-creds give credentials that may pull; those for the registry pushed to are not sent there"},
+		}, {
 			name: "other name", err: endpoint(&tls.CertificateVerificationError{Err: x509.HostnameError{Certificate: &x509.Certificate{}, Host: "reg.example"}}),
 			kind: "endpoint", exit: 1,
 			last: []string{"hint: the certificate is good for other names than reg.example: use one of them, or have it reissued"},
@@ -162,7 +175,7 @@ func TestExplain(t *testing.T) {
 }
 
 func TestLoginHintOfDockerHub(t *testing.T) {
-	if got, want := loginHint(name.DefaultRegistry), "docker login stores credentials that may push"; got != want {
+	if got, want := loginHint(name.DefaultRegistry, ""), "docker login stores credentials that may push"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -142,19 +141,27 @@ func (o *options) trusted(env map[string]string) error {
 
 // source are the options for opening SOURCE.
 func (o *options) source(p *pusher.Pusher) source.Options {
-	spool := cmp.Or(o.image.spoolDir, largeTemp())
-	if dir := o.cache(); o.image.spoolDir == "" && dir != "" {
-		spool = filepath.Join(dir, "spool")
-	}
 	return source.Options{
 		Platforms:        o.image.picks,
 		Referrers:        o.image.referrers,
 		DigestTags:       o.image.digestTags,
 		PreserveDigests:  o.image.preserveDigests,
 		Nondistributable: o.image.nondistributable,
-		Spool:            spool,
+		Spools:           o.spools(largeTemp()),
 		Registry:         p,
 	}
+}
+
+// spools are the places for what waits on disk, the best first. last is where
+// there is no home, or none that can be written to.
+func (o *options) spools(last string) []string {
+	if o.image.spoolDir != "" {
+		return []string{o.image.spoolDir}
+	}
+	if dir := o.cache(); dir != "" {
+		return []string{filepath.Join(dir, "spool"), last}
+	}
+	return []string{last}
 }
 
 // rate is a number of bytes per second.

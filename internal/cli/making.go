@@ -43,8 +43,9 @@ func (l *layerOptions) flags(f *pflag.FlagSet) {
 }
 
 func (l *layerOptions) check(spelled map[string]string) error {
+	l.compression = cmp.Or(l.compression, string(compress.Gzip))
 	switch {
-	case spelled["compression"] != "" && !slices.Contains(compress.Algorithms, compress.Algorithm(l.compression)):
+	case !slices.Contains(compress.Algorithms, compress.Algorithm(l.compression)):
 		return fmt.Errorf("%s is %q, not gzip, zstd or none", spelled["compression"], l.compression)
 	case l.format != "" && l.format != "oci" && l.format != "v2s2":
 		return fmt.Errorf("%s is %q, neither oci nor v2s2", spelled["format"], l.format)
@@ -122,10 +123,10 @@ func (m *making) make(ctx context.Context) (remote.Taggable, error) {
 	if !j.DryRun {
 		j.Spool = m.spool()
 	}
+	for _, repo := range m.po.MountFrom {
+		j.MountFrom = append(j.MountFrom, repo.Name())
+	}
 	if j.Whole {
-		for _, repo := range m.po.MountFrom {
-			j.MountFrom = append(j.MountFrom, repo.Name())
-		}
 		if there, err := m.published(ctx); there != nil || err != nil {
 			return there, err
 		}
@@ -180,16 +181,8 @@ func (m *making) unclobbered(ctx context.Context) error {
 
 // spool is the first place that is good for it, or nil.
 func (m *making) spool() *spool.Dir {
-	places := []string{m.o.image.spoolDir}
-	if places[0] == "" {
-		places = nil
-		if dir := m.o.cache(); dir != "" {
-			places = append(places, filepath.Join(dir, "spool"))
-		}
-		places = append(places, filepath.Join(largeTemp(), fmt.Sprintf("rpush-%d", os.Getuid())))
-	}
 	var first error
-	for _, place := range places {
+	for _, place := range m.o.spools(filepath.Join(largeTemp(), fmt.Sprintf("rpush-%d", os.Getuid()))) {
 		d, err := spool.Open(place, 0)
 		if err == nil {
 			return d

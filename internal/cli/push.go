@@ -36,6 +36,8 @@ type call struct {
 func parseCall(args []string) (c call, err error) {
 	if len(args) == 2 {
 		c.source, args = args[0], args[1:]
+	} else if source.Spelled(args[0]) {
+		return c, fmt.Errorf(onlySource, strings.TrimPrefix(args[0], "archive:"))
 	}
 	ref := strings.TrimPrefix(args[0], "docker://")
 	c.ref, err = name.ParseReference(ref, name.WeakValidation)
@@ -108,8 +110,13 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	}
 
 	repo, keys := x.concerned(err, last.ref.Context())
+	prefix := ""
+	if keys == x.from {
+		prefix = o.from.prefix
+	}
 	f := explain(err, scene{
 		host:   repo.RegistryStr(),
+		prefix: prefix,
 		report: last.report,
 		cause:  context.Cause(ctx),
 		from:   func() string { return keys.From(repo) },

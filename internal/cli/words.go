@@ -41,6 +41,7 @@ const (
 	badRepository    = "%q is no repository; one is [HOST[:PORT]/]NAME, in lower case and without a tag"
 	tagAndDigest     = "%q has a tag and a digest; a push needs one of them"
 	hostAlone        = "%q names a host and no repository: HOST:PORT/NAME[:TAG]"
+	onlySource       = "REFERENCE is missing: %q is a SOURCE, and where should it go?"
 	badReference     = "%q is no reference; one is [HOST[:PORT]/]NAME[:TAG|@DIGEST], with NAME in lower case"
 	noSessionsVerb   = "%q is none of list, forget, prune"
 	noArgument       = "unexpected argument %q"
@@ -85,12 +86,12 @@ func otherNameHint(host string) string {
 	return fmt.Sprintf("the certificate is good for other names than %s: use one of them, or have it reissued", host)
 }
 
-func caHint(host string) string {
-	return fmt.Sprintf("if %s has a certificate of your own CA, name that CA's file with --ca-file", host)
+func caHint(host, prefix string) string {
+	return fmt.Sprintf("if %s has a certificate of your own CA, name that CA's file with --%sca-file", host, prefix)
 }
 
-func plainHint(host string) string {
-	return fmt.Sprintf("%s does not speak TLS; if it is meant to be so, add --plain-http", host)
+func plainHint(host, prefix string) string {
+	return fmt.Sprintf("%s does not speak TLS; if it is meant to be so, add --%splain-http", host, prefix)
 }
 
 func nameHint(host string) string {
@@ -115,11 +116,14 @@ func clobberHint(ref string) string {
 	return fmt.Sprintf("leave out --no-clobber to overwrite %s, or choose another tag", ref)
 }
 
-func addressHint(host string) string {
-	return fmt.Sprintf("no registry speaks at %s as it was spoken to: check the host and port, and whether it wants --plain-http", host)
+func addressHint(host, prefix string) string {
+	return fmt.Sprintf("no registry speaks at %s as it was spoken to: check the host and port, and whether it wants --%splain-http", host, prefix)
 }
 
-func loginHint(host string) string {
+func loginHint(host, prefix string) string {
+	if prefix != "" {
+		return fmt.Sprintf("docker login %s or --%screds give credentials that may pull; those for the registry pushed to are not sent there", host, prefix)
+	}
 	if host == name.DefaultRegistry {
 		return "docker login stores credentials that may push"
 	}

@@ -84,7 +84,7 @@ func (a Algorithm) Writer(w io.Writer) (io.WriteCloser, error) {
 		return z, z.SetConcurrency(block, Workers())
 	case Zstd:
 		return zstd.NewWriter(w, zstd.WithEncoderLevel(zstdLevel), zstd.WithWindowSize(zstdWindow),
-			zstd.WithEncoderConcurrency(min(Workers(), 4)))
+			zstd.WithEncoderConcurrency(min(Workers(), 4)), zstd.WithZeroFrames(true)) // nothing has a frame too
 	case None:
 		return &plain{w}, nil
 	}

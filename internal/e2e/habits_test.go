@@ -191,6 +191,7 @@ func TestSignIn(t *testing.T) {
 		{name: "source", args: []string{"--creds", creds, "--src-creds", creds, "docker://" + from.Addr + "/app:1"}},
 		{name: "both from a file", args: []string{"--authfile", both, "--src-authfile", both, "docker://" + from.Addr + "/app:1"}},
 		{name: "not the source's", args: []string{"--creds", creds, "docker://" + from.Addr + "/app:1"}, says: "docker login " + from.Addr},
+		{name: "none at the source", args: []string{"--creds", creds, "docker://" + from.Addr + "/app:1"}, says: "docker login " + from.Addr + " or --src-creds"},
 		{name: "wrong at the source", args: []string{"--creds", creds, "--src-creds", "ci:no", "docker://" + from.Addr + "/app:1"}, says: "credentials: --src-creds"},
 		{name: "an open source", args: []string{"--creds", creds, "docker://" + open.Addr + "/app:1"}},
 	} {
@@ -392,5 +393,13 @@ func TestHTTPProxies(t *testing.T) {
 	_, stderr, exit := pushed(t, nil, []string{"HTTP_PROXY=http://" + web, "NO_PROXY=plain.invalid"}, "--plain-http", "--retry-for", "0", "oci:"+e.Dir, "plain.invalid:5000/app:2")
 	if exit == 0 {
 		t.Errorf("NO_PROXY was passed over: %s", stderr)
+	}
+	// What a proxy says instead of connecting is its own, and no word of a registry.
+	for status, want := range map[int]int{http.StatusProxyAuthRequired: 1, http.StatusForbidden: 1, http.StatusServiceUnavailable: 3} {
+		closed := newServer(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", status) }))
+		_, stderr, exit := pushed(t, nil, []string{"HTTPS_PROXY=http://" + closed}, "--insecure", "--retry-for", "1s", "oci:"+e.Dir, "secure.invalid:5000/app:3")
+		if exit != want || !strings.Contains(stderr, fmt.Sprintf("the proxy %s answered %d", closed, status)) || !strings.Contains(stderr, "hint: that is the proxy") {
+			t.Errorf("%d of the proxy: exit %d, want %d: %s", status, exit, want, stderr)
+		}
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/rpush-go/rpush/internal/testgear/ocilayout"
 	"github.com/rpush-go/rpush/internal/testgear/proxy"
 	"github.com/rpush-go/rpush/internal/testgear/realreg"
+	"github.com/rpush-go/rpush/internal/testgear/recorded"
 )
 
 // run runs a tool of others.
@@ -398,6 +399,62 @@ func TestMounts(t *testing.T) {
 				t.Errorf("%d blobs mounted, want 10", mounted)
 			}
 		})
+	}
+}
+
+// Layers that are compressed here are mounted, too: where what they become was
+// known before, and where it was not. A repository of the registry that does not
+// have them costs nothing but the question.
+func TestMountsOfPlainLayers(t *testing.T) {
+	reg := realreg.Start(t, realreg.Options{})
+	all := recorded.All(t)
+	i := slices.IndexFunc(all, func(a recorded.Archive) bool { return a.Name == "docker-20.10-id" })
+	if i < 0 {
+		t.Fatal("nothing of 20.10 is recorded")
+	}
+	a := all[i]
+	type report struct {
+		Sent   int64
+		Layers struct{ Compressed int }
+		Blobs  []struct{ Digest, State, MountFrom string }
+	}
+	push := func(env []string, args ...string) (r report) {
+		t.Helper()
+		out := pushes(t, bytes.NewReader(a.Tar), env, append(args, "--output=json")...)
+		if err := json.Unmarshal([]byte(out), &r); err != nil {
+			t.Fatalf("%v in %s", err, out)
+		}
+		return r
+	}
+	push(nil, "-", reg.Addr+"/from/app:1")
+	knows := binary.Environ(t)
+	push(knows, "-", realreg.Start(t, realreg.Options{}).Addr+"/elsewhere:1")
+	count := len(a.Images[0].DiffIDs)
+	from := "--mount-from=" + reg.Addr + "/no/such," + reg.Addr + "/from/app"
+	for _, c := range []struct {
+		name       string
+		env, flags []string
+		state      string
+		compressed int
+	}{
+		{"known", knows, nil, "mounted", 0},
+		{"not known, dry run", nil, []string{"--dry-run"}, "pending", count},
+		{"not known", nil, nil, "mounted", count},
+		{"compression unset", nil, []string{"--compression="}, "mounted", count},
+	} {
+		to := reg.Addr + "/" + strings.NewReplacer(" ", "-", ",", "").Replace(c.name) + ":1"
+		r := push(c.env, append(c.flags, from, "-", to)...)
+		if len(r.Blobs) != count+1 || r.Layers.Compressed != c.compressed {
+			t.Errorf("%s: %d blobs, %d compressed, want %d and %d", c.name, len(r.Blobs), r.Layers.Compressed, count+1, c.compressed)
+		}
+		for _, b := range r.Blobs {
+			if b.State != c.state || b.MountFrom != "from/app" {
+				t.Errorf("%s: %+v, want it %s from from/app", c.name, b, c.state)
+			}
+		}
+		if r.Sent != 0 {
+			t.Errorf("%s: %d bytes sent", c.name, r.Sent)
+		}
 	}
 }
 

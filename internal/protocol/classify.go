@@ -85,7 +85,12 @@ func Classify(err error) Verdict {
 		return Verdict{Class: c, Err: err}
 	}
 	var dns *net.DNSError
+	var proxy *wire.ProxyError
 	switch {
+	case errors.As(err, &proxy) && classOf(proxy.Status) == Break:
+		return Verdict{Class: Break, Err: err}
+	case errors.As(err, &proxy):
+		return Verdict{Class: Final, Err: Kind(ErrEndpoint, err)}
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return Verdict{Class: Unreachable, Err: err}
 	case isTrust(err), errors.Is(err, wire.ErrPrivate), errors.Is(err, ErrDowngrade), errors.Is(err, http.ErrSchemeMismatch):

@@ -39,15 +39,12 @@ func Compression(magic []byte) string {
 }
 
 // Decompress gives the plain bytes of r, which may be compressed with gzip or
-// zstd. It does not close r.
+// zstd. Nothing at all is a layer too, of no files. It does not close r.
 func Decompress(r io.Reader) (io.ReadCloser, error) {
 	br := bufio.NewReaderSize(r, 64<<10)
 	magic, err := br.Peek(6)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
-	}
-	if len(magic) == 0 {
-		return nil, bad("it is empty")
 	}
 	switch kind := Compression(magic); kind {
 	case "":

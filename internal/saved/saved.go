@@ -88,6 +88,8 @@ func Walk(ctx context.Context, r io.Reader, visit Visitor) (*Archive, error) {
 	for tr := tar.NewReader(plain); ; {
 		h, err := tr.Next()
 		switch {
+		case errors.Is(err, io.EOF) && len(a.files)+len(a.links) == 0 && ctx.Err() == nil:
+			return a, bad("the archive is empty")
 		case errors.Is(err, io.EOF):
 			// Whoever writes into a pipe must not be told that nobody reads.
 			_, err := io.CopyN(io.Discard, plain, maxTrailer)

@@ -18,6 +18,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/rpush-go/rpush/internal/saved"
+	"github.com/rpush-go/rpush/resume"
 )
 
 const (
@@ -111,7 +112,7 @@ func (a *archive) prepare(ctx context.Context, from io.Reader, o Options) error 
 		return a.failed(ctx, err)
 	}
 	defer plain.Close()
-	to, err := newSpool(o.Spool)
+	to, err := newSpool(o.Spools)
 	if err != nil {
 		return bad("%s has to be copied to be read: %w", a.name, err)
 	}
@@ -131,27 +132,35 @@ func (a *archive) prepare(ctx context.Context, from io.Reader, o Options) error 
 }
 
 func (a *archive) failed(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case errors.Is(err, resume.ErrSource): // as Decompress says it
+		return fmt.Errorf("%s: %w", a.name, err)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return bad("%s is cut short: %w", a.name, io.ErrUnexpectedEOF)
 	}
 	return bad("%s: %w", a.name, err)
 }
 
 // newSpool makes a file without a name, where the system has such; whatever
-// ends the process, nothing is left.
-func newSpool(dir string) (*os.File, error) {
-	if dir == "" {
-		dir = os.TempDir()
+// ends the process, nothing is left. The error is that of the first directory.
+func newSpool(dirs []string) (f *os.File, err error) {
+	if len(dirs) == 0 {
+		dirs = []string{os.TempDir()}
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
+	for _, dir := range dirs {
+		made := os.MkdirAll(dir, 0o700)
+		if made == nil {
+			f, made = os.CreateTemp(dir, "rpush-*")
+		}
+		if made == nil {
+			_ = os.Remove(f.Name()) // Windows cannot, see close
+			return f, nil
+		}
+		err = cmp.Or(err, made)
 	}
-	f, err := os.CreateTemp(dir, "rpush-*")
-	if err != nil {
-		return nil, err
-	}
-	_ = os.Remove(f.Name()) // Windows cannot, see close
-	return f, nil
+	return nil, err
 }
 
 // scan reads all headers, and so finds out too whether the archive was cut
@@ -173,7 +182,7 @@ func (a *archive) scan(ctx context.Context) error {
 			return bad("%s is not a tar archive", a.name)
 		}
 		if err != nil {
-			return bad("%s: %w", a.name, err)
+			return a.failed(ctx, err)
 		}
 		name := path.Clean(h.Name)
 		if names += len(name) + len(h.Linkname); len(a.entries) == maxEntries || names > maxNames {
@@ -204,6 +213,9 @@ func (a *archive) scan(ctx context.Context) error {
 			return bad("%s is cut short: %q has %d bytes: %w", a.name, name, e.size, io.ErrUnexpectedEOF)
 		}
 		a.entries[name] = e
+	}
+	if len(a.entries) == 0 && a.size == 0 && len(a.copies) > 0 {
+		return bad("%s is empty: the command that was to write it may have failed", a.name)
 	}
 	if len(a.entries) == 0 {
 		return bad("%s is no archive of an image: it is empty", a.name)

@@ -33,7 +33,7 @@ func TestBombs(t *testing.T) {
 			t.Fatalf("%s: %d bytes are no bomb", name, len(bomb))
 		}
 		dir := t.TempDir()
-		_, err := Open(t.Context(), "-", Options{Stdin: bytes.NewReader(bomb), Spool: dir, room: 1 << 20})
+		_, err := Open(t.Context(), "-", Options{Stdin: bytes.NewReader(bomb), Spools: []string{dir}, room: 1 << 20})
 		if err == nil || !strings.Contains(err.Error(), "--spool-dir") || !strings.Contains(err.Error(), "1048576") {
 			t.Errorf("%s: %v", name, err)
 		}

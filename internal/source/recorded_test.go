@@ -51,7 +51,7 @@ func TestRecordedArchives(t *testing.T) {
 
 func arrives(t *testing.T, spec string, a recorded.Archive, img recorded.Image) {
 	t.Helper()
-	o := Options{Spool: t.TempDir()}
+	o := Options{Spools: []string{t.TempDir()}}
 	// docker's view of an archive is of one platform.
 	manifests := a.Whole && !strings.HasPrefix(spec, "docker-archive:")
 	if manifests && strings.Contains(a.Name, "partial") {
@@ -139,7 +139,7 @@ func TestAllTagsOfOneName(t *testing.T) {
 		if len(a.Images) < 2 {
 			continue
 		}
-		images, err := Open(t.Context(), "-", Options{Stdin: bytes.NewReader(a.Tar), Spool: t.TempDir()})
+		images, err := Open(t.Context(), "-", Options{Stdin: bytes.NewReader(a.Tar), Spools: []string{t.TempDir()}})
 		check(t, err)
 		if _, err := images.Tags(t.Context()); err == nil || !strings.Contains(err.Error(), `several images with the tag "1"`) {
 			t.Errorf("%s: got %v", a.Name, err)

@@ -50,13 +50,14 @@ type Options struct {
 
 	// Stdin is what "-" reads.
 	Stdin io.Reader
-	// Spool is the directory for what cannot be read twice where it is; empty is
-	// that of os.TempDir. It is made if it is missing.
-	Spool string
+	// Spools are directories for what cannot be read twice where it is. The first
+	// that can be written to is taken, and made if it is missing; none is that of
+	// os.TempDir.
+	Spools []string
 	// Registry reads what docker:// names.
 	Registry *pusher.Pusher
 
-	room int64 // what may be copied to Spool; 0 is half of what is free
+	room int64 // what may be copied to one of Spools; 0 is half of what is free
 }
 
 // Source is an image, or an index of images, ready to be pushed.
@@ -123,6 +124,16 @@ func Open(ctx context.Context, spec string, o Options) (*Images, error) {
 		return nil, specError("%q names no path; supported: %s", spec, Supported)
 	}
 	return openAt(ctx, transport, rest, o)
+}
+
+// Spelled reports whether spec is spelled as only a source is, be it one or not.
+func Spelled(spec string) bool {
+	transport, rest, ok := strings.Cut(spec, ":")
+	if transport == anyArchive {
+		return strings.HasPrefix(rest, stdin)
+	}
+	return spec == stdin || isPath(spec) ||
+		ok && (transports[transport] != nil || transport == "docker-daemon" || transport == "containers-storage")
 }
 
 func openAt(ctx context.Context, transport, rest string, o Options) (*Images, error) {

@@ -434,6 +434,45 @@ func tarFile(t *testing.T, files ...string) string {
 	return file
 }
 
+// What a pipe gives if the command before it fails is said once, and plainly.
+func TestBrokenPipes(t *testing.T) {
+	whole := must(os.ReadFile(tarFile(t, "manifest.json", "[]", "a", strings.Repeat("x", 10_000))))
+	var gz bytes.Buffer
+	w := gzip.NewWriter(&gz)
+	must(w.Write(whole))
+	check(t, w.Close())
+	for _, tt := range []struct{ name, in, want string }{
+		{"nothing", "", "bad source: standard input is empty: the command that was to write it may have failed"},
+		{"a word", "hello", "bad source: standard input is cut short: unexpected EOF"},
+		{"half of gzip", gz.String()[:gz.Len()/2], "bad source: standard input is cut short: unexpected EOF"},
+		{"xz", "\xfd7zXZ\x00", "standard input: bad source: it is compressed with xz, which is not supported: decompress it first"},
+	} {
+		_, err := Open(t.Context(), "-", Options{Stdin: strings.NewReader(tt.in), Spools: []string{t.TempDir()}})
+		if fmt.Sprint(err) != tt.want || !errors.Is(err, resume.ErrSource) {
+			t.Errorf("%s: got %v, want %s", tt.name, err, tt.want)
+		}
+	}
+}
+
+// A directory that cannot be used, such as one in a home that is read-only, is
+// passed over.
+func TestSpools(t *testing.T) {
+	file, dir := plainFile(t, "in the way"), t.TempDir()
+	for _, tt := range []struct {
+		spools []string
+		word   string
+	}{
+		{[]string{filepath.Join(file, "a"), dir}, "manifest.json"}, // it was read
+		{[]string{filepath.Join(file, "a"), filepath.Join(file, "b")}, "has to be copied to be read: mkdir " + file},
+	} {
+		in := bytes.NewReader(must(os.ReadFile(tarFile(t, "a", "b"))))
+		_, err := Open(t.Context(), "-", Options{Stdin: in, Spools: tt.spools})
+		if !errors.Is(err, resume.ErrSource) || !strings.Contains(fmt.Sprint(err), tt.word) {
+			t.Errorf("%q: got %v, want %q", tt.spools, err, tt.word)
+		}
+	}
+}
+
 func TestDockerArchiveDamaged(t *testing.T) {
 	diffID := v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("0", 64)}
 	config := string(must(json.Marshal(v1.ConfigFile{RootFS: v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{diffID}}})))

@@ -86,6 +86,33 @@ func TestPlain(t *testing.T) {
 	}
 }
 
+// docker load takes a layer without a byte, and docker push sends it.
+func TestPlainLayerOfNoBytes(t *testing.T) {
+	for _, a := range []compress.Algorithm{compress.Gzip, compress.Zstd, compress.None} {
+		p, _ := plain(t, "some text")
+		p.Layers = append(p.Layers, saved.PlainLayer{DiffID: digest.FromString(""), Name: "none/layer.tar", Open: func() (io.ReadCloser, error) {
+			return io.NopCloser(strings.NewReader("")), nil
+		}})
+		p.Config = fmt.Appendf(nil, `{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[%q,%q]}}`, p.Layers[0].DiffID, p.Layers[1].DiffID)
+		store, err := spool.Open(t.TempDir()+"/spool", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, warned, err := deliver(t, nil, &Job{Plain: p, Algorithm: a, Spool: store})
+		if err != nil || len(warned) > 0 {
+			t.Errorf("%s: %v, warnings %q", a, err, warned)
+			continue
+		}
+		m, err := got.(v1.Image).Manifest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l := m.Layers[1]; (l.Size == 0) != (a == compress.None) {
+			t.Errorf("%s: the layer is %+v", a, l)
+		}
+	}
+}
+
 // Where the spool has no room each try makes the layer again, and it arrives.
 func TestPlainWithoutSpool(t *testing.T) {
 	p, opened := plain(t, strings.Repeat("a text ", 1000))

@@ -100,13 +100,25 @@ func (j *Job) layer(ctx context.Context, name string, claimed digest.Digest, r i
 	}
 	j.note(name, m.plain, l)
 	j.keep(j.Cache.AddLayer(m.plain, l))
+	if len(j.MountFrom) > 0 { // only now its digest is known
+		held, err := j.held(ctx, l)
+		if held || err != nil {
+			m.discard()
+		}
+		if held {
+			j.has(m.plain, l)
+		}
+		if held || err != nil {
+			return err
+		}
+	}
 	return j.accept(m.plain, name, l, m)
 }
 
 // blob takes in a blob that is published as it is.
 func (j *Job) blob(ctx context.Context, e saved.Entry, r io.Reader) error {
 	l := known.Layer{Digest: e.Digest, Size: e.Size, MediaType: "application/octet-stream"}
-	held, err := j.Delivery.Held(ctx, l.Digest, l.Size, l.MediaType, j.MountFrom...)
+	held, err := j.held(ctx, l)
 	if err != nil {
 		return err
 	}

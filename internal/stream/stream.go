@@ -69,7 +69,7 @@ type Job struct {
 	Cache *known.Cache
 	// Repository is where to, registry included.
 	Repository string
-	// MountFrom are repositories that may have blobs of a Whole image.
+	// MountFrom are repositories that may have any of the blobs.
 	MountFrom []string
 	// Warn gets what a user should know; it may not be nil.
 	Warn func(error)
@@ -179,7 +179,7 @@ func (j *Job) lookFor(ctx context.Context, diff digest.Digest) error {
 		if a, ok := compress.Of(mediaType(l)); !ok || a != j.Algorithm {
 			continue
 		}
-		held, err := j.Delivery.Held(ctx, l.Digest, l.Size, l.MediaType, l.Repositories...)
+		held, err := j.held(ctx, l)
 		if err != nil {
 			return err
 		}
@@ -216,6 +216,17 @@ func (j *Job) drop(blob digest.Digest) {
 	if j.Spool != nil {
 		j.Spool.Drop(blob)
 	}
+}
+
+// held asks for a blob, and for a mount from wherever it may be.
+func (j *Job) held(ctx context.Context, l known.Layer) (bool, error) {
+	from := slices.Clone(l.Repositories)
+	for _, repo := range j.MountFrom {
+		if !slices.Contains(from, repo) {
+			from = append(from, repo)
+		}
+	}
+	return j.Delivery.Held(ctx, l.Digest, l.Size, l.MediaType, from...)
 }
 
 // has notes that the registry has a layer. What a registry only said of a layer

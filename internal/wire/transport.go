@@ -74,11 +74,31 @@ func (t *Transport) pair(proxy func(*http.Request) (*url.URL, error),
 		IdleConnTimeout:        90 * time.Second,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 256 << 10,
+		OnProxyConnectResponse: tunnelled,
 		TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{},
 	}
 	fresh := kept.Clone()
 	fresh.DisableKeepAlives = true
 	return pair{kept, fresh}
+}
+
+// ProxyError means that a proxy was asked for a tunnel and gave none. It is in
+// a net.OpError with the Op that those have which cannot reach the proxy.
+type ProxyError struct {
+	Proxy  string // host:port
+	Status int
+}
+
+func (e *ProxyError) Error() string {
+	return fmt.Sprintf("the proxy %s answered %d %s", e.Proxy, e.Status, http.StatusText(e.Status))
+}
+
+// tunnelled keeps what net/http makes a bare text of.
+func tunnelled(_ context.Context, proxy *url.URL, _ *http.Request, resp *http.Response) error {
+	if resp.StatusCode == http.StatusOK {
+		return nil
+	}
+	return &net.OpError{Op: "proxyconnect", Net: "tcp", Err: &ProxyError{Proxy: proxy.Host, Status: resp.StatusCode}}
 }
 
 // Fresh asks for a connection of its own for a request with the returned

@@ -140,7 +140,7 @@ func TestManifestType(t *testing.T) {
 	index := []byte(`{"schemaVersion":2,"manifests":[]}`)
 	reg := host(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", string(types.OCIImageIndex)+"; charset=utf-8")
-		w.Write(index) //nolint:errcheck // the test would see it
+		w.Write(index)
 	}))
 	doc, err := newPusher(t, pusher.Options{}).Manifest(context.Background(), tagOf(t, reg+"/team/app:1"))
 	if err != nil {

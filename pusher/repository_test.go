@@ -271,7 +271,7 @@ func TestAnswersAreWhole(t *testing.T) {
 		}
 		if long.Load() > 0 {
 			w.Header().Set("Content-Type", "application/json")
-			w.Write(make([]byte, 5<<20)) //nolint:errcheck // the client may go
+			w.Write(make([]byte, 5<<20))
 			return
 		}
 		all := httptest.NewRecorder()
@@ -282,10 +282,10 @@ func TestAnswersAreWhole(t *testing.T) {
 		w.Header().Set("Content-Length", strconv.Itoa(all.Body.Len()))
 		w.WriteHeader(all.Code)
 		if breaks.Add(1)%2 == 0 {
-			w.Write(all.Body.Bytes()) //nolint:errcheck // the test would see it
+			w.Write(all.Body.Bytes())
 			return
 		}
-		w.Write(all.Body.Bytes()[:all.Body.Len()/2]) //nolint:errcheck // on purpose
+		w.Write(all.Body.Bytes()[:all.Body.Len()/2])
 		w.(http.Flusher).Flush()
 		panic(http.ErrAbortHandler)
 	}))

@@ -122,7 +122,7 @@ func (j *Job) remake(ctx context.Context, file string) *remade {
 // engine may take minutes to begin, and a request that sends nothing would be
 // taken for stalled.
 func at(ctx context.Context, r *remade, offset int64) (io.ReadCloser, error) {
-	defer context.AfterFunc(ctx, func() { r.Close() })()
+	defer context.AfterFunc(ctx, func() { _ = r.Close() })() // a pipe closes
 	b := bufio.NewReader(r)
 	_, err := io.CopyN(io.Discard, b, offset)
 	if err == nil {
@@ -134,7 +134,7 @@ func at(ctx context.Context, r *remade, offset int64) (io.ReadCloser, error) {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		r.Close()
+		_ = r.Close()
 		return nil, err
 	}
 	return struct {

@@ -108,12 +108,12 @@ func (t *tree) image(d v1.Descriptor) (v1.Image, error) {
 func (t *tree) complete(d v1.Descriptor, depth int) bool {
 	at := key{d.Digest, d.MediaType}
 	if _, ok := t.here[at]; !ok {
-		t.here[at] = t.look(d, depth)
+		t.here[at] = t.allHere(d, depth)
 	}
 	return t.here[at]
 }
 
-func (t *tree) look(d v1.Descriptor, depth int) bool {
+func (t *tree) allHere(d v1.Descriptor, depth int) bool {
 	raw, err := t.a.Blob(digest.Digest(d.Digest.String()))
 	if err != nil || depth > maxDepth {
 		return false

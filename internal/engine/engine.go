@@ -288,10 +288,11 @@ func (e *Engine) Relatives(ctx context.Context, img Image, registry string) []Im
 	var found []Image
 	asked := 0
 	for _, item := range list.Items {
-		here := slices.ContainsFunc(parseDigests(item.RepoDigests), func(d name.Digest) bool {
-			return d.Context().RegistryStr() == registry
-		})
-		if !here {
+		// Of an image with several names Docker 29 lists one digest only.
+		if !slices.ContainsFunc(slices.Concat(item.RepoDigests, item.RepoTags), func(s string) bool {
+			ref, err := name.ParseReference(s, name.WeakValidation)
+			return err == nil && ref.Context().RegistryStr() == registry
+		}) {
 			continue
 		}
 		if asked++; asked > maxRelatives || ctx.Err() != nil {

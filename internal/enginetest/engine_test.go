@@ -304,6 +304,10 @@ func TestBaseIsNeitherSentNorCompressed(t *testing.T) {
 	l.docker("push", "-q", base) // compressed by the engine, not by rpush
 	l.docker("rmi", "-f", base)
 	l.docker("pull", "-q", base)
+	for _, other := range []string{"a-base.rpush.example/x:1", "base.rpush.example/x:1", "z-base.rpush.example/x:1"} {
+		l.docker("tag", base, other)
+		l.gone(other)
+	}
 	var of []string
 	for _, layer := range l.manifest(base).Layers {
 		of = append(of, layer.Digest)

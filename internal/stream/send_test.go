@@ -140,46 +140,18 @@ func TestSpoolThatFails(t *testing.T) {
 
 // What a killed process left is not kept for what the registry has.
 func TestSpoolIsClearedOfWhatArrived(t *testing.T) {
-	reg := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
-	t.Cleanup(reg.Close)
-	ref, err := name.ParseReference(strings.TrimPrefix(reg.URL, "http://") + "/team/app:1")
-	if err != nil {
-		t.Fatal(err)
-	}
+	d, ref := delivery(t)
 	dir, err := spool.Open(t.TempDir()+"/spool", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	left := func(content string) known.Layer {
-		w, err := dir.Create(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write([]byte(content)); err != nil {
-			t.Fatal(err)
-		}
-		b, err := w.Keep(digest.FromString(content))
-		if err != nil {
-			t.Fatal(err)
-		}
-		b.Keep()
-		return known.Layer{Digest: b.Digest, Size: b.Size, MediaType: string(types.OCILayer)}
-	}
-	arrived, missing := left("arrived"), left("missing")
+	arrived, missing := left(t, dir, "arrived"), left(t, dir, "missing")
 	if err := remote.WriteLayer(ref.Context(), static.NewLayer([]byte("arrived"), types.OCILayer)); err != nil {
 		t.Fatal(err)
 	}
-	p, err := pusher.New(pusher.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := p.Open(t.Context(), ref)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
 	j := &Job{
-		Delivery: d, Spool: dir, Algorithm: compress.Gzip, at: map[digest.Digest]known.Layer{},
+		Delivery: d, Spool: dir, Algorithm: compress.Gzip,
+		at: map[digest.Digest]known.Layer{}, spooled: map[digest.Digest]*spool.Blob{},
 		Learnt: map[digest.Digest][]known.Layer{"a": {arrived}, "m": {missing}},
 	}
 	for _, diff := range []digest.Digest{"a", "m"} {
@@ -190,9 +162,88 @@ func TestSpoolIsClearedOfWhatArrived(t *testing.T) {
 	if _, ok := dir.Get(t.Context(), arrived.Digest, arrived.Size); ok {
 		t.Error("a blob that the registry has is still in the spool")
 	}
-	b, ok := dir.Get(t.Context(), missing.Digest, missing.Size)
-	if !ok {
-		t.Fatal("a blob that the registry does not have is gone")
+	if j.spooled[missing.Digest] == nil || len(j.spooled) != 1 {
+		t.Fatalf("from the spool comes %v, want the blob that the registry does not have", j.spooled)
+	}
+	j.spooled[missing.Digest].Keep()
+}
+
+// delivery is one to a registry of its own.
+func delivery(t *testing.T) (*pusher.Delivery, name.Reference) {
+	t.Helper()
+	reg := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(reg.Close)
+	ref, err := name.ParseReference(strings.TrimPrefix(reg.URL, "http://") + "/team/app:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := pusher.New(pusher.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := p.Open(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.Close)
+	return d, ref
+}
+
+// left puts a blob into the spool as a killed process leaves it.
+func left(t *testing.T, dir *spool.Dir, content string) known.Layer {
+	t.Helper()
+	w, err := dir.Create(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte(content)); err != nil {
+		t.Fatal(err)
+	}
+	b, err := w.Keep(digest.FromString(content))
+	if err != nil {
+		t.Fatal(err)
 	}
 	b.Keep()
+	return known.Layer{Digest: b.Digest, Size: b.Size, MediaType: string(types.OCILayer), Key: compress.Gzip.Key()}
+}
+
+// A cache that names one blob for two layers must not leave the spool waiting
+// for a delivery that never comes.
+func TestOneSpooledBlobForTwoLayers(t *testing.T) {
+	d, _ := delivery(t)
+	place := t.TempDir() + "/spool"
+	dir, err := spool.Open(place, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := left(t, dir, "layer")
+	if dir, err = spool.Open(place, 1); err != nil { // full
+		t.Fatal(err)
+	}
+	j := &Job{
+		Delivery: d, Spool: dir, Algorithm: compress.Gzip,
+		at: map[digest.Digest]known.Layer{}, spooled: map[digest.Digest]*spool.Blob{},
+		Learnt: map[digest.Digest][]known.Layer{"a": {l}, "b": {l}},
+	}
+	for _, diff := range []digest.Digest{"a", "b"} {
+		if err := j.lookFor(t.Context(), diff); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(j.at) != 2 || len(j.spooled) != 1 {
+		t.Fatalf("%d layers and %d blobs", len(j.at), len(j.spooled))
+	}
+	for _, b := range j.spooled {
+		b.Keep()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	w, err := dir.Create(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Discard()
+	if _, err := w.Write([]byte("more")); !errors.Is(err, spool.ErrFull) {
+		t.Errorf("got %v, want that the spool is full", err)
+	}
 }

@@ -205,6 +205,10 @@ func (j *Job) lookFor(ctx context.Context, diff digest.Digest) error {
 		j.mu.Lock()
 		defer j.mu.Unlock()
 		j.at[diff] = *own
+		if _, ok := j.spooled[own.Digest]; ok {
+			b.Keep() // a cache that is wrong may have one blob for two layers
+			return nil
+		}
 		j.spooled[own.Digest] = b
 		j.stats.Reused += b.Size
 	}

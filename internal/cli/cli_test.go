@@ -582,3 +582,17 @@ func TestHelp(t *testing.T) {
 		}
 	}
 }
+
+// What has to be left behind ends as what was asked for, said once.
+func TestLeftBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hang := make(chan struct{})
+		defer close(hang)
+		ctx, cancel := (&options{limit: time.Second}).bound(t.Context())
+		defer cancel()
+		_, err := inTime(ctx, func() (*struct{}, error) { <-hang; return nil, nil })
+		if err == nil || err.Error() != errDeadline.Error() {
+			t.Errorf("got %v, want %v", err, errDeadline)
+		}
+	})
+}

@@ -156,7 +156,11 @@ func inTime[T any](ctx context.Context, f func() (*T, error)) (*T, error) {
 		select {
 		case o = <-done:
 		case <-t.C:
-			return nil, fmt.Errorf("%w: %w", resume.ErrInterrupted, context.Cause(ctx))
+			err := context.Cause(ctx)
+			if !errors.Is(err, resume.ErrInterrupted) {
+				err = fmt.Errorf("%w: %w", resume.ErrInterrupted, err)
+			}
+			return nil, err
 		}
 	}
 	if o.panicked != nil {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
@@ -203,7 +204,45 @@ func (m *making) published(ctx context.Context) (remote.Taggable, error) {
 	if err != nil || doc == nil {
 		return nil, err
 	}
+	if whole, err := m.complete(ctx, doc, 0); !whole || err != nil {
+		return nil, err
+	}
 	return &rawManifest{doc.Raw, types.MediaType(doc.MediaType)}, nil
+}
+
+// complete reports whether the repository has what a manifest names: a clean-up
+// may have left nothing but the manifest.
+func (m *making) complete(ctx context.Context, doc *pusher.Document, depth int) (bool, error) {
+	var names struct {
+		Config    *v1.Descriptor
+		Layers    []v1.Descriptor
+		Manifests []v1.Descriptor
+	}
+	const maxDepth = 8
+	if depth > maxDepth || json.Unmarshal(doc.Raw, &names) != nil {
+		return false, nil
+	}
+	for _, d := range names.Manifests {
+		child, err := m.p.Manifest(ctx, m.ref.Context().Digest(d.Digest.String()))
+		if err != nil || child == nil {
+			return false, err
+		}
+		if whole, err := m.complete(ctx, child, depth+1); !whole || err != nil {
+			return false, err
+		}
+	}
+	if names.Config != nil {
+		names.Layers = append(names.Layers, *names.Config)
+	}
+	for _, d := range names.Layers {
+		if !d.MediaType.IsDistributable() {
+			continue
+		}
+		if held, err := m.d.Held(ctx, digest.Digest(d.Digest.String()), d.Size, string(d.MediaType)); !held || err != nil {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // rawManifest is one whose blobs are at the registry.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/rpush-go/rpush/internal/testgear/docker"
 	"github.com/rpush-go/rpush/internal/testgear/realreg"
 )
 
@@ -105,4 +106,29 @@ func TestIndexes(t *testing.T) {
 	l.docker("rmi", "-f", from, theirs, ours)
 	l.docker("pull", "-q", "--platform", "linux/arm64", l.ref("ours/app")+"@"+whole)
 	l.gone(l.ref("ours/app") + "@" + whole)
+}
+
+// A manifest whose blobs a clean-up took away is no reason to send nothing.
+func TestManifestWithoutBlobs(t *testing.T) {
+	l := start(t, realreg.Options{})
+	if !l.whole {
+		t.Skip("this engine keeps no manifests; make engine29 runs one that does")
+	}
+	ref := l.ref("team/app:1")
+	l.build(ref, "scratch", 91, docker.Layer{Random: mib}, docker.Layer{Text: mib})
+	l.push(ref)
+	layer := l.manifest(ref).Layers[1].Digest
+	v2 := filepath.Join(l.reg.Root, "docker", "registry", "v2")
+	hex := strings.TrimPrefix(layer, "sha256:")
+	for _, gone := range []string{
+		filepath.Join(v2, "repositories", "team", "app", "_layers", "sha256", hex), filepath.Join(v2, "blobs", "sha256", hex[:2], hex),
+	} {
+		if err := os.RemoveAll(gone); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r := l.push(ref); r.count("uploaded") != 1 {
+		t.Errorf("after a layer was lost: %+v", r)
+	}
+	l.crane("validate", "--remote", ref)
 }

@@ -82,11 +82,11 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	d := &deliveries{}
 	before, _ := conntrack.Now() // for hostResets; elsewhere than on Linux there is none
 	_, err = inTime(ctx, func() (*struct{}, error) { return nil, a.deliver(ctx, o, c, to, x, d) })
+	done, last := d.taken(c.ref)
 	var wrong usageError
-	if errors.Is(err, source.ErrSpec) || errors.As(err, &wrong) {
+	if len(done) == 0 && (errors.Is(err, source.ErrSpec) || errors.As(err, &wrong)) {
 		return exitUsage, err
 	}
-	done, last := d.taken(c.ref)
 	for _, one := range done {
 		a.out.note(o.summary(one.report))
 	}

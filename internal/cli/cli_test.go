@@ -596,3 +596,15 @@ func TestLeftBehind(t *testing.T) {
 		}
 	})
 }
+
+// The least variant of an architecture is mostly left out.
+func TestLeastVariant(t *testing.T) {
+	for given, want := range map[string]string{
+		"linux/arm64/v8": "linux/arm64", "linux/amd64/v1": "linux/amd64", "linux/arm/v7": "linux/arm/v7", "linux/amd64/v2": "linux/amd64/v2",
+	} {
+		i := imageFlags{noContentTrust: true, platforms: []string{given}}
+		if err := i.check(); err != nil || len(i.picks) != 1 || i.picks[0].String() != want {
+			t.Errorf("%s: %v, %v; want %s", given, i.picks, err, want)
+		}
+	}
+}

@@ -124,6 +124,9 @@ func (i *imageFlags) check() error {
 		if err != nil || pick.OS == "" || pick.Architecture == "" {
 			return fmt.Errorf(badPlatform, p)
 		}
+		if v := pick.Architecture + "/" + pick.Variant; v == "arm64/v8" || v == "amd64/v1" {
+			pick.Variant = "" // the least there is, and mostly left out
+		}
 		i.picks = append(i.picks, *pick)
 	}
 	return nil

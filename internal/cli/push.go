@@ -330,7 +330,11 @@ func (a *app) result(o *options, all []delivered, f *failure, resets uint64) err
 // resultText prints the line, or lines, about one push.
 func (o *options) resultText(w io.Writer, d delivered) error {
 	if o.image.dryRun {
-		_, err := io.WriteString(w, dryRunWords(d.report))
+		text := dryRunWords(d.report)
+		if o.severalPushes() {
+			text = d.ref.Name() + "\n" + text
+		}
+		_, err := io.WriteString(w, text)
 		return err
 	}
 	refs := []name.Reference{d.ref}

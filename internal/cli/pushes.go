@@ -48,6 +48,11 @@ func (p *pushes) push(ctx context.Context, t target, src source.Source) error {
 		return p.done(t, nil, nil, err)
 	}
 	if src.Plain != nil {
+		for _, flag := range []string{"referrers", "digest-tags"} {
+			if p.o.spelled[flag] == "--"+flag {
+				return usageError(fmt.Sprintf(notForSaved, p.o.spelled[flag]))
+			}
+		}
 		m := &making{pushes: p, target: t, what: src.Name, po: po, job: stream.Job{Plain: src.Plain}}
 		return m.push(ctx)
 	}

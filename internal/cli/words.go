@@ -57,6 +57,7 @@ const (
 	badTag           = "%q is neither a tag nor a reference"
 	notForSource     = "%s is about the registry that SOURCE docker://REF names, and SOURCE is none"
 	notForEngine     = "%s has no effect on an image of the Docker engine"
+	notForSaved      = "%s has no effect: what docker save writes has no such things"
 	onePlatform      = "%s picks one platform of an image of the Docker engine; all of them are pushed without it"
 	onlyForEngine    = "%s is about images of the Docker engine, and SOURCE is none"
 	onlyForPlain     = "%s is about layers that are not compressed yet, and those of SOURCE go out as they are"

@@ -196,12 +196,9 @@ func imageOf(t *testing.T, ref string) (id string, diffIDs []string) {
 // What docker saves has no digests of its own. The image ID stays, and each
 // way to give the same archive gives the same digest.
 func TestDockerSave(t *testing.T) {
-	docker, err := exec.LookPath("docker")
-	if err != nil {
-		t.Skip("docker is missing")
-	}
+	docker := realreg.Tool(t, "docker")
 	if err := exec.Command(docker, "info").Run(); err != nil {
-		t.Skipf("no Docker engine: %v", err)
+		binary.Missing(t, "no Docker engine: %v", err)
 	}
 	reg := realreg.Start(t, realreg.Options{})
 	dir := t.TempDir()

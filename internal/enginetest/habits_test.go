@@ -142,6 +142,13 @@ func TestSameFromAnArchive(t *testing.T) {
 		}
 	}
 	check("from an archive", l.push("docker-archive:"+file, ref))
+	if _, exit, stderr := l.text("--referrers", "docker-archive:"+file, ref); !l.whole && (exit != 2 || !strings.Contains(stderr, "--referrers has no effect")) {
+		t.Errorf("--referrers: exit %d\n%s", exit, stderr)
+	}
+	if out, exit, stderr := l.text("--dry-run", "-t", l.ref("other/app:2"), "docker-archive:"+file, ref); exit != 0 ||
+		!strings.HasPrefix(out, ref+"\n") || !strings.Contains(out, "\n"+l.ref("other/app:2")+"\n") {
+		t.Errorf("a dry run for two repositories: exit %d, stdout %q\n%s", exit, out, stderr)
+	}
 	// What is known is only where the image was pushed to.
 	l.fresh()
 	check("without a cache", l.push("docker-archive:"+file, ref))

@@ -21,6 +21,12 @@ func lock(f *os.File, alone bool) bool {
 	return unix.Flock(int(f.Fd()), how|unix.LOCK_NB) == nil //nolint:gosec // a descriptor
 }
 
+// removeOpen deletes f, which is at path, while its lock is held.
+func removeOpen(_ *os.File, path string) { _ = os.Remove(path) } // what stays is swept
+
+// renameOpen gives f another name, and returns it open.
+func renameOpen(f *os.File, to string) (*os.File, error) { return f, os.Rename(f.Name(), to) }
+
 func free(path string) int64 {
 	var st unix.Statfs_t
 	if unix.Statfs(path, &st) != nil {

@@ -106,7 +106,7 @@ func (d *Dir) remove(name string) {
 	}
 	defer f.Close()
 	if lock(f, true) {
-		_ = os.Remove(f.Name()) // whoever was faster
+		removeOpen(f, f.Name()) // whoever was faster
 	}
 }
 
@@ -183,18 +183,19 @@ func (w *Writer) Write(p []byte) (int, error) {
 
 // Discard gives up.
 func (w *Writer) Discard() {
-	_ = os.Remove(w.f.Name()) // swept later, where it fails
+	removeOpen(w.f, w.f.Name()) // swept later, where it fails
 	w.f.Close()
 }
 
 // Keep makes the blob one of the spool. The caller knows its digest.
 func (w *Writer) Keep(dgst digest.Digest) (*Blob, error) {
 	to := filepath.Join(w.d.path, name(dgst))
-	if err := os.Rename(w.f.Name(), to); err != nil {
+	f, err := renameOpen(w.f, to)
+	if err != nil {
 		w.Discard()
 		return nil, err
 	}
-	return w.d.blob(w.f, to, dgst, w.n), nil
+	return w.d.blob(f, to, dgst, w.n), nil
 }
 
 func (d *Dir) blob(f *os.File, path string, dgst digest.Digest, size int64) *Blob {
@@ -276,7 +277,7 @@ func (b *Blob) is(fi os.FileInfo, err error) bool {
 func (b *Blob) Delivered() {
 	b.release(func() {
 		if lock(b.f, true) && b.is(os.Lstat(b.path)) {
-			_ = os.Remove(b.path) // swept later, where it fails
+			removeOpen(b.f, b.path) // swept later, where it fails
 		}
 	})
 }

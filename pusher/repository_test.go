@@ -172,6 +172,16 @@ func TestReferrers(t *testing.T) {
 	}
 }
 
+// noBase gives a token, or nothing where rights in secret/base are asked for too.
+func noBase(w http.ResponseWriter, r *http.Request, token string, refused *atomic.Int32) {
+	if strings.Contains(r.URL.RawQuery, "secret%2Fbase") {
+		refused.Add(1)
+		w.WriteHeader(http.StatusForbidden)
+		return
+	}
+	fmt.Fprintf(w, `{"token":%q}`, token)
+}
+
 // A token server that gives nothing where one scope is not to be had is asked
 // again for what is needed.
 func TestMountScopeRefused(t *testing.T) {
@@ -180,12 +190,7 @@ func TestMountScopeRefused(t *testing.T) {
 	var addr string
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/token" {
-			if strings.Contains(r.URL.RawQuery, "secret%2Fbase") {
-				refused.Add(1)
-				w.WriteHeader(http.StatusForbidden)
-				return
-			}
-			io.WriteString(w, `{"token":"good"}`)
+			noBase(w, r, "good", &refused)
 			return
 		}
 		if r.Header.Get("Authorization") != "Bearer good" {
@@ -215,12 +220,7 @@ func TestScopeOfAMountIsForgotten(t *testing.T) {
 	var addr string
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/token" {
-			if strings.Contains(r.URL.RawQuery, "secret%2Fbase") {
-				refused.Add(1)
-				w.WriteHeader(http.StatusForbidden)
-				return
-			}
-			fmt.Fprintf(w, `{"token":"good%d"}`, age.Load())
+			noBase(w, r, fmt.Sprint("good", age.Load()), &refused)
 			return
 		}
 		scope := "repository:app:pull,push"

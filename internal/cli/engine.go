@@ -56,18 +56,9 @@ func (e *engineOptions) elsewhere() string {
 // ofEngine is the image of the engine to be read, if that is the source.
 func (c call) ofEngine() (image string, ok bool) {
 	if c.source == "" {
-		return engineName(c.ref), true
+		return engine.Familiar(c.ref), true
 	}
 	return strings.CutPrefix(c.source, "docker-daemon:")
-}
-
-// engineName spells a reference as the engine does.
-func engineName(ref name.Reference) string {
-	s := ref.Name()
-	if rest, ok := strings.CutPrefix(s, name.DefaultRegistry+"/"); ok {
-		return "docker.io/" + rest
-	}
-	return s
 }
 
 // engineImage is an image of the engine.
@@ -124,7 +115,7 @@ func engineTags(ctx context.Context, eng *engine.Engine, c call) ([]engineJob, e
 	}
 	var all []engineJob
 	for _, tag := range tags {
-		all = append(all, engineJob{engineName(repo.Tag(tag)), target{ref: c.ref.Context().Tag(tag)}})
+		all = append(all, engineJob{engine.Familiar(repo.Tag(tag)), target{ref: c.ref.Context().Tag(tag)}})
 	}
 	return all, nil
 }

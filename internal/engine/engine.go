@@ -217,7 +217,7 @@ func (e *Engine) Tags(ctx context.Context, repo name.Repository) (tags []string,
 		}
 	}
 	if len(tags) == 0 {
-		return nil, &NoImageError{e.Address, familiar(repo)}
+		return nil, &NoImageError{e.Address, Familiar(repo)}
 	}
 	slices.Sort(tags)
 	return slices.Compact(tags), nil
@@ -332,7 +332,7 @@ func (e *Engine) Learn(ctx context.Context, ref name.Digest, auth *authn.AuthCon
 		}
 		o.RegistryAuth = encoded
 	}
-	r, err := e.c.ImagePull(ctx, familiar(ref.Context())+"@"+ref.DigestStr(), o)
+	r, err := e.c.ImagePull(ctx, Familiar(ref), o)
 	if err != nil {
 		return err
 	}
@@ -340,12 +340,14 @@ func (e *Engine) Learn(ctx context.Context, ref name.Digest, auth *authn.AuthCon
 	return r.Wait(ctx)
 }
 
-// familiar is a repository as the engine spells it.
-func familiar(repo name.Repository) string {
-	if repo.RegistryStr() == name.DefaultRegistry {
-		return "docker.io/" + repo.RepositoryStr()
+// Familiar spells a reference, or a repository, as the engine does: Docker Hub
+// is docker.io there.
+func Familiar(ref interface{ Name() string }) string {
+	s := ref.Name()
+	if rest, ok := strings.CutPrefix(s, name.DefaultRegistry+"/"); ok {
+		return "docker.io/" + rest
 	}
-	return repo.Name()
+	return s
 }
 
 // containerd reports whether images are kept by it.

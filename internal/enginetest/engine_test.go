@@ -509,7 +509,7 @@ func TestKilled(t *testing.T) {
 // Where no disk is for the spool, each try makes the layer again.
 func TestWithoutSpool(t *testing.T) {
 	if _, err := os.Stat("/dev/shm"); err != nil {
-		t.Skip("no /dev/shm")
+		binary.Missing(t, "no /dev/shm: %v", err)
 	}
 	l := start(t, realreg.Options{})
 	p := binary.Through(t, l.reg.Addr, proxy.Options{Plan: proxy.First(3, proxy.Every(mib, proxy.Fault{Kind: proxy.ResetClient}))})

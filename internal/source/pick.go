@@ -15,12 +15,10 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
-
-// attestsTo is how buildx says in an index which image an attestation is about.
-const attestsTo = "vnd.docker.reference.digest"
 
 // pick takes what Options.Platforms asks for.
 func (o Options) pick(ctx context.Context, s *pusher.Stored) (*pusher.Stored, error) {
@@ -56,7 +54,7 @@ func (o Options) pick(ctx context.Context, s *pusher.Stored) (*pusher.Stored, er
 		return &pusher.Stored{Content: s.Content, Descriptor: picked[0], MountFrom: s.MountFrom}, nil
 	}
 	for _, d := range idx.Manifests {
-		about := d.Annotations[attestsTo]
+		about := d.Annotations[saved.AttestsTo]
 		if about != "" && slices.ContainsFunc(picked, func(o v1.Descriptor) bool { return o.Digest.String() == about }) {
 			picked = append(picked, d)
 		}
@@ -76,7 +74,7 @@ func one(idx *v1.IndexManifest, p v1.Platform) (v1.Descriptor, error) {
 	var fit []v1.Descriptor
 	var have []string
 	for _, d := range idx.Manifests {
-		if d.Platform == nil || d.Annotations[attestsTo] != "" {
+		if d.Platform == nil || d.Annotations[saved.AttestsTo] != "" {
 			continue
 		}
 		have = append(have, d.Platform.String())

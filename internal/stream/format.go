@@ -9,6 +9,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/rpush-go/rpush/internal/saved"
 )
 
 // Format is that of manifests. As they are is the zero value.
@@ -105,8 +107,8 @@ func (f Format) index(m *v1.IndexManifest, children []remote.Taggable) (changed 
 		became[before.Digest.String()] = d.Digest.String()
 	}
 	for _, d := range m.Manifests {
-		if now, ok := became[d.Annotations[describes]]; ok {
-			d.Annotations[describes] = now
+		if now, ok := became[d.Annotations[saved.AttestsTo]]; ok {
+			d.Annotations[saved.AttestsTo] = now
 		}
 	}
 	to, _ := f.translate(m.MediaType)
@@ -114,7 +116,3 @@ func (f Format) index(m *v1.IndexManifest, children []remote.Taggable) (changed 
 	m.MediaType = to
 	return changed, nil
 }
-
-// describes is on the descriptor of an attestation and names the image it is
-// about.
-const describes = "vnd.docker.reference.digest"

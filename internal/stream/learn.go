@@ -14,6 +14,7 @@ import (
 
 	"github.com/rpush-go/rpush/internal/compress"
 	"github.com/rpush-go/rpush/internal/known"
+	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/pusher"
 )
 
@@ -115,7 +116,7 @@ func (l *Lessons) index(ctx context.Context, p *pusher.Pusher, ref name.Referenc
 	}
 	seen := 0
 	for _, d := range m.Manifests {
-		attests := d.Annotations[describes] != ""
+		attests := d.Annotations[saved.AttestsTo] != ""
 		if !d.MediaType.IsImage() || attests {
 			continue
 		}

@@ -73,7 +73,7 @@ func images(t *testing.T, idx v1.ImageIndex) {
 	}
 	for _, d := range m.Manifests {
 		img, err := idx.Image(d.Digest)
-		if err == nil && d.Annotations[describes] == "" {
+		if err == nil && d.Annotations[saved.AttestsTo] == "" {
 			err = validate.Image(img)
 		}
 		if err != nil {

@@ -143,10 +143,10 @@ func (t *tree) index(d v1.Descriptor, depth int) (remote.Taggable, error) {
 	here := slices.DeleteFunc(slices.Clone(m.Manifests), func(d v1.Descriptor) bool { return !t.complete(d, depth+1) })
 	// What describes an image is of no use without it.
 	here = slices.DeleteFunc(here, func(d v1.Descriptor) bool {
-		of := d.Annotations[describes]
+		of := d.Annotations[saved.AttestsTo]
 		return of != "" && !slices.ContainsFunc(here, func(o v1.Descriptor) bool { return o.Digest.String() == of })
 	})
-	images := slices.DeleteFunc(slices.Clone(here), func(d v1.Descriptor) bool { return d.Annotations[describes] != "" })
+	images := slices.DeleteFunc(slices.Clone(here), func(d v1.Descriptor) bool { return d.Annotations[saved.AttestsTo] != "" })
 	if m.MediaType == "" {
 		m.MediaType = d.MediaType
 	}

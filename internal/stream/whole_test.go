@@ -103,7 +103,7 @@ func (a *archive) attest(d v1.Descriptor) v1.Descriptor {
 	}
 	at := a.json(m, types.OCIManifestSchema1)
 	at.Platform = &v1.Platform{OS: "unknown", Architecture: "unknown"}
-	at.Annotations = map[string]string{describes: d.Digest.String()}
+	at.Annotations = map[string]string{saved.AttestsTo: d.Digest.String()}
 	return at
 }
 
@@ -221,7 +221,7 @@ func TestWholeIndexes(t *testing.T) {
 			}
 			n = len(im.Manifests)
 			for _, d := range im.Manifests {
-				if of := d.Annotations[describes]; of != "" {
+				if of := d.Annotations[saved.AttestsTo]; of != "" {
 					continue // no image
 				}
 				img, err := idx.Image(d.Digest)

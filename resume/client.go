@@ -195,10 +195,10 @@ func New(repo name.Repository, o Options) (*Client, error) {
 }
 
 // Exists asks whether the registry holds the blob (distribution-spec v1.1,
-// end-2). A failed check is tried again and is never taken for "no". A
-// redirect to another origin, which registries with object storage answer, counts
-// as yes, one to the registry's own as no; so does a size that contradicts the
-// given one, unless that is negative.
+// end-2). A failed check is tried again and is never taken for "no". A redirect to
+// another origin, which registries with object storage answer, counts as yes. A
+// redirect within the registry's own origin is followed with HEAD. A size that
+// contradicts the given one counts as no, unless the given one is negative.
 func (c *Client) Exists(ctx context.Context, dgst digest.Digest, size int64) (bool, error) {
 	var exists bool
 	err := c.retry(ctx, subject{digest: dgst, size: max(size, 0)}, func(ctx context.Context, _ *retry.Loop) (err error) {
@@ -215,74 +215,139 @@ func (c *Client) Exists(ctx context.Context, dgst digest.Digest, size int64) (bo
 	return exists, nil
 }
 
+// exists asks for the blob without leaving the registry: a redirect to another
+// origin counts as yes.
 func (c *Client) exists(ctx context.Context, dgst digest.Digest, size int64) (bool, error) {
-	exists, stored, err := c.look(ctx, dgst, size)
-	return exists || stored != nil, err
+	f, err := c.find(ctx, http.MethodHead, dgst, false)
+	if err != nil || f.left {
+		return f.left, err
+	}
+	return c.judge(f, dgst, size)
 }
 
-// arrived is exists for a blob that has been sent: what a redirect leads to has
-// to be the blob, because a success would follow from it.
+// arrived is exists for a blob that has been sent. A success follows from a yes,
+// so a redirect counts only if its target proves to be the blob.
+//
+// Object storage signs a URL for one method: S3 answers 403 to a GET of a URL
+// that a registry signed for HEAD. The target of HEAD is therefore asked with
+// HEAD. If that proves nothing, the registry is asked for a URL to GET.
 func (c *Client) arrived(ctx context.Context, dgst digest.Digest, size int64) (bool, error) {
-	exists, stored, err := c.look(ctx, dgst, size)
-	if err != nil || stored == nil {
-		return exists, err
-	}
-	req := request(http.MethodGet, stored, nil, 0)
-	req.Header.Set("Accept-Encoding", "identity")
-	if size != 0 { // nothing has no first byte
-		req.Header.Set("Range", "bytes=0-0")
-	}
-	a, err := c.send(ctx, req, c.quick(), nil)
+	f, err := c.find(ctx, http.MethodHead, dgst, true)
 	switch {
-	case err == nil:
-	case ctx.Err() != nil || protocol.Classify(err).Class == protocol.Break:
+	case err != nil:
 		return false, err
-	default:
-		return false, protocol.Transient(fmt.Errorf("asking where the blob is stored: %w", protocol.Plain(err)))
+	case !f.redirected || !f.left && f.Status == http.StatusNotFound:
+		return c.judge(f, dgst, size)
+	case f.proves(dgst, size):
+		return true, nil
 	}
-	total, ok := contentLength(a.Header)
-	if a.Status == http.StatusPartialContent {
-		var part protocol.Part
-		part, ok = protocol.ParsePart(a.Header)
-		total, ok = part.Total, ok && part.Start == 0
+	if f, err = c.find(ctx, http.MethodGet, dgst, true, sizeRange(size)...); err != nil {
+		return false, err
 	}
 	switch {
-	case a.Status != http.StatusOK && a.Status != http.StatusPartialContent:
-		return false, protocol.Transient(fmt.Errorf("the registry leads to where the blob is stored, and the answer there is of status %d", a.Status))
-	case !protocol.IsBlob(a.Header, dgst) || size >= 0 && (!ok || total != size):
-		return false, protocol.Transient(errors.New("the registry leads to where the blob is stored, and something else is there"))
+	case f.proves(dgst, size):
+		return true, nil
+	case f.redirected && !f.left:
+		return c.judge(f, dgst, size)
+	case f.Status != http.StatusOK && f.Status != http.StatusPartialContent:
+		return false, protocol.Transient(fmt.Errorf("the registry leads to where the blob is stored, and the answer there is of status %d", f.Status))
 	}
-	return true, nil
+	return false, protocol.Transient(errors.New("the registry leads to where the blob is stored, and something else is there"))
 }
 
-// look asks for the blob. stored is where a redirect leads to, nil without one.
-func (c *Client) look(ctx context.Context, dgst digest.Digest, size int64) (exists bool, stored *url.URL, err error) {
-	at := c.url("blobs/" + dgst.String())
-	a, err := c.send(ctx, request(http.MethodHead, at, nil, 0), c.quick(), nil)
-	if err != nil {
-		return false, nil, err
+// sizeRange asks for one byte, with which the size of the whole comes.
+func sizeRange(size int64) []string {
+	if size == 0 { // nothing has no first byte
+		return nil
 	}
-	switch to := redirect(at, a); {
-	case a.Status == http.StatusNotFound:
-		return false, nil, nil
-	case to != nil && protocol.SameOrigin(c.base, to):
-		return false, nil, nil // a login page, for one
-	case to != nil:
-		return false, to, nil
-	case a.Status != http.StatusOK:
-		return false, nil, protocol.Unexpected(a, time.Now())
+	return []string{"Range", "bytes=0-0"}
+}
+
+// finding is the answer to a request for a blob, after its redirects.
+type finding struct {
+	*wire.Answer
+	redirected bool
+	left       bool // the last redirect led to another origin than the registry's
+}
+
+// find asks for the blob and follows redirects with the same method. Those to
+// another origin are followed only if abroad is true; credentials never go there.
+// header is a list of names and values.
+func (c *Client) find(ctx context.Context, method string, dgst digest.Digest, abroad bool, header ...string) (f finding, err error) {
+	at := c.url("blobs/" + dgst.String())
+	for range maxRedirects + 1 {
+		req := request(method, at, nil, 0)
+		req.Header.Set("Accept-Encoding", "identity")
+		for i := 0; i+1 < len(header); i += 2 {
+			req.Header.Set(header[i], header[i+1])
+		}
+		f.Answer, err = c.send(ctx, req, c.quick(), nil)
+		switch {
+		case err == nil:
+		case !f.redirected || ctx.Err() != nil || protocol.Classify(err).Class == protocol.Break:
+			return f, err
+		default:
+			return f, protocol.Transient(fmt.Errorf("asking where the blob is stored: %w", protocol.Plain(err)))
+		}
+		to := redirect(at, f.Answer)
+		if to == nil {
+			return f, nil
+		}
+		f.redirected, f.left = true, !protocol.SameOrigin(c.base, to)
+		if f.left && !abroad {
+			return f, nil
+		}
+		l, err := protocol.ParseLocation(c.base, at, f.Header)
+		if err != nil {
+			return f, protocol.Transient(fmt.Errorf("asking where the blob is stored: %w", protocol.Plain(err)))
+		}
+		at, f.left = l.URL, !protocol.SameOrigin(c.base, l.URL)
+	}
+	return f, protocol.Transient(errors.New("the registry redirects the check for the blob again and again"))
+}
+
+// proves reports whether the answer can only be the blob's: it is about the
+// digest, and of the given size unless that is negative.
+func (f finding) proves(dgst digest.Digest, size int64) bool {
+	total, ok := contentLength(f.Header)
+	switch f.Status {
+	case http.StatusOK:
+	case http.StatusPartialContent:
+		var part protocol.Part
+		part, ok = protocol.ParsePart(f.Header)
+		total, ok = part.Total, ok && part.Start == 0
+	default:
+		return false
+	}
+	return protocol.IsBlob(f.Header, dgst) && (size < 0 || ok && total == size)
+}
+
+// judge says whether the registry's own answer means that it holds the blob.
+func (c *Client) judge(f finding, dgst digest.Digest, size int64) (bool, error) {
+	switch {
+	case f.Status == http.StatusNotFound:
+		return false, nil
+	case f.redirected:
+		// To another path of the registry: the blob, as on Pulp and Artifact
+		// Registry, or a login page.
+		if se := protocol.Unexpected(f.Answer, time.Now()); f.Status != http.StatusOK && protocol.Classify(se).Class == protocol.Break {
+			return false, se
+		}
+		return f.proves(dgst, size), nil
+	case f.Status != http.StatusOK:
+		return false, protocol.Unexpected(f.Answer, time.Now())
 	}
 	// A server that says 200 to everything must not make a push a success.
-	if !protocol.IsBlob(a.Header, dgst) {
+	if !protocol.IsBlob(f.Header, dgst) {
 		c.log.WithField("digest", dgst).Warn("the answer to a check is not about the blob; sending it")
-		return false, nil, nil
+		return false, nil
 	}
-	if got, ok := contentLength(a.Header); ok && size >= 0 && got != size && a.Header.Get("Content-Encoding") == "" {
+	if got, ok := contentLength(f.Header); ok && size >= 0 && got != size && f.Header.Get("Content-Encoding") == "" {
 		c.log.WithFields(logrus.Fields{"digest": dgst, "size": size, "claimed": got}).
 			Warn("the registry claims to have the blob with another size; sending it")
-		return false, nil, nil
+		return false, nil
 	}
-	return true, nil, nil
+	return true, nil
 }
 
 // redirect is where an answer leads to, nil if nowhere else: a redirect to the

@@ -217,3 +217,32 @@ func TestTooLargeForABlindRegistry(t *testing.T) {
 		}
 	})
 }
+
+// A registry redirects HEAD and GET of a blob to storage, with URLs that are
+// signed for one method. A lost answer to a commit is settled in seconds, and a
+// redirect within the registry's own origin counts once its target says so.
+func TestLostCommitOnObjectStorage(t *testing.T) {
+	for name, o := range map[string]scripted.Options{
+		"S3":                 {Storage: scripted.OtherOrigin},
+		"S3, signed for GET": {Storage: scripted.OtherOrigin, SignsForGet: true},
+		"same origin":        {Storage: scripted.SameOrigin},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o.OtherHost = "other.test:80"
+			o.Intercept = on(scripted.Put, 1, scripted.Action{AfterReset: true})
+			inLab(t, o, resume.Options{Transport: &basic{}}, func(l *lab) {
+				began := time.Now()
+				l.delivers(content(100_000))
+				if took := time.Since(began); took > 10*time.Second {
+					t.Errorf("settled after %s", took)
+				}
+				if n := l.count(scripted.Put); n != 1 {
+					t.Errorf("%d PUTs, want 1", n)
+				}
+				if res := l.delivers(content(100_000)); !res.Existed { // an ordinary check says yes as well
+					t.Errorf("the second upload: %+v", res)
+				}
+			})
+		})
+	}
+}

@@ -65,7 +65,7 @@ func (u *upload) sameReader(r interface {
 	one("a blob that is not there after a commit in doubt taken for there", "resume/upload.go",
 		"if exists {\n\t\tu.finish(Committed)", "if exists || err == nil {\n\t\tu.finish(Committed)"),
 	one("a failed existence check taken for no", "resume/client.go",
-		"case a.Status != http.StatusOK:\n\t\treturn false, nil, protocol.Unexpected(a, time.Now())", "case a.Status != http.StatusOK:\n\t\treturn false, nil, nil"),
+		"case f.Status != http.StatusOK:\n\t\treturn false, protocol.Unexpected(f.Answer, time.Now())", "case f.Status != http.StatusOK:\n\t\treturn false, nil"),
 	one("200 to an existence check believed whatever its size", "resume/client.go",
 		"size >= 0 && got != size", "size < 0 && got != size"),
 	one("the session kept after a refused digest", "resume/upload.go",

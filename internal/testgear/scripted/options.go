@@ -58,6 +58,15 @@ const (
 	Downgrade                     // http, whatever the request came by
 )
 
+// StorageStyle is where the bytes of a blob are.
+type StorageStyle int
+
+const (
+	InRegistry  StorageStyle = iota // answered by the registry itself
+	OtherOrigin                     // redirected to Options.OtherHost, as with S3 behind distribution
+	SameOrigin                      // redirected to another path of the registry, as on Pulp
+)
+
 // Scheme is how requests are authorised.
 type Scheme int
 
@@ -83,7 +92,8 @@ type Options struct {
 	Status    StatusVerbs
 	Range     RangeStyle
 	Location  LocationStyle
-	OtherHost string // host:port for the location style OtherHost; serve the same Registry there
+	Storage   StorageStyle
+	OtherHost string // host:port for the styles OtherHost and OtherOrigin; serve the same Registry there
 	Auth      Auth
 
 	// LooseRange ignores Content-Range, as distribution 2 does.
@@ -97,6 +107,9 @@ type Options struct {
 	MaxBody int64
 	// MinChunk, when set, is announced as OCI-Chunk-Min-Length.
 	MinChunk int64
+	// SignsForGet signs the URLs of redirects to storage for GET, whatever the
+	// method of the request. Otherwise they are good for its method alone.
+	SignsForGet bool
 	// UserAgent, when set, is the prefix every User-Agent must have.
 	UserAgent string
 
@@ -121,9 +134,10 @@ const (
 	Cancel            // DELETE of a session
 	HeadManifest      // HEAD or GET of a manifest
 	PutManifest
+	Stored // HEAD or GET of a blob in storage
 )
 
-var kinds = [...]string{"other", "ping", "token", "head blob", "post", "patch", "status", "put", "cancel", "head manifest", "put manifest"}
+var kinds = [...]string{"other", "ping", "token", "head blob", "post", "patch", "status", "put", "cancel", "head manifest", "put manifest", "stored"}
 
 func (k Kind) String() string { return kinds[k] }
 

@@ -194,7 +194,7 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x.begin()
 	defer x.end()
 
-	open := x.q.Kind == Ping || x.q.Kind == Token
+	open := x.q.Kind == Ping || x.q.Kind == Token || x.q.Kind == Stored
 	if !open && !x.authorize() {
 		return
 	}
@@ -253,6 +253,8 @@ func (x *exchange) serve() {
 		x.put()
 	case Cancel:
 		x.cancel()
+	case Stored:
+		x.stored()
 	case HeadManifest:
 		x.getManifest()
 	case PutManifest:
@@ -277,6 +279,10 @@ func (x *exchange) classify() {
 	switch {
 	case r.URL.Path == "/token" && r.Method == http.MethodGet:
 		q.Kind = Token
+		return
+	case strings.HasPrefix(r.URL.Path, storage) && read:
+		q.Kind = Stored
+		q.Repo, q.Reference, _ = cutLast(strings.TrimPrefix(r.URL.Path, storage), "/")
 		return
 	case !isV2:
 		return
@@ -531,7 +537,46 @@ func (x *exchange) getBlob() {
 		x.fail(http.StatusNotFound, "BLOB_UNKNOWN", x.q.Reference)
 		return
 	}
+	if style := x.g.o.Storage; style != InRegistry {
+		signed := x.r.Method
+		if x.g.o.SignsForGet {
+			signed = http.MethodGet
+		}
+		to := storage + x.q.Repo + "/" + x.q.Reference + "?signed=" + signed
+		if style == OtherOrigin {
+			to = "http://" + x.g.o.OtherHost + to
+		}
+		x.w.Header().Set("Location", to)
+		x.reply(http.StatusTemporaryRedirect, nil)
+		return
+	}
 	x.w.Header().Set("Content-Type", "application/octet-stream")
 	x.w.Header().Set("Docker-Content-Digest", x.q.Reference)
+	x.reply(http.StatusOK, b.data)
+}
+
+// storage is the path of what is stored.
+const storage = "/storage/"
+
+// stored answers as object storage does: by the signature alone, and without a
+// digest.
+func (x *exchange) stored() {
+	if x.r.URL.Query().Get("signed") != x.r.Method {
+		x.reply(http.StatusForbidden, []byte("<Error><Code>SignatureDoesNotMatch</Code></Error>"))
+		return
+	}
+	x.g.mu.Lock()
+	b, ok := x.g.blob(x.q.Repo, x.q.Reference)
+	x.g.mu.Unlock()
+	if !ok {
+		x.reply(http.StatusNotFound, []byte("<Error><Code>NoSuchKey</Code></Error>"))
+		return
+	}
+	x.w.Header().Set("Content-Type", "application/octet-stream")
+	if x.r.Method == http.MethodGet && x.r.Header.Get("Range") == "bytes=0-0" && len(b.data) > 0 {
+		x.w.Header().Set("Content-Range", fmt.Sprintf("bytes 0-0/%d", len(b.data)))
+		x.reply(http.StatusPartialContent, b.data[:1])
+		return
+	}
 	x.reply(http.StatusOK, b.data)
 }

@@ -33,6 +33,8 @@ type authorizer struct {
 	// ready holds the authorising transport, or nil before the handshake; it
 	// is a lock that a cancelled request can stop waiting for.
 	ready chan http.RoundTripper
+	// credentials are those of the last handshake. The holder of ready may use them.
+	credentials *authn.AuthConfig
 }
 
 func newAuthorizer(repo name.Repository, scheme string, keychain authn.Keychain, base http.RoundTripper, scopes ...string) *authorizer {
@@ -59,10 +61,32 @@ func (a *authorizer) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	a.ready <- rt
 	resp, err := rt.RoundTrip(req)
-	if refused(err) {
+	// Credentials that a password change made invalid get a 401 answer.
+	if refused(err) || err == nil && resp.StatusCode == http.StatusUnauthorized {
 		a.forget(req.Context(), rt)
 	}
 	return resp, err
+}
+
+// checkCredentials forgets a sign-in whose credentials are no longer those in
+// the keychain. If the keychain fails, the sign-in stays: it may still be good.
+func (a *authorizer) checkCredentials(ctx context.Context) {
+	auth, err := authn.Resolve(ctx, a.keychain, a.repo)
+	if err != nil {
+		return
+	}
+	now, err := authn.Authorization(ctx, auth)
+	if err != nil || now == nil {
+		return
+	}
+	select {
+	case rt := <-a.ready:
+		if a.credentials != nil && *a.credentials != *now {
+			rt = nil
+		}
+		a.ready <- rt
+	case <-ctx.Done():
+	}
 }
 
 // refused holds where no token was given.
@@ -97,6 +121,9 @@ func (a *authorizer) handshake(ctx context.Context) (http.RoundTripper, error) {
 	reg, err := name.NewRegistry(a.repo.RegistryStr(), opts...)
 	if err != nil {
 		return nil, protocol.Kind(protocol.ErrEndpoint, err)
+	}
+	if a.credentials, err = authn.Authorization(ctx, auth); err != nil {
+		return nil, protocol.Kind(protocol.ErrDenied, fmt.Errorf("reading the credentials for %s: %w", a.repo.RegistryStr(), err))
 	}
 	rt, err := transport.NewWithContext(ctx, reg, auth, a.base, a.scopes)
 	if len(a.scopes) > 1 && refused(err) {

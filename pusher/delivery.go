@@ -26,13 +26,12 @@ import (
 // publishes it. Push does all of it in one call.
 //
 // Held, Upload and Report are safe for concurrent use; nothing is to run beside
-// Finish. Close lets go of connections.
+// Finish.
 type Delivery struct {
 	p     *Pusher
 	c     *resume.Client
 	ref   name.Reference
 	began time.Time
-	done  func()
 	slots chan struct{} // Options.Parallel
 
 	referrers sync.Mutex // the fallback tag is read, changed and written
@@ -62,18 +61,15 @@ func (p *Pusher) open(ctx context.Context, ref name.Reference, from []name.Repos
 	for _, r := range from {
 		scopes = append(scopes, r.Scope(transport.PullScope))
 	}
-	c, done, err := p.connect(ctx, ref.Context(), ref.Name(), scopes...)
+	c, err := p.connect(ctx, ref.Context(), ref.Name(), scopes...)
 	if err != nil {
 		return nil, err
 	}
 	return &Delivery{
-		p: p, c: c, ref: ref, began: time.Now(), done: done,
+		p: p, c: c, ref: ref, began: time.Now(),
 		slots: make(chan struct{}, p.o.Parallel), given: map[digest.Digest]*given{},
 	}, nil
 }
-
-// Close lets go of idle connections. It cancels nothing.
-func (d *Delivery) Close() { d.done() }
 
 // claim gives the blob's record to the caller alone, until release.
 func (d *Delivery) claim(ctx context.Context, dgst digest.Digest, size int64, mediaType string) (g *given, release func(), err error) {
@@ -162,11 +158,10 @@ func (d *Delivery) mountable(repo string) string {
 // at asks another repository of the registry for a blob. One that cannot be
 // asked has it not.
 func (d *Delivery) at(ctx context.Context, bare string, dgst digest.Digest, size int64) (bool, error) {
-	c, done, err := d.p.quietly(ctx, d.ref.Context().Repo(bare))
+	c, err := d.p.quietly(ctx, d.ref.Context().Repo(bare))
 	if err != nil {
 		return false, ctx.Err()
 	}
-	defer done()
 	there, err := c.Exists(ctx, dgst, size)
 	if err != nil {
 		return false, ctx.Err()
@@ -390,11 +385,10 @@ func (p *Pusher) Config(ctx context.Context, repo name.Repository, dgst digest.D
 }
 
 func (p *Pusher) document(ctx context.Context, repo name.Repository, path string, want digest.Digest, accept ...string) (*Document, error) {
-	c, done, err := p.connect(ctx, repo, "", repo.Scope(transport.PullScope))
+	c, err := p.connect(ctx, repo, "", repo.Scope(transport.PullScope))
 	if err != nil {
 		return nil, err
 	}
-	defer done()
 	req := &http.Request{Method: http.MethodGet, URL: &url.URL{Path: path}, Header: http.Header{}}
 	for _, a := range accept {
 		req.Header.Add("Accept", a)

@@ -41,7 +41,6 @@ func TestDeliveryTakesBlobsBeforeTheImage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer d.Close()
 		for range 2 { // the second time it is there
 			if err := d.Upload(context.Background(), early(img.layers[0]), "layer"); err != nil {
 				t.Fatal(err)
@@ -123,7 +122,6 @@ func TestHeldElsewhere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
 	b := early([]byte("layer"))
 	held, err := d.Held(context.Background(), b.Digest, b.Size, "layer",
 		reg+"/a:pull repository:other", reg+"/", "other.test/base", reg+"/team/app", reg+"/team/base")

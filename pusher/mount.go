@@ -109,7 +109,7 @@ func (m *mounts) choose(ctx context.Context) error {
 
 // quietly connects to a repository that may hold blobs. What is asked there is
 // asked once.
-func (p *Pusher) quietly(ctx context.Context, repo name.Repository) (*resume.Client, func(), error) {
+func (p *Pusher) quietly(ctx context.Context, repo name.Repository) (*resume.Client, error) {
 	quiet := *p
 	quiet.o.RetryFor, quiet.o.OnEvent, quiet.o.Logger = -1, nil, nil
 	return quiet.connect(ctx, repo, "", repo.Scope(transport.PullScope))
@@ -117,11 +117,10 @@ func (p *Pusher) quietly(ctx context.Context, repo name.Repository) (*resume.Cli
 
 // ask looks for blobs in one candidate.
 func (m *mounts) ask(ctx context.Context, repo name.Repository, blobs []*blob) error {
-	c, done, err := m.p.quietly(ctx, repo)
+	c, err := m.p.quietly(ctx, repo)
 	if err != nil {
 		return ctx.Err()
 	}
-	defer done()
 	var mu sync.Mutex
 	failed := false
 	return each(ctx, m.p.o.Checks, blobs, func(ctx context.Context, b *blob) error {

@@ -116,10 +116,13 @@ type Options struct {
 	OnEvent func(resume.Event)
 }
 
-// Pusher delivers images and indexes. It is safe for concurrent use.
+// Pusher delivers images and indexes. It is safe for concurrent use. Pushes of
+// one Pusher share connections and sign-ins, so a program that pushes often
+// makes one Pusher and keeps it.
 type Pusher struct {
-	o    Options
-	base http.RoundTripper
+	o      Options
+	base   http.RoundTripper
+	shared *connections
 }
 
 // New checks the options. It does not touch the network.
@@ -166,7 +169,7 @@ func New(o Options) (*Pusher, error) {
 			o.Store = resume.NewFileStore(dir)
 		}
 	}
-	p := &Pusher{o: o, base: o.Transport}
+	p := &Pusher{o: o, base: o.Transport, shared: newConnections()}
 	if p.base == nil {
 		wo := wire.Options{TLS: o.TLSClientConfig, Proxy: o.Proxy, UserAgent: o.UserAgent, Stall: o.StallTimeout}
 		if o.Limit > 0 {
@@ -208,61 +211,39 @@ func (p *Pusher) Push(ctx context.Context, ref name.Reference, img remote.Taggab
 // Probe breaks a small upload to repo on purpose and says what the registry kept
 // of it: see resume.Client.Probe.
 func (p *Pusher) Probe(ctx context.Context, repo name.Repository) (*resume.Probe, error) {
-	c, done, err := p.connect(ctx, repo, "", repo.Scope(transport.PushScope))
+	c, err := p.connect(ctx, repo, "", repo.Scope(transport.PushScope))
 	if err != nil {
 		return &resume.Probe{}, err
 	}
-	defer done()
 	return c.Probe(ctx)
 }
 
 // Check asks where the upload session of a record stands: see
 // resume.Client.Check.
 func (p *Pusher) Check(ctx context.Context, r resume.Record) (offset int64, alive bool, err error) {
-	c, done, err := p.recorded(ctx, r)
+	c, err := p.recorded(ctx, r)
 	if err != nil {
 		return 0, false, err
 	}
-	defer done()
 	return c.Check(ctx, r)
 }
 
 // Cancel ends the upload session of a record at the registry: see
 // resume.Client.Cancel.
 func (p *Pusher) Cancel(ctx context.Context, r resume.Record) error {
-	c, done, err := p.recorded(ctx, r)
+	c, err := p.recorded(ctx, r)
 	if err != nil {
 		return err
 	}
-	defer done()
 	return c.Cancel(ctx, r)
 }
 
-func (p *Pusher) recorded(ctx context.Context, r resume.Record) (c *resume.Client, done func(), err error) {
+func (p *Pusher) recorded(ctx context.Context, r resume.Record) (*resume.Client, error) {
 	repo, err := name.NewRepository(r.Name(), name.WeakValidation)
 	if err != nil {
-		return nil, nil, protocol.Kind(protocol.ErrEndpoint, err)
+		return nil, protocol.Kind(protocol.ErrEndpoint, err)
 	}
 	return p.connect(ctx, repo, "", repo.Scope(transport.PushScope))
-}
-
-// connect makes a client that signs in to repo. done lets go of its idle
-// connections. reference is for people who look at what is kept.
-func (p *Pusher) connect(ctx context.Context, repo name.Repository, reference string, scopes ...string) (c *resume.Client, done func(), err error) {
-	scheme, err := p.scheme(ctx, repo)
-	if err != nil {
-		return nil, nil, err
-	}
-	external, done := p.base, func() {}
-	if own, ok := p.base.(*wire.Transport); ok {
-		e := own.External(protocol.HostPort(&url.URL{Scheme: scheme, Host: repo.RegistryStr()}))
-		external, done = e, func() {
-			own.CloseIdleConnections()
-			e.CloseIdleConnections()
-		}
-	}
-	c, err = p.client(repo, scheme, newAuthorizer(repo, scheme, p.o.Keychain, p.base, scopes...), external, reference)
-	return c, done, err
 }
 
 func (p *Pusher) push(ctx context.Context, ref name.Reference, g *graph) error {
@@ -274,7 +255,6 @@ func (p *Pusher) push(ctx context.Context, ref name.Reference, g *graph) error {
 	if err != nil {
 		return err
 	}
-	defer d.Close()
 	return d.finish(ctx, g, m)
 }
 

@@ -35,7 +35,6 @@ type Repository struct {
 	name name.Repository
 	ctx  context.Context // of Pusher.Repository: blobs are read under it
 	c    *resume.Client
-	done func()
 }
 
 var _ Content = (*Repository)(nil)
@@ -43,15 +42,12 @@ var _ Content = (*Repository)(nil)
 // Repository makes ready to read from repo. The context bounds all reading. Only
 // finding out which scheme the registry speaks touches the network.
 func (p *Pusher) Repository(ctx context.Context, repo name.Repository) (*Repository, error) {
-	c, done, err := p.connect(ctx, repo, "", repo.Scope(transport.PullScope))
+	c, err := p.connect(ctx, repo, "", repo.Scope(transport.PullScope))
 	if err != nil {
 		return nil, err
 	}
-	return &Repository{name: repo, ctx: ctx, c: c, done: done}, nil
+	return &Repository{name: repo, ctx: ctx, c: c}, nil
 }
-
-// Close lets go of idle connections.
-func (r *Repository) Close() { r.done() }
 
 // Find gives the manifest under a tag or a digest of the repository. What it
 // names is read when it is needed.

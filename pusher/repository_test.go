@@ -56,6 +56,7 @@ func newPusher(t *testing.T, o pusher.Options) *pusher.Pusher {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(p.CloseIdleConnections)
 	return p
 }
 
@@ -103,7 +104,6 @@ func TestRepositoryRedirects(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer repo.Close()
 	found, err := repo.Find(t.Context(), tagOf(t, from+"/app:1"))
 	if err != nil {
 		t.Fatal(err)
@@ -155,7 +155,6 @@ func TestReferrers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer repo.Close()
 		tags, err := repo.Tags(t.Context())
 		if want := map[bool]int{true: 2, false: 3}[native]; err != nil || len(tags) != want {
 			t.Errorf("native %v: the tags %v, %v; want %d", native, tags, err, want)
@@ -240,7 +239,6 @@ func TestScopeOfAMountIsForgotten(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
 	for i := range 3 {
 		content := fmt.Sprint("blob ", i)
 		b := resume.Blob{Digest: digest.FromString(content), Size: int64(len(content)), Open: func(context.Context, int64) (io.ReadCloser, error) {
@@ -310,7 +308,6 @@ func TestAnswersAreWhole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
 	if tags, err := r.Tags(context.Background()); err != nil || len(tags) != 1 {
 		t.Errorf("over a connection that breaks the tags are %q, %v", tags, err)
 	}

@@ -96,7 +96,7 @@ func (m *making) deliver(ctx context.Context) (*pusher.Report, error) {
 	if m.d, err = m.p.Open(ctx, m.ref); err != nil {
 		return nil, err
 	}
-	defer m.d.Close()
+	defer m.p.CloseIdleConnections()
 	m.progress.doing(pushingPhase(m.what, m.ref))
 	img, err := m.make(ctx)
 	if err != nil {

@@ -41,7 +41,7 @@ func openRegistry(ctx context.Context, spec string, o Options) (*Images, error) 
 		return Source{Image: img}, err
 	}
 	return &Images{
-		o: o, name: "docker://" + ref.Name(), open: find, close: r.Close,
+		o: o, name: "docker://" + ref.Name(), open: find, close: o.Registry.CloseIdleConnections,
 		all: func(ctx context.Context) (map[string]selector, error) {
 			if ref.Context().Name() != ref.Name() && !strings.HasSuffix(ref.Name(), ":"+name.DefaultTag) {
 				return nil, specError("docker://%s: all tags are asked for, and one image is picked", spec)

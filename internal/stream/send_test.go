@@ -185,7 +185,7 @@ func delivery(t *testing.T) (*pusher.Delivery, name.Reference) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(d.Close)
+	t.Cleanup(p.CloseIdleConnections)
 	return d, ref
 }
 

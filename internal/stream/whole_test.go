@@ -137,7 +137,7 @@ func deliver(t *testing.T, b []byte, j *Job) (remote.Taggable, []string, error) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
+	defer p.CloseIdleConnections()
 	if j.Spool == nil {
 		if j.Spool, err = spool.Open(t.TempDir()+"/spool", 0); err != nil {
 			t.Fatal(err)

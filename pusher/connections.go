@@ -1,0 +1,134 @@
+package pusher
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+
+	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/internal/wire"
+	"github.com/rpush-go/rpush/resume"
+)
+
+// The most that a Pusher keeps between pushes. What exceeds a bound is
+// dropped, least recently used first, and made again when it is needed.
+const (
+	maxSignIns   = 512
+	maxExternals = 64
+)
+
+// connections holds what the pushes of one Pusher share: a sign-in for each
+// repository and set of scopes, and a transport to each registry's storage.
+// It is safe for concurrent use.
+type connections struct {
+	mu        sync.Mutex
+	signIns   recent[*authorizer]
+	externals recent[*wire.External]
+}
+
+func newConnections() *connections {
+	return &connections{
+		signIns:   recent[*authorizer]{limit: maxSignIns},
+		externals: recent[*wire.External]{limit: maxExternals},
+	}
+}
+
+// recent is a map that drops its least recently used entry when it is full.
+type recent[V any] struct {
+	limit   int
+	entries map[string]recentEntry[V]
+	clock   uint64
+}
+
+type recentEntry[V any] struct {
+	value V
+	used  uint64
+}
+
+// get returns the value of key, made by create if there is none yet.
+func (r *recent[V]) get(key string, create func() V) (value V, isNew bool) {
+	r.clock++
+	e, ok := r.entries[key]
+	if !ok {
+		e.value = create()
+		if r.entries == nil {
+			r.entries = map[string]recentEntry[V]{}
+		}
+		if len(r.entries) >= r.limit {
+			r.dropOldest()
+		}
+	}
+	e.used = r.clock
+	r.entries[key] = e
+	return e.value, !ok
+}
+
+func (r *recent[V]) dropOldest() {
+	oldest, used := "", r.clock
+	for k, e := range r.entries {
+		if e.used < used {
+			oldest, used = k, e.used
+		}
+	}
+	delete(r.entries, oldest)
+}
+
+// connect returns a client that signs in to repo. Clients for the same
+// repository and scopes share one sign-in, and all clients share connections.
+// reference is shown to people who list kept uploads.
+func (p *Pusher) connect(ctx context.Context, repo name.Repository, reference string, scopes ...string) (*resume.Client, error) {
+	scheme, err := p.scheme(ctx, repo)
+	if err != nil {
+		return nil, err
+	}
+	return p.client(repo, scheme, p.signIn(ctx, repo, scheme, scopes), p.external(repo, scheme), reference)
+}
+
+// signIn returns the shared authorizer for repo and scopes. A sign-in whose
+// credentials have changed in the keychain since is not used again.
+func (p *Pusher) signIn(ctx context.Context, repo name.Repository, scheme string, scopes []string) *authorizer {
+	key := strings.Join(append([]string{scheme, repo.Name()}, scopes...), " ")
+	p.shared.mu.Lock()
+	a, isNew := p.shared.signIns.get(key, func() *authorizer {
+		return newAuthorizer(repo, scheme, p.o.Keychain, p.base, scopes...)
+	})
+	p.shared.mu.Unlock()
+	if !isNew {
+		a.checkCredentials(ctx)
+	}
+	return a
+}
+
+// external returns the transport for upload locations that the registry of
+// repo names on other hosts.
+func (p *Pusher) external(repo name.Repository, scheme string) http.RoundTripper {
+	own, ok := p.base.(*wire.Transport)
+	if !ok {
+		return p.base
+	}
+	registry := protocol.HostPort(&url.URL{Scheme: scheme, Host: repo.RegistryStr()})
+	p.shared.mu.Lock()
+	defer p.shared.mu.Unlock()
+	e, _ := p.shared.externals.get(registry, func() *wire.External { return own.External(registry) })
+	return e
+}
+
+// CloseIdleConnections closes the connections that no push is using. A Pusher
+// needs no other cleanup: idle connections close by themselves after 90
+// seconds. It does not affect Options.Transport. It is safe for concurrent use.
+func (p *Pusher) CloseIdleConnections() {
+	own, ok := p.base.(*wire.Transport)
+	if !ok {
+		return
+	}
+	own.CloseIdleConnections()
+	p.shared.mu.Lock()
+	defer p.shared.mu.Unlock()
+	for _, e := range p.shared.externals.entries {
+		e.value.CloseIdleConnections()
+	}
+}

@@ -25,16 +25,17 @@ var arrows = map[string][]string{
 	"internal/stray":        {},
 	"internal/certificates": {},
 	"internal/credentials":  {},
-	"internal/source":       {"internal/saved", "pusher", "resume"}, // resume for the kinds of failure
-	"internal/saved":        {"resume"},
+	"internal/manifest":     {},
+	"internal/source":       {"internal/manifest", "internal/saved", "pusher", "resume"}, // resume for the kinds of failure
+	"internal/saved":        {"internal/manifest", "resume"},
 	"internal/compress":     {},
 	"internal/spool":        {},
 	"internal/known":        {},
 	"internal/engine":       {"resume"},
 	"internal/stream": {
-		"internal/compress", "internal/known", "internal/saved", "internal/spool", "pusher", "resume",
+		"internal/compress", "internal/known", "internal/manifest", "internal/saved", "internal/spool", "pusher", "resume",
 	},
-	"pusher":            {"internal/protocol", "internal/wire", "resume"},
+	"pusher":            {"internal/manifest", "internal/protocol", "internal/wire", "resume"},
 	"resume":            {"internal/protocol", "internal/retry", "internal/wire"},
 	"internal/retry":    {"internal/protocol"},
 	"internal/protocol": {"internal/wire"},

@@ -1,0 +1,176 @@
+package manifest_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"runtime"
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/rpush-go/rpush/internal/manifest"
+)
+
+// mostMemory is what decoding one document may allocate, all in all.
+const mostMemory = 64 << 20
+
+// allocated runs f and returns the bytes that it allocated.
+func allocated(f func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// list is a document of one key with as many equal members as fit.
+func list(key, member string, elements int) string {
+	n := manifest.MaxSize/(len(member)+1) - 10
+	if elements > 0 {
+		n = min(n, (manifest.MaxElements-2)/elements)
+	}
+	return `{"` + key + `":[` + strings.Repeat(member+",", n-1) + member + `]}`
+}
+
+// Members that decode to much more than they are.
+var members = []string{
+	`{}`, `0`, `""`, `[]`, `{"annotations":{"":""}}`, `{"platform":{}}`, `{"urls":[""]}`, `{"data":""}`,
+	`{"digest":"sha256:` + strings.Repeat("a", 64) + `"}`,
+}
+
+func TestAFullDocumentIsRefusedBeforeDecoding(t *testing.T) {
+	for _, key := range []string{"layers", "manifests"} {
+		for _, member := range members[:7] {
+			doc := []byte(list(key, member, 0))
+			var err error
+			used := allocated(func() { err = manifest.Unmarshal(doc, &v1.Manifest{}) })
+			if err == nil || !strings.Contains(err.Error(), "65536") {
+				t.Errorf("%s of %s: %v", key, member, err)
+			}
+			if used > 1<<20 {
+				t.Errorf("%s of %s: refusing it took %d bytes", key, member, used)
+			}
+		}
+	}
+}
+
+// The most that is let through decodes within the bound.
+func TestMemoryOfTheLargestDocuments(t *testing.T) {
+	for _, member := range members {
+		doc := list("layers", member, manifest.Elements([]byte(member))+1)
+		if err := manifest.Check([]byte(doc)); err != nil {
+			t.Fatal(member, err)
+		}
+		used := allocated(func() { _ = manifest.Unmarshal([]byte(doc), &v1.Manifest{}) })
+		if used > mostMemory {
+			t.Errorf("layers of %s: %d bytes", member, used)
+		}
+	}
+	var b strings.Builder
+	b.WriteString(`{"annotations":{`)
+	for i := range manifest.MaxElements - 2 {
+		fmt.Fprintf(&b, `"%d":"",`, i)
+	}
+	b.WriteString(`"":""}}`)
+	var m v1.Manifest
+	used := allocated(func() {
+		if err := manifest.Unmarshal([]byte(b.String()), &m); err != nil {
+			t.Error(err)
+		}
+	})
+	if used > mostMemory || len(m.Annotations) != manifest.MaxElements-1 {
+		t.Errorf("%d annotations: %d bytes", len(m.Annotations), used)
+	}
+}
+
+func TestElements(t *testing.T) {
+	for doc, want := range map[string]int{
+		``: 0, `0`: 0, `"[,{"`: 0, `"\"[,{"`: 0, `"\\",[`: 2, `{}`: 1, `[]`: 1, `[1,2]`: 2, `{"a":{"b":[1,"x,y",3]},"c":""}`: 6,
+	} {
+		if got := manifest.Elements([]byte(doc)); got != want {
+			t.Errorf("%s: %d, want %d", doc, got, want)
+		}
+	}
+	if err := manifest.Check(make([]byte, manifest.MaxSize+1)); err == nil {
+		t.Error("a document that is too large passes")
+	}
+}
+
+// Elements is never less than what the decoder makes of a document.
+func FuzzElements(f *testing.F) {
+	for _, m := range members {
+		f.Add([]byte(m))
+	}
+	f.Fuzz(func(t *testing.T, doc []byte) {
+		var v any
+		if json.Unmarshal(doc, &v) != nil {
+			return
+		}
+		if got, want := manifest.Elements(doc), elements(v); got < want {
+			t.Errorf("%s: %d, want at least %d", doc, got, want)
+		}
+	})
+}
+
+func elements(v any) (n int) {
+	switch v := v.(type) {
+	case []any:
+		n = max(1, len(v))
+		for _, m := range v {
+			n += elements(m)
+		}
+	case map[string]any:
+		n = max(1, len(v))
+		for _, m := range v {
+			n += elements(m)
+		}
+	}
+	return n
+}
+
+func TestVisits(t *testing.T) {
+	d := func(i int, size int64) v1.Descriptor {
+		return v1.Descriptor{Digest: v1.Hash{Algorithm: "sha256", Hex: fmt.Sprintf("%064x", i)}, Size: size}
+	}
+	var v manifest.Visits
+	for _, step := range []struct {
+		d          v1.Descriptor
+		isManifest bool
+		first      bool
+		err        string
+	}{
+		{d(1, 5), true, true, ""},
+		{d(1, 5), true, false, ""},
+		{d(1, 5), false, true, ""},
+		{d(1, 6), true, false, "5 bytes and 6 bytes"},
+		{d(1, 6), false, false, "5 bytes and 6 bytes"},
+		{d(2, 1<<40), false, true, ""},
+		{d(3, manifest.MaxSize+1), true, false, "more than 4194304"},
+		{d(3, -1), true, false, "-1 bytes"},
+	} {
+		first, err := v.First(step.d, step.isManifest)
+		if first != step.first || (err == nil) != (step.err == "") || err != nil && !strings.Contains(err.Error(), step.err) {
+			t.Errorf("%+v: %v, %v", step, first, err)
+		}
+	}
+
+	v = manifest.Visits{}
+	for i := range manifest.MaxTotal / manifest.MaxSize {
+		if first, err := v.First(d(i, manifest.MaxSize), true); !first || err != nil {
+			t.Fatal(i, first, err)
+		}
+	}
+	if _, err := v.First(d(1000, 1), true); err == nil {
+		t.Error("manifests without end are read")
+	}
+	v = manifest.Visits{}
+	for i := range manifest.MaxVisits {
+		if _, err := v.First(d(i, 1), false); err != nil {
+			t.Fatal(i, err)
+		}
+	}
+	if _, err := v.First(d(-1, 1), false); err == nil {
+		t.Error("blobs without end are visited")
+	}
+}

@@ -152,6 +152,17 @@ func (m *making) id() digest.Digest {
 	return m.job.ID
 }
 
+// diffIDs are those of the image's layers.
+func (m *making) diffIDs() (all []digest.Digest) {
+	if m.job.Plain == nil {
+		return m.job.DiffIDs
+	}
+	for _, l := range m.job.Plain.Layers {
+		all = append(all, l.DiffID)
+	}
+	return all
+}
+
 // unclobbered refuses early what Finish would refuse in the end: to take a tag
 // from an image with another ID.
 func (m *making) unclobbered(ctx context.Context) error {
@@ -257,7 +268,7 @@ func (m *rawManifest) MediaType() (types.MediaType, error) { return m.media, nil
 // learn asks registries what they know of the image's layers. All of it is a
 // help: what fails is left out.
 func (m *making) learn(ctx context.Context) *stream.Lessons {
-	lessons := &stream.Lessons{ID: m.id()}
+	lessons := &stream.Lessons{ID: m.id(), DiffIDs: m.diffIDs()}
 	po := m.po
 	po.RetryFor, po.OnEvent = learnFor, nil
 	p, err := pusher.New(po)

@@ -111,7 +111,7 @@ func descriptor(l known.Layer, mt types.MediaType) (v1.Descriptor, error) {
 func diffIDs(config []byte) ([]digest.Digest, error) {
 	var c struct {
 		RootFS struct {
-			DiffIDs []digest.Digest `json:"diff_ids"`
+			DiffIDs list[digest.Digest] `json:"diff_ids"`
 		} `json:"rootfs"`
 	}
 	if err := json.Unmarshal(config, &c); err != nil {

@@ -3,8 +3,10 @@ package stream
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -14,32 +16,47 @@ import (
 
 	"github.com/rpush-go/rpush/internal/compress"
 	"github.com/rpush-go/rpush/internal/known"
-	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/pusher"
 )
 
-// maxPlatforms bounds the images of an index that are looked at.
-const maxPlatforms = 8
+const (
+	// maxPlatforms bounds the images of an index that are looked at.
+	maxPlatforms = 8
+	// maxLearnt bounds the layers, diffIDs and manifests that one document may
+	// list: container runtimes allow some hundred layers.
+	maxLearnt = 2048
+	// maxCandidates bounds the blobs that may hold one layer.
+	maxCandidates = 4
+	// maxDocuments bounds the manifests and configs in memory at once, of up to
+	// 4 MiB each.
+	maxDocuments = 2
+)
 
-// Lessons are what registries know of the layers of an image. The zero value is
-// ready. It is safe for concurrent use.
+// Lessons are what registries say about the layers of an image. None of it is
+// verified: anyone who can write to the repository can make it up. The zero
+// value is ready and learns nothing. It is safe for concurrent use.
 type Lessons struct {
-	// ID is that of the image they are for; its config is kept where it is met.
+	// ID is that of the image; its config is kept if a registry has it.
 	ID digest.Digest
+	// DiffIDs are the layers to look for.
+	DiffIDs []digest.Digest
+
+	once  sync.Once
+	slots chan struct{} // one for each document in memory
 
 	mu     sync.Mutex
 	layers map[digest.Digest][]known.Layer
 	config []byte
 }
 
-// Layers are the blobs that hold a layer, by diffID.
+// Layers are the blobs that are said to hold a layer, by diffID.
 func (l *Lessons) Layers() map[digest.Digest][]known.Layer {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.layers
 }
 
-// Config is that of the image, empty where it was not met.
+// Config is that of the image, empty if no registry had it.
 func (l *Lessons) Config() []byte {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -49,8 +66,8 @@ func (l *Lessons) Config() []byte {
 // errOther says that a manifest is not of the image it was taken for.
 var errOther = errors.New("the manifest is of another image")
 
-// Learn reads the manifest of ref, or those of an index, and what layers they
-// are of. A reference that leads to nothing teaches nothing.
+// Learn reads the manifest of ref, or those of an index, and their configs. A
+// reference that does not exist is no error.
 func (l *Lessons) Learn(ctx context.Context, p *pusher.Pusher, ref name.Reference) error {
 	return l.LearnAs(ctx, p, ref, ref.Context(), "", nil)
 }
@@ -58,28 +75,54 @@ func (l *Lessons) Learn(ctx context.Context, p *pusher.Pusher, ref name.Referenc
 // LearnAs is Learn for an image that was pulled from the repository of, whose
 // ID and diffIDs are known: its config is not read. ref may be at a mirror.
 func (l *Lessons) LearnAs(ctx context.Context, p *pusher.Pusher, ref name.Reference, of name.Repository, id digest.Digest, diffs []digest.Digest) error {
+	l.once.Do(func() { l.slots = make(chan struct{}, maxDocuments) })
+	children, err := l.learn(ctx, p, ref, of, id, diffs)
+	for _, child := range children {
+		if err != nil {
+			break
+		}
+		at := ref.Context().Digest(child.Digest.String())
+		if _, err = l.learn(ctx, p, at, of, id, diffs); errors.Is(err, errOther) {
+			err = nil
+		}
+	}
+	return err
+}
+
+// learn reads one manifest; that of an index gives the images to read next.
+func (l *Lessons) learn(ctx context.Context, p *pusher.Pusher, ref name.Reference, of name.Repository, id digest.Digest, diffs []digest.Digest) ([]learntDescriptor, error) {
+	select {
+	case l.slots <- struct{}{}:
+		defer func() { <-l.slots }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	doc, err := p.Manifest(ctx, ref)
 	if err != nil || doc == nil {
-		return err
+		return nil, err
+	}
+	var m learntManifest
+	if err := json.Unmarshal(doc.Raw, &m); err != nil {
+		return nil, bad("the manifest of %s: %w", ref.Name(), err)
 	}
 	if types.MediaType(doc.MediaType).IsIndex() {
-		return l.index(ctx, p, ref, of, doc.Raw, id, diffs)
+		return m.images(), nil
 	}
-	m, err := v1.ParseManifest(bytes.NewReader(doc.Raw))
-	if err != nil {
-		return bad("the manifest of %s: %w", ref.Name(), err)
-	}
+	doc = nil // let it go before the config is read
 	config := digest.Digest(m.Config.Digest.String())
 	switch {
 	case id != "" && config != id:
-		return fmt.Errorf("%s: %w: its config is %s, not %s", ref.Name(), errOther, config, id)
+		return nil, fmt.Errorf("%s: %w: its config is %s, not %s", ref.Name(), errOther, config, id)
 	case id == "" || config == l.ID:
 		c, err := p.Config(ctx, ref.Context(), config)
 		if err != nil || c == nil {
-			return err
+			return nil, err
+		}
+		if int64(len(c.Raw)) != m.Config.Size {
+			return nil, bad("the config of %s has %d bytes, its manifest says %d", ref.Name(), len(c.Raw), m.Config.Size)
 		}
 		if diffs, err = diffIDs(c.Raw); err != nil {
-			return bad("the config of %s: %w", ref.Name(), err)
+			return nil, bad("the config of %s: %w", ref.Name(), err)
 		}
 		if config == l.ID {
 			l.mu.Lock()
@@ -88,45 +131,91 @@ func (l *Lessons) LearnAs(ctx context.Context, p *pusher.Pusher, ref name.Refere
 		}
 	}
 	if len(diffs) != len(m.Layers) {
-		return nil // an artifact, or a config that counts otherwise
+		return nil, nil // an artifact, or a config that counts otherwise
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.layers == nil {
-		l.layers = map[digest.Digest][]known.Layer{}
-	}
 	for i, d := range m.Layers {
-		if _, ok := compress.Of(d.MediaType); !ok || d.Size < 0 { // no size is asked for as any
-			continue
-		}
-		l.layers[diffs[i]] = append(l.layers[diffs[i]], known.Layer{
+		l.add(diffs[i], known.Layer{
 			Digest: digest.Digest(d.Digest.String()), Size: d.Size, MediaType: string(d.MediaType),
 			Repositories: []string{of.Name()},
 		})
 	}
-	return nil
+	return nil, nil
 }
 
-// index learns from each image of an index; only the one of the ID where that
-// is given.
-func (l *Lessons) index(ctx context.Context, p *pusher.Pusher, ref name.Reference, of name.Repository, raw []byte, id digest.Digest, diffs []digest.Digest) error {
-	m, err := v1.ParseIndexManifest(bytes.NewReader(raw))
-	if err != nil {
-		return bad("the index of %s: %w", ref.Name(), err)
+// add notes a blob that is said to hold a layer, if it can.
+func (l *Lessons) add(diff digest.Digest, layer known.Layer) {
+	_, ok := compress.Of(mediaType(layer))
+	if !ok || layer.Size < 0 || !slices.Contains(l.DiffIDs, diff) {
+		return
 	}
-	seen := 0
-	for _, d := range m.Manifests {
-		attests := d.Annotations[saved.AttestsTo] != ""
-		if !d.MediaType.IsImage() || attests {
-			continue
+	if l.layers == nil {
+		l.layers = map[digest.Digest][]known.Layer{}
+	}
+	said := l.layers[diff]
+	for i, o := range said {
+		if o.Digest == layer.Digest && o.Size == layer.Size && o.MediaType == layer.MediaType {
+			if !slices.Contains(o.Repositories, layer.Repositories[0]) {
+				said[i].Repositories = append(said[i].Repositories, layer.Repositories...)
+			}
+			return
 		}
-		if seen++; seen > maxPlatforms {
-			break
+	}
+	if len(said) < maxCandidates {
+		l.layers[diff] = append(said, layer)
+	}
+}
+
+// learntManifest is what counts of a manifest or an index. It takes little
+// memory, whatever the document holds.
+type learntManifest struct {
+	Config    learntDescriptor       `json:"config"`
+	Layers    list[learntDescriptor] `json:"layers"`
+	Manifests list[learntDescriptor] `json:"manifests"`
+}
+
+type learntDescriptor struct {
+	MediaType   types.MediaType `json:"mediaType"`
+	Size        int64           `json:"size"`
+	Digest      v1.Hash         `json:"digest"`
+	Annotations struct {
+		AttestsTo string `json:"vnd.docker.reference.digest"` // saved.AttestsTo
+	} `json:"annotations"`
+}
+
+// images are the images of an index, without attestations.
+func (m *learntManifest) images() []learntDescriptor {
+	images := slices.DeleteFunc(m.Manifests, func(d learntDescriptor) bool {
+		return !d.MediaType.IsImage() || d.Annotations.AttestsTo != ""
+	})
+	return images[:min(len(images), maxPlatforms)]
+}
+
+// list is an array of JSON that is refused, before it takes memory, if it has
+// more than maxLearnt elements.
+type list[T any] []T
+
+func (l *list[T]) UnmarshalJSON(b []byte) error {
+	*l = nil
+	dec := json.NewDecoder(bytes.NewReader(b))
+	switch t, err := dec.Token(); {
+	case err != nil:
+		return err
+	case t == nil: // null
+		return nil
+	case t != json.Delim('['):
+		return fmt.Errorf("%v where a list should be", t)
+	}
+	for dec.More() {
+		if len(*l) == maxLearnt {
+			return fmt.Errorf("a list of more than %d elements", maxLearnt)
 		}
-		err := l.LearnAs(ctx, p, ref.Context().Digest(d.Digest.String()), of, id, diffs)
-		if err != nil && !errors.Is(err, errOther) {
+		var one T
+		if err := dec.Decode(&one); err != nil {
 			return err
 		}
+		*l = append(*l, one)
 	}
 	return nil
 }

@@ -2,11 +2,16 @@ package stream
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log"
+	"net/http"
 	"net/http/httptest"
+	"runtime"
+	"runtime/debug"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -17,8 +22,103 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/pusher"
 )
+
+// A struct tag cannot be a constant.
+func TestAttestationsAreToldByTheSameAnnotation(t *testing.T) {
+	var m learntManifest
+	d := fmt.Sprintf(`{"mediaType":%q,"digest":%q,"annotations":{%q:"x"}}`, types.OCIManifestSchema1, digest.FromString(""), saved.AttestsTo)
+	if err := json.Unmarshal([]byte(`{"manifests":[`+d+`]}`), &m); err != nil || len(m.Manifests) != 1 || len(m.images()) != 0 {
+		t.Errorf("%v: %+v", err, m)
+	}
+}
+
+// Documents of 4 MiB that list as many things as fit in, at the target's tag
+// and at four --cache-from, as an index, a manifest and a config, take little
+// memory.
+func TestLearnTakesLittleMemory(t *testing.T) {
+	const size = 4<<20 - 1000
+	filled := func(begin, element, end string) []byte {
+		return []byte(begin + element + strings.Repeat(","+element, size/(len(element)+1)) + end)
+	}
+	config := digest.FromString("config")
+	smallConfig := []byte(`{"rootfs":{"diff_ids":[]}}`)
+	desc := fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":1}`, types.DockerLayer, config)
+	manifestOf := func(config []byte) []byte {
+		return fmt.Appendf(nil, `{"config":{"digest":%q,"size":%d},"layers":[]}`, digest.FromBytes(config), len(config))
+	}
+	begin := fmt.Sprintf(`{"config":{"digest":%q,"size":%d},"layers":[`, digest.FromBytes(smallConfig), len(smallConfig))
+	for what, tt := range map[string]struct {
+		manifest, config []byte
+		media            types.MediaType
+	}{
+		"empty layers":    {filled(begin, "{}", "]}"), smallConfig, types.DockerManifestSchema2},
+		"null layers":     {filled(begin, "null", "]}"), smallConfig, types.DockerManifestSchema2},
+		"layers":          {filled(begin, desc, "]}"), smallConfig, types.DockerManifestSchema2},
+		"annotations":     {filled(begin+`{"annotations":{"a":"b"`, `"":""`, "}}]}"), smallConfig, types.DockerManifestSchema2},
+		"empty manifests": {filled(`{"manifests":[`, "{}", "]}"), smallConfig, types.DockerManifestList},
+		"manifests":       {filled(`{"manifests":[`, desc, "]}"), smallConfig, types.DockerManifestList},
+	} {
+		learnsWithin(t, what, tt.media, tt.manifest, tt.config)
+	}
+	big := filled(`{"rootfs":{"diff_ids":[`, `""`, "]}}")
+	learnsWithin(t, "diffIDs", types.DockerManifestSchema2, manifestOf(big), big)
+}
+
+// learnsWithin learns from five references at once, and bounds what that
+// allocates and what of it is alive together.
+func learnsWithin(t *testing.T, what string, media types.MediaType, manifest, config []byte) {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b := config
+		if strings.Contains(r.URL.Path, "/manifests/") {
+			b = manifest
+			w.Header().Set("Content-Type", string(media))
+		}
+		w.Header().Set("Content-Length", fmt.Sprint(len(b)))
+		_, _ = w.Write(b) // the client may have gone
+	}))
+	defer srv.Close()
+	p, err := pusher.New(pusher.Options{RetryFor: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lessons := &Lessons{ID: digest.FromBytes(config), DiffIDs: []digest.Digest{digest.FromString("a layer")}}
+	// A collector that works at once shows what is alive, not what it leaves.
+	defer debug.SetGCPercent(debug.SetGCPercent(10))
+	runtime.GC()
+	var before, now runtime.MemStats
+	runtime.ReadMemStats(&before)
+	var peak uint64
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		var wg sync.WaitGroup
+		for i := range 5 {
+			wg.Go(func() {
+				ref, err := name.ParseReference(fmt.Sprintf("%s/team/app:%d", strings.TrimPrefix(srv.URL, "http://"), i))
+				if err == nil {
+					_ = lessons.Learn(context.Background(), p, ref) // refused, mostly
+				}
+			})
+		}
+		wg.Wait()
+	}()
+	for ended := false; !ended; {
+		select {
+		case <-done:
+			ended = true
+		default:
+		}
+		runtime.ReadMemStats(&now)
+		peak = max(peak, now.HeapAlloc)
+	}
+	if got := int64(peak) - int64(before.HeapAlloc); got > 64<<20 {
+		t.Errorf("%s: %d MiB, want at most 64", what, got>>20)
+	}
+}
 
 // What a tag says of layers is foreign input. Only what a blob can be is
 // learnt, and the config of the image itself.
@@ -63,7 +163,7 @@ func TestLearn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lessons := &Lessons{ID: digest.FromBytes(config)}
+	lessons := &Lessons{ID: digest.FromBytes(config), DiffIDs: diffs}
 	if err := lessons.Learn(context.Background(), p, ref); err != nil {
 		t.Fatal(err)
 	}

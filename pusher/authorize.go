@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/internal/wire"
 )
 
 // authorizer signs in to a registry when the first request comes, so that the
@@ -88,6 +89,9 @@ func (a *authorizer) checkCredentials(ctx context.Context) {
 	case <-ctx.Done():
 	}
 }
+
+// Tracker implements wire.Tracking.
+func (a *authorizer) Tracker() *wire.Tracker { return wire.TrackerOf(a.base.base) }
 
 // refused holds where no token was given.
 func refused(err error) bool {

@@ -27,13 +27,19 @@ const (
 type connections struct {
 	mu        sync.Mutex
 	signIns   recent[*authorizer]
-	externals recent[*wire.External]
+	externals recent[external]
+}
+
+// external is a transport to a registry's storage, also as Options.Wrap wraps it.
+type external struct {
+	own     *wire.External
+	wrapped http.RoundTripper
 }
 
 func newConnections() *connections {
 	return &connections{
 		signIns:   recent[*authorizer]{limit: maxSignIns},
-		externals: recent[*wire.External]{limit: maxExternals},
+		externals: recent[external]{limit: maxExternals},
 	}
 }
 
@@ -106,29 +112,30 @@ func (p *Pusher) signIn(ctx context.Context, repo name.Repository, scheme string
 // external returns the transport for upload locations that the registry of
 // repo names on other hosts.
 func (p *Pusher) external(repo name.Repository, scheme string) http.RoundTripper {
-	own, ok := p.base.(*wire.Transport)
-	if !ok {
+	if p.own == nil {
 		return p.base
 	}
 	registry := protocol.HostPort(&url.URL{Scheme: scheme, Host: repo.RegistryStr()})
 	p.shared.mu.Lock()
 	defer p.shared.mu.Unlock()
-	e, _ := p.shared.externals.get(registry, func() *wire.External { return own.External(registry) })
-	return e
+	e, _ := p.shared.externals.get(registry, func() external {
+		own := p.own.External(registry)
+		return external{own, p.wrap(own)}
+	})
+	return e.wrapped
 }
 
 // CloseIdleConnections closes the connections that no push is using. A Pusher
 // needs no other cleanup: idle connections close by themselves after 90
 // seconds. It does not affect Options.Transport. It is safe for concurrent use.
 func (p *Pusher) CloseIdleConnections() {
-	own, ok := p.base.(*wire.Transport)
-	if !ok {
+	if p.own == nil {
 		return
 	}
-	own.CloseIdleConnections()
+	p.own.CloseIdleConnections()
 	p.shared.mu.Lock()
 	defer p.shared.mu.Unlock()
 	for _, e := range p.shared.externals.entries {
-		e.value.CloseIdleConnections()
+		e.value.own.CloseIdleConnections()
 	}
 }

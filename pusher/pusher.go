@@ -63,10 +63,18 @@ type Options struct {
 	// Scheme is https or plain HTTP. It decides alone: a reference made with
 	// name.Insecure, or a private address, does not allow plain HTTP.
 	Scheme Scheme
-	// Transport, where given, makes all connections, and TLSClientConfig and
-	// Proxy must be nil. Killing a connection for real, sendfile, and the refusal to
-	// follow a public registry to a private address need the default.
+	// Transport, if not nil, makes all connections, and TLSClientConfig, Proxy
+	// and Wrap must be nil. It must not retry, and must pass the request's context
+	// on. sendfile and the refusal to follow a public registry to a private
+	// address need the built-in transport; so does a connection of its own for
+	// each request, unless Transport is an *http.Transport.
 	Transport http.RoundTripper
+	// Wrap, if not nil, puts a RoundTripper around the built-in transport: for
+	// tracing, say. It is called once for the registry and its token server, and
+	// once for the storage of each registry. What it returns must not retry, and
+	// must pass the request's context and body on. It must add credentials to
+	// requests for the hosts they are for only.
+	Wrap func(http.RoundTripper) http.RoundTripper
 	// UserAgent of every request; empty is "rpush".
 	UserAgent string
 
@@ -121,7 +129,8 @@ type Options struct {
 // makes one Pusher and keeps it.
 type Pusher struct {
 	o      Options
-	base   http.RoundTripper
+	own    *wire.Transport   // nil if Options.Transport makes the connections
+	base   http.RoundTripper // Options.Transport or own, wrapped
 	shared *connections
 }
 
@@ -142,6 +151,8 @@ func New(o Options) (*Pusher, error) {
 		return nil, errors.New("pusher: TLSClientConfig has no effect on a Transport of your own; set it there")
 	case o.Transport != nil && o.Proxy != nil:
 		return nil, errors.New("pusher: Proxy has no effect on a Transport of your own; set it there")
+	case o.Transport != nil && o.Wrap != nil:
+		return nil, errors.New("pusher: Wrap has no effect on a Transport of your own; wrap it there")
 	case o.Scheme < SchemeAuto || o.Scheme > SchemeEither:
 		return nil, fmt.Errorf("pusher: unknown Scheme %d", o.Scheme)
 	case o.StallTimeout < 0 || o.AnswerTimeout < 0:
@@ -169,15 +180,25 @@ func New(o Options) (*Pusher, error) {
 			o.Store = resume.NewFileStore(dir)
 		}
 	}
-	p := &Pusher{o: o, base: o.Transport, shared: newConnections()}
-	if p.base == nil {
+	p := &Pusher{o: o, shared: newConnections()}
+	if o.Transport != nil {
+		p.base = wire.Tracked(o.Transport)
+	} else {
 		wo := wire.Options{TLS: o.TLSClientConfig, Proxy: o.Proxy, UserAgent: o.UserAgent, Stall: o.StallTimeout}
 		if o.Limit > 0 {
 			wo.Limit = wire.NewLimiter(o.Limit)
 		}
-		p.base = wire.New(wo)
+		p.own = wire.New(wo)
+		p.base = p.wrap(p.own)
 	}
 	return p, nil
+}
+
+func (p *Pusher) wrap(rt http.RoundTripper) http.RoundTripper {
+	if p.o.Wrap == nil {
+		return rt
+	}
+	return p.o.Wrap(rt)
 }
 
 // Push delivers img and all it names to the repository of ref, and its

@@ -43,9 +43,10 @@ type Options struct {
 	PlainHTTP bool
 
 	// Transport carries requests to the registry's own scheme, host and port,
-	// and adds their credentials. It must not retry. nil is a transport of this
-	// package's own without credentials, whose connections can be killed for
-	// real and keep sendfile.
+	// and adds their credentials. It must not retry, and must pass the request's
+	// context on, so that what each connection carried is known. nil is a
+	// transport of this package's own without credentials, whose connections can
+	// be killed for real and keep sendfile.
 	Transport http.RoundTripper
 
 	// External carries requests to upload locations on any other scheme, host
@@ -182,6 +183,12 @@ func New(repo name.Repository, o Options) (*Client, error) {
 		o.Dialects = MemoryDialects()
 	}
 	c.pace = newPacer(scheme+"://"+protocol.HostPort(c.base), o.Dialects)
+	if c.rt != nil {
+		c.rt = wire.Tracked(c.rt)
+	}
+	if c.external != nil {
+		c.external = wire.Tracked(c.external)
+	}
 	if c.rt == nil || c.external == nil {
 		own := wire.New(wire.Options{UserAgent: o.UserAgent, Stall: o.StallTimeout})
 		if c.rt == nil {

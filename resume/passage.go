@@ -335,12 +335,6 @@ func (g *passage) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		return g.t.external(g.seen.base).RoundTrip(r)
 	}
-	if wire.IsFresh(ctx) {
-		if g.t.single != nil {
-			return g.t.single().RoundTrip(r)
-		}
-		r.Close = true
-	}
 	return g.t.base.RoundTrip(r)
 }
 

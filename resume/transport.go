@@ -86,14 +86,6 @@ func NewTransport(base http.RoundTripper, o Options) http.RoundTripper {
 		abroad: map[string]http.RoundTripper{},
 		quota:  &quota{dir: o.SpoolDir, limit: max(o.SpoolLimit, 0)},
 	}
-	if h, ok := base.(*http.Transport); ok {
-		// Request.Close would still take a kept connection.
-		t.single = sync.OnceValue(func() http.RoundTripper {
-			c := h.Clone()
-			c.DisableKeepAlives = true
-			return c
-		})
-	}
 	if o.Transport != nil {
 		t.err = errors.New("resume: NewTransport takes the transport as its argument, not in Options")
 		return t
@@ -122,11 +114,10 @@ func NewTransport(base http.RoundTripper, o Options) http.RoundTripper {
 
 // transporter is what NewTransport makes.
 type transporter struct {
-	base   *wire.Tracker
-	single func() http.RoundTripper // with a connection for each request; nil where base has none
-	o      Options
-	err    error
-	quota  *quota
+	base  *wire.Tracker
+	o     Options
+	err   error
+	quota *quota
 
 	uploads atomic.Int64
 

@@ -12,7 +12,8 @@ import (
 // makes: what each has carried of the bodies that went through Send, which is
 // what a break is judged by. It touches none of their bytes.
 type Tracker struct {
-	rt http.RoundTripper
+	rt    http.RoundTripper
+	fresh func() http.RoundTripper // makes a connection for each request; nil if rt cannot
 
 	mu    sync.Mutex
 	conns map[net.Conn]*Conn
@@ -20,11 +21,30 @@ type Tracker struct {
 
 // Track makes a RoundTripper of rt whose connections Send knows.
 func Track(rt http.RoundTripper) *Tracker {
-	return &Tracker{rt: rt, conns: map[net.Conn]*Conn{}}
+	t := &Tracker{rt: rt, conns: map[net.Conn]*Conn{}}
+	if h, ok := rt.(*http.Transport); ok {
+		t.fresh = sync.OnceValue(func() http.RoundTripper {
+			c := h.Clone()
+			c.DisableKeepAlives = true
+			return c
+		})
+	}
+	return t
 }
 
-// RoundTrip implements http.RoundTripper.
-func (t *Tracker) RoundTrip(req *http.Request) (*http.Response, error) { return t.rt.RoundTrip(req) }
+// RoundTrip implements http.RoundTripper. A request whose context asks for a
+// connection of its own, as of Fresh, gets one if the RoundTripper is an
+// *http.Transport. On any other, its connection is at least not used again.
+func (t *Tracker) RoundTrip(req *http.Request) (*http.Response, error) {
+	if IsFresh(req.Context()) {
+		if t.fresh != nil {
+			return t.fresh().RoundTrip(req)
+		}
+		req = req.WithContext(req.Context()) // a copy
+		req.Close = true
+	}
+	return t.rt.RoundTrip(req)
+}
 
 // CloseIdleConnections closes what no request is using, where it can be told so.
 func (t *Tracker) CloseIdleConnections() {
@@ -33,18 +53,29 @@ func (t *Tracker) CloseIdleConnections() {
 	}
 }
 
-// Tracking is implemented by a RoundTripper that leads to a Tracker.
+// Tracking is implemented by a RoundTripper that leads to a Tracker. Tracker
+// returns nil if the connections are this package's own.
 type Tracking interface{ Tracker() *Tracker }
 
-// Tracker implements Tracking.
-func (t *Tracker) Tracker() *Tracker { return t }
+// Tracked returns rt if its connections are known already, and Track(rt) if not.
+func Tracked(rt http.RoundTripper) http.RoundTripper {
+	switch rt.(type) {
+	case *Transport, *External, Tracking:
+		return rt
+	}
+	return Track(rt)
+}
 
-func trackerOf(rt http.RoundTripper) *Tracker {
+// TrackerOf returns the Tracker that rt leads to, nil if there is none.
+func TrackerOf(rt http.RoundTripper) *Tracker {
 	if t, ok := rt.(Tracking); ok {
 		return t.Tracker()
 	}
 	return nil
 }
+
+// Tracker implements Tracking.
+func (t *Tracker) Tracker() *Tracker { return t }
 
 // remember is how long a connection nobody uses is kept in mind.
 const remember = 10 * time.Minute

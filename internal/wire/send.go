@@ -77,7 +77,7 @@ func (e *Error) Unwrap() error { return e.Err }
 func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limits, onSent func(int64)) (*Answer, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	w := &watch{lim: lim, cancel: cancel, onSent: onSent, tracker: trackerOf(rt)}
+	w := &watch{lim: lim, cancel: cancel, onSent: onSent, tracker: TrackerOf(rt)}
 	w.body, _ = req.Body.(Body)
 	w.start()
 	defer w.stop()

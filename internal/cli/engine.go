@@ -139,7 +139,7 @@ func (p *pushes) pushOfEngine(ctx context.Context, eng *engine.Engine, image str
 	if err != nil {
 		return p.done(t, nil, nil, err)
 	}
-	p.a.adopt(ctx, p.o, &po, eng, t.ref.Context().RegistryStr())
+	p.a.adopt(p.o, &po, eng, t.ref.Context().RegistryStr())
 	e := &engineImage{eng, img}
 	if img.Whole {
 		po.MountFrom = append(po.MountFrom, p.relations(ctx, e, t.ref.Context())...)
@@ -229,9 +229,9 @@ func (m *making) update(ctx context.Context, r *pusher.Report) {
 }
 
 // adopt takes over the engine's settings, where no flag says otherwise.
-func (a *app) adopt(ctx context.Context, o *options, po *pusher.Options, eng *engine.Engine, host string) {
+func (a *app) adopt(o *options, po *pusher.Options, eng *engine.Engine, host string) {
 	said := slices.ContainsFunc([]string{"plain-http", "tls-verify", "insecure", "ca-file", "cert-dir"}, func(f string) bool { return o.spelled[f] != "" })
-	if !said && eng.Insecure(ctx, host) {
+	if !said && eng.Insecure(host) {
 		po.Scheme = pusher.SchemeEither
 		if po.TLSClientConfig == nil {
 			po.TLSClientConfig = &tls.Config{}

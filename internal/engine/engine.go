@@ -358,8 +358,11 @@ func (e *Engine) containerd() bool {
 }
 
 // Insecure reports whether the engine was told not to ask for a trusted
-// certificate of the registry, or for TLS at all.
-func (e *Engine) Insecure(ctx context.Context, host string) bool {
+// certificate of the registry, or for TLS at all: by the registry's name, or by
+// a network that its address is in. Only an address in the name itself, or
+// localhost, is matched with networks. The engine resolves other names; rpush
+// does not, since then any answer of a name server could turn verification off.
+func (e *Engine) Insecure(host string) bool {
 	conf := e.info.RegistryConfig
 	if conf == nil {
 		return false
@@ -371,12 +374,11 @@ func (e *Engine) Insecure(ctx context.Context, host string) bool {
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		bare = h
 	}
-	addrs := []netip.Addr{}
+	var addrs []netip.Addr
 	if a, err := netip.ParseAddr(strings.Trim(bare, "[]")); err == nil {
-		addrs = append(addrs, a)
-	} else if len(conf.InsecureRegistryCIDRs) > 0 {
-		// As the engine does, though from here: an address range may be given.
-		addrs, _ = net.DefaultResolver.LookupNetIP(ctx, "ip", bare)
+		addrs = []netip.Addr{a}
+	} else if strings.EqualFold(bare, "localhost") {
+		addrs = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
 	}
 	return slices.ContainsFunc(addrs, func(a netip.Addr) bool {
 		return slices.ContainsFunc(conf.InsecureRegistryCIDRs, func(p netip.Prefix) bool { return p.Contains(a.Unmap()) })

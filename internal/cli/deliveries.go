@@ -2,7 +2,6 @@ package cli
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -13,10 +12,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 
-	"github.com/rpush-go/rpush/internal/credentials"
 	"github.com/rpush-go/rpush/internal/stream"
 	"github.com/rpush-go/rpush/pusher"
-	"github.com/rpush-go/rpush/resume"
 )
 
 // target is one push: a reference, and further tags of its repository.
@@ -138,36 +135,6 @@ func fromStdin(spec string) bool {
 func (i *imageFlags) apply(p *pusher.Options) {
 	p.MountFrom, p.NoClobber, p.DryRun = i.mounts, i.noClobber, i.dryRun
 	p.Nondistributable = i.nondistributable
-}
-
-// access is who signs in where.
-type access struct {
-	to, from *credentials.Keychain
-	src      name.Repository // zero where the source is no registry
-}
-
-func newAccess(o *options, c call) *access {
-	x := &access{}
-	if spec, ok := strings.CutPrefix(c.source, "docker://"); ok {
-		if ref, err := name.ParseReference(spec, name.WeakValidation); err == nil {
-			x.src = ref.Context()
-		}
-	}
-	x.to = o.to.keychain(c.ref.Context().RegistryStr())
-	x.from = o.from.keychain(x.src.RegistryStr())
-	return x
-}
-
-// concerned is the repository that a failure is about, and who signed in there.
-func (x *access) concerned(err error, target name.Repository) (name.Repository, *credentials.Keychain) {
-	var one *resume.Error
-	for x.src != (name.Repository{}) && errors.As(err, &one) {
-		if one.Repository == x.src.Name() {
-			return x.src, x.from
-		}
-		err = one.Err
-	}
-	return target, x.to
 }
 
 // delivered is what came of one push.

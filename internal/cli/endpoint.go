@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -14,13 +15,16 @@ import (
 
 	"github.com/rpush-go/rpush/internal/certificates"
 	"github.com/rpush-go/rpush/internal/credentials"
+	"github.com/rpush-go/rpush/internal/engine"
 	"github.com/rpush-go/rpush/pusher"
 )
 
-// endpoint is how one registry is spoken to: the one pushed to, or the one read
-// from, whose flags begin with "src-".
+// endpoint is the flags about one registry: that of REFERENCE, or that of
+// SOURCE, whose flags begin with "src-". [connections] decides which registry
+// gets which.
 type endpoint struct {
 	prefix string
+	other  bool // neither of the two: see elsewhere
 
 	plainHTTP, tlsVerify, insecure           bool
 	caFile, certFile, keyFile, certDir       string
@@ -54,6 +58,21 @@ func (e *endpoint) signInFlags(f *pflag.FlagSet) {
 	f.BoolVar(&e.passwordStdin, n("password-stdin"), false, "read the password of that user from standard input")
 	f.StringVar(&e.registryToken, n("registry-token"), "", "send `TOKEN` as bearer token")
 	f.BoolVar(&e.noCreds, n("no-creds"), false, "do not sign in, whatever is stored")
+}
+
+// elsewhere is the endpoint of registries that e's flags are not about. They get
+// no more of it than --ca-file, as a company's authority signs for all of its
+// registries, and --authfile, which says for each registry what it may be sent.
+func (e *endpoint) elsewhere() *endpoint {
+	return &endpoint{
+		prefix: e.prefix, other: true, tlsVerify: true, caFile: e.caFile, authFile: e.authFile,
+		spelled: func(flag string) string {
+			if flag == e.prefix+"ca-file" || flag == e.prefix+"authfile" {
+				return e.spelled(flag)
+			}
+			return ""
+		},
+	}
 }
 
 // contradictions are those between flags of one endpoint.
@@ -140,15 +159,16 @@ func (e *endpoint) keychain(registry string) *credentials.Keychain {
 	return k
 }
 
-// apply tells the library how to speak to registry. It reads files.
-func (e *endpoint) apply(p *pusher.Options, registry string) error {
-	lax := e.insecure || !e.tlsVerify
-	switch {
-	case e.plainHTTP:
-		p.Scheme = pusher.SchemeHTTP
-	case lax:
-		p.Scheme = pusher.SchemeEither
-	}
+// decidesTrust reports whether a flag says how to connect, so that the engine's
+// settings have no say.
+func (e *endpoint) decidesTrust() bool {
+	return slices.ContainsFunc([]string{"plain-http", "tls-verify", "insecure", "ca-file", "cert-dir"},
+		func(flag string) bool { return e.spelled(e.prefix+flag) != "" })
+}
+
+// apply sets the library's options for connections to registry. It reads files.
+// eng is the engine that the image comes from, or nil.
+func (e *endpoint) apply(p *pusher.Options, registry string, eng *engine.Engine) error {
 	set, err := certificates.For(registry)
 	if e.certDir != "" {
 		set, err = certificates.Dir(e.certDir)
@@ -169,6 +189,16 @@ func (e *endpoint) apply(p *pusher.Options, registry string) error {
 			return &localError{e.spelled(e.prefix + "cert-file"), err}
 		}
 		set.Client = []tls.Certificate{pair}
+	}
+	lax := e.insecure || !e.tlsVerify
+	if eng != nil && !e.decidesTrust() && len(set.CAs) == 0 { // with a CA, the registry can be verified
+		lax = eng.Insecure(registry)
+	}
+	switch {
+	case e.plainHTTP:
+		p.Scheme = pusher.SchemeHTTP
+	case lax:
+		p.Scheme = pusher.SchemeEither
 	}
 	if set.Empty() && !lax {
 		return nil

@@ -2,18 +2,14 @@ package cli
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
-	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	"golang.org/x/net/http/httpproxy"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rpush-go/rpush/internal/engine"
@@ -139,7 +135,6 @@ func (p *pushes) pushOfEngine(ctx context.Context, eng *engine.Engine, image str
 	if err != nil {
 		return p.done(t, nil, nil, err)
 	}
-	p.a.adopt(p.o, &po, eng, t.ref.Context().RegistryStr())
 	e := &engineImage{eng, img}
 	if img.Whole {
 		po.MountFrom = append(po.MountFrom, p.relations(ctx, e, t.ref.Context())...)
@@ -181,11 +176,11 @@ func (p *pushes) relations(ctx context.Context, e *engineImage, to name.Reposito
 
 // learn asks for the manifests under which the image was pulled, and others
 // that begin with the same layer.
-func (e *engineImage) learn(ctx context.Context, eg *errgroup.Group, p *pusher.Pusher, lessons *stream.Lessons, host string) {
+func (e *engineImage) learn(ctx context.Context, eg *errgroup.Group, x *connections, lessons *stream.Lessons, host string) {
 	for _, other := range append([]engine.Image{e.Image}, e.Relatives(ctx, e.Image, host)...) {
 		for _, ref := range other.RepoDigests {
 			if ref.Context().RegistryStr() == host {
-				eg.Go(func() error { e.learnFrom(ctx, p, lessons, ref, other); return nil })
+				eg.Go(func() error { e.learnFrom(ctx, x, lessons, ref, other); return nil })
 				break
 			}
 		}
@@ -193,17 +188,20 @@ func (e *engineImage) learn(ctx context.Context, eg *errgroup.Group, p *pusher.P
 }
 
 // learnFrom asks the engine's mirrors first, as the engine does.
-func (e *engineImage) learnFrom(ctx context.Context, p *pusher.Pusher, l *stream.Lessons, ref name.Digest, of engine.Image) {
+func (e *engineImage) learnFrom(ctx context.Context, x *connections, l *stream.Lessons, ref name.Digest, of engine.Image) {
 	for _, mirror := range e.Mirrors(ref.Context().RegistryStr()) {
 		repo, err := name.NewRepository(mirror+"/"+ref.Context().RepositoryStr(), name.WeakValidation)
 		if err != nil {
 			continue
 		}
-		if l.LearnAs(ctx, p, repo.Digest(ref.DigestStr()), ref.Context(), of.ID, of.DiffIDs) == nil {
+		p, err := x.reader(repo)
+		if err == nil && l.LearnAs(ctx, p, repo.Digest(ref.DigestStr()), ref.Context(), of.ID, of.DiffIDs) == nil {
 			return
 		}
 	}
-	_ = l.LearnAs(ctx, p, ref, ref.Context(), of.ID, of.DiffIDs) // a help only
+	if p, err := x.reader(ref.Context()); err == nil {
+		_ = l.LearnAs(ctx, p, ref, ref.Context(), of.ID, of.DiffIDs) // a help only
+	}
 }
 
 // update has the engine note the digest of what was pushed.
@@ -216,7 +214,7 @@ func (m *making) update(ctx context.Context, r *pusher.Report) {
 	m.progress.doing("telling the engine the digest")
 	ctx, cancel := context.WithTimeout(ctx, updateFor)
 	defer cancel()
-	auth, err := m.x.to.Resolve(m.ref.Context())
+	auth, err := m.po.Keychain.Resolve(m.ref.Context())
 	if err == nil {
 		conf, cerr := auth.Authorization()
 		if err = cerr; err == nil {
@@ -226,29 +224,4 @@ func (m *making) update(ctx context.Context, r *pusher.Report) {
 	if err != nil {
 		m.warn(fmt.Errorf("the image is pushed, but the engine did not note its digest: %w", err))
 	}
-}
-
-// adopt takes over the engine's settings, where no flag says otherwise.
-func (a *app) adopt(o *options, po *pusher.Options, eng *engine.Engine, host string) {
-	said := slices.ContainsFunc([]string{"plain-http", "tls-verify", "insecure", "ca-file", "cert-dir"}, func(f string) bool { return o.spelled[f] != "" })
-	if !said && eng.Insecure(host) {
-		po.Scheme = pusher.SchemeEither
-		if po.TLSClientConfig == nil {
-			po.TLSClientConfig = &tls.Config{}
-		}
-		po.TLSClientConfig.InsecureSkipVerify = true
-	}
-	httpProxy, httpsProxy, noProxy, ok := eng.Proxies()
-	if !ok || po.Proxy != nil {
-		return
-	}
-	for _, p := range []string{httpProxy, httpsProxy} {
-		if u, err := url.Parse(p); err == nil && u.User != nil {
-			// The engine shows no password.
-			a.out.note("warning: " + proxySecretWords)
-			return
-		}
-	}
-	choose := (&httpproxy.Config{HTTPProxy: httpProxy, HTTPSProxy: httpsProxy, NoProxy: noProxy}).ProxyFunc()
-	po.Proxy = func(r *http.Request) (*url.URL, error) { return choose(r.URL) }
 }

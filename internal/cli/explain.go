@@ -31,6 +31,7 @@ type failure struct {
 type scene struct {
 	host   string // of the registry
 	prefix string // of the flags that are about it
+	other  bool   // no flags but --ca-file are about it
 	report *pusher.Report
 	cause  error         // of the context
 	from   func() string // where the credentials came from
@@ -53,7 +54,7 @@ func explain(err error, s scene) *failure {
 	var stopped *signalError
 	if errors.As(s.cause, &stopped) {
 		f.Exit = stopped.exit()
-	} else if text := cure(err, f.Kind, s.host, s.prefix); text != "" {
+	} else if text := cure(err, f.Kind, s); text != "" {
 		f.lines = append(f.lines, hint(text))
 	}
 	if s.engine != "" && (f.Kind == "endpoint" || isAddress(err)) {
@@ -102,8 +103,9 @@ func kindOf(err error) string {
 const wsaRefused = syscall.Errno(10061)
 
 // cure says what to do about err, chosen from its cause; empty where nothing is
-// known to help. host is that of the registry, prefix of the flags about it.
-func cure(err error, kind, host, prefix string) string {
+// known to help.
+func cure(err error, kind string, s scene) string {
+	host, prefix := s.host, s.prefix
 	var (
 		unusable   *credentials.Error
 		otherName  x509.HostnameError
@@ -133,6 +135,9 @@ func cure(err error, kind, host, prefix string) string {
 	case errors.As(err, &unknown), errors.As(err, &unverified):
 		return caHint(host, prefix)
 	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &noTLS):
+		if s.other {
+			return plainElsewhereHint(host)
+		}
 		return plainHint(host, prefix)
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return nameHint(host)
@@ -149,6 +154,9 @@ func cure(err error, kind, host, prefix string) string {
 	case errors.As(err, &noRegistry):
 		return noRegistryHint(host)
 	case kind == "endpoint":
+		if s.other {
+			return noRegistryHint(host)
+		}
 		return addressHint(host, prefix)
 	}
 	return ""

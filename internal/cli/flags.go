@@ -231,9 +231,8 @@ func (o *options) check() error {
 	return nil
 }
 
-// pusher returns the options of the library for one registry; the caller adds
-// the rest. It reads certificates.
-func (o *options) pusher(e *endpoint, registry string) (pusher.Options, error) {
+// effort returns the library's options that are the same for every registry.
+func (o *options) effort() pusher.Options {
 	p := pusher.Options{
 		Parallel:      o.parallel,
 		RetryFor:      o.retryFor,
@@ -251,7 +250,7 @@ func (o *options) pusher(e *endpoint, registry string) (pusher.Options, error) {
 	if dir := o.cache(); dir != "" { // without a home it is learnt anew each time
 		p.Dialects = resume.FileDialects(filepath.Join(dir, "registries.json"))
 	}
-	return p, e.apply(&p, registry)
+	return p
 }
 
 // cache is the directory for what need not be kept, empty where there is none.

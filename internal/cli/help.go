@@ -26,6 +26,10 @@ SOURCE is one of
   docker-archive:PATH[#REF|@N]   what docker save wrote, compressed or not
   /PATH, ./PATH, ../PATH         any of them, recognised by its content
   -                              an archive of either kind on standard input
+
+Flags about sign-in and TLS apply to the registry of REFERENCE only. Registries
+that only --tag or --cache-from names get what docker would use; --ca-file and
+--authfile apply to them too. --src- flags apply to the registry of SOURCE only.
 `
 
 const helpTail = `

@@ -269,12 +269,6 @@ func (m *rawManifest) MediaType() (types.MediaType, error) { return m.media, nil
 // help: what fails is left out.
 func (m *making) learn(ctx context.Context) *stream.Lessons {
 	lessons := &stream.Lessons{ID: m.id(), DiffIDs: m.diffIDs()}
-	po := m.po
-	po.RetryFor, po.OnEvent = learnFor, nil
-	p, err := pusher.New(po)
-	if err != nil {
-		return lessons
-	}
 	ctx, cancel := context.WithTimeout(ctx, learnFor)
 	defer cancel()
 	var eg errgroup.Group
@@ -285,7 +279,9 @@ func (m *making) learn(ctx context.Context) *stream.Lessons {
 	}
 	for _, ref := range from {
 		eg.Go(func() error {
-			_ = lessons.Learn(ctx, p, ref) // the push itself will tell
+			if p, err := m.x.reader(ref.Context()); err == nil {
+				_ = lessons.Learn(ctx, p, ref) // the push itself will tell
+			}
 			return nil
 		})
 	}
@@ -295,14 +291,18 @@ func (m *making) learn(ctx context.Context) *stream.Lessons {
 			continue // checked before
 		}
 		eg.Go(func() error {
-			if err := lessons.Learn(ctx, p, ref); err != nil && ctx.Err() == nil {
+			p, err := m.x.reader(ref.Context())
+			if err == nil {
+				err = lessons.Learn(ctx, p, ref)
+			}
+			if err != nil && ctx.Err() == nil {
 				m.warn(fmt.Errorf("nothing is learnt from %s: %w", ref.Name(), err))
 			}
 			return nil
 		})
 	}
 	if m.eng != nil {
-		m.eng.learn(ctx, &eg, p, lessons, m.ref.Context().RegistryStr())
+		m.eng.learn(ctx, &eg, m.x, lessons, m.ref.Context().RegistryStr())
 	}
 	_ = eg.Wait() // none of them fails
 	return lessons

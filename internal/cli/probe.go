@@ -11,7 +11,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/spf13/cobra"
 
-	"github.com/rpush-go/rpush/internal/credentials"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -55,8 +54,8 @@ func (a *app) probe(ctx context.Context, o *options, repo name.Repository) int {
 	a.out.quiet = o.quiet
 	ctx, cancel := o.bound(ctx)
 	defer cancel()
-	keys := o.to.keychain(repo.RegistryStr())
-	p, err := inTime(ctx, func() (*resume.Probe, error) { return a.probed(ctx, o, repo, keys) })
+	x := a.connect(o, repo.RegistryStr(), name.Repository{})
+	p, err := inTime(ctx, func() (*resume.Probe, error) { return a.probed(ctx, o, repo, x) })
 	if p == nil {
 		p = &resume.Probe{}
 	}
@@ -67,7 +66,7 @@ func (a *app) probe(ctx context.Context, o *options, repo name.Repository) int {
 	if err != nil {
 		f = explain(err, scene{
 			host: repo.RegistryStr(), report: &pusher.Report{}, cause: context.Cause(ctx),
-			from: func() string { return keys.From(repo) },
+			from: func() string { return x.keys(asTarget).From(repo) },
 		})
 		a.out.lines(f.lines)
 	}
@@ -83,15 +82,12 @@ func (a *app) probe(ctx context.Context, o *options, repo name.Repository) int {
 	return exitOK
 }
 
-func (a *app) probed(ctx context.Context, o *options, repo name.Repository, keys *credentials.Keychain) (*resume.Probe, error) {
-	if err := o.to.readPassword(a.stdin, keys); err != nil {
+func (a *app) probed(ctx context.Context, o *options, repo name.Repository, x *connections) (*resume.Probe, error) {
+	if err := x.readPasswords(); err != nil {
 		return nil, err
 	}
-	po, err := o.pusher(&o.to, repo.RegistryStr())
+	po, err := x.options(repo, asTarget)
 	if err != nil {
-		return nil, err
-	}
-	if err := a.signIn(&po, o, repo, keys); err != nil {
 		return nil, err
 	}
 	progress := newProgress(a.out, a.terminal)

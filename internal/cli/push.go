@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,10 +15,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/sirupsen/logrus"
 
 	"github.com/rpush-go/rpush/internal/conntrack"
-	"github.com/rpush-go/rpush/internal/credentials"
 	"github.com/rpush-go/rpush/internal/source"
 	"github.com/rpush-go/rpush/internal/stream"
 	"github.com/rpush-go/rpush/pusher"
@@ -78,7 +75,7 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	ctx, cancel := o.bound(ctx)
 	defer cancel()
 
-	x := newAccess(o, c)
+	x := a.connect(o, c.ref.Context().RegistryStr(), c.sourceRepository())
 	d := &deliveries{}
 	before, _ := conntrack.Now() // for hostResets; elsewhere than on Linux there is none
 	_, err = inTime(ctx, func() (*struct{}, error) { return nil, a.deliver(ctx, o, c, to, x, d) })
@@ -109,17 +106,15 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 		return code, nil
 	}
 
-	repo, keys := x.concerned(err, last.ref.Context())
-	prefix := ""
-	if keys == x.from {
-		prefix = o.from.prefix
-	}
+	repo, as := x.concerned(err, last.ref.Context())
+	e := x.endpoint(repo.RegistryStr(), as)
 	f := explain(err, scene{
 		host:   repo.RegistryStr(),
-		prefix: prefix,
+		prefix: e.prefix,
+		other:  e.other,
 		report: last.report,
 		cause:  context.Cause(ctx),
-		from:   func() string { return keys.From(repo) },
+		from:   func() string { return x.keys(as).From(repo) },
 		engine: o.engine.elsewhere(),
 	})
 	a.out.lines(f.lines)
@@ -170,18 +165,21 @@ func inTime[T any](ctx context.Context, f func() (*T, error)) (*T, error) {
 }
 
 // deliver pushes to all targets, and notes in d how far that went.
-func (a *app) deliver(ctx context.Context, o *options, c call, to []target, x *access, d *deliveries) error {
+func (a *app) deliver(ctx context.Context, o *options, c call, to []target, x *connections, d *deliveries) error {
 	if fromStdin(c.source) && (o.to.passwordStdin || o.from.passwordStdin) {
 		return usageError(oneStdin)
 	}
-	if err := cmp.Or(o.to.readPassword(a.stdin, x.to), o.from.readPassword(a.stdin, x.from)); err != nil {
+	if err := x.readPasswords(); err != nil {
 		return err
 	}
 	p := &pushes{a: a, o: o, x: x, d: d, progress: newProgress(a.out, a.terminal), store: a.store(o)}
 	// A broken certificate file must not look like a fault of the source.
-	if _, err := o.pusher(&o.to, c.ref.Context().RegistryStr()); err != nil {
-		return err
+	for _, t := range to {
+		if _, err := x.transport(t.ref.Context().RegistryStr(), asTarget); err != nil {
+			return err
+		}
 	}
+	defer x.closeIdle()
 	defer p.progress.start()()
 	if image, ok := c.ofEngine(); ok {
 		return p.pushEngine(ctx, c, image, to)
@@ -207,15 +205,12 @@ func (a *app) deliver(ctx context.Context, o *options, c call, to []target, x *a
 }
 
 // open opens SOURCE, and the registry that it may name.
-func (a *app) open(ctx context.Context, o *options, c call, x *access) (*source.Images, error) {
+func (a *app) open(ctx context.Context, o *options, c call, x *connections) (*source.Images, error) {
 	so := o.source(nil)
 	so.Stdin = a.stdin
-	if x.src != (name.Repository{}) {
-		po, err := o.pusher(&o.from, x.src.RegistryStr())
+	if x.source != (name.Repository{}) {
+		po, err := x.options(x.source, asSource)
 		if err != nil {
-			return nil, err
-		}
-		if err := a.signIn(&po, o, x.src, x.from); err != nil {
 			return nil, err
 		}
 		po.Store = resume.NoStore()
@@ -263,24 +258,6 @@ func tagged(img remote.Taggable, tags []string) remote.Taggable {
 	more := *b
 	more.Tags = tags
 	return &more
-}
-
-// signIn adds credentials and logger to the library's options. Credentials are
-// read before the first connection: a broken config file must not look like a
-// registry's fault.
-func (a *app) signIn(po *pusher.Options, o *options, repo name.Repository, keys *credentials.Keychain) error {
-	if _, err := keys.Resolve(repo); err != nil {
-		return err
-	}
-	po.Keychain = keys
-	if o.verbose {
-		log := logrus.New()
-		log.SetOutput(a.out)
-		log.SetLevel(logrus.DebugLevel)
-		log.SetFormatter(&logrus.TextFormatter{DisableColors: true}) // the coloured form does not escape
-		po.Logger = log
-	}
-	return nil
 }
 
 // document is what --output json prints: the report and, after a failure, why.

@@ -17,7 +17,7 @@ import (
 type pushes struct {
 	a        *app
 	o        *options
-	x        *access
+	x        *connections
 	d        *deliveries
 	progress *progress
 	store    resume.Store
@@ -28,7 +28,7 @@ type pushes struct {
 // settings are the library's options for one target. They are made before the
 // first connection: a broken file must not look like a registry's fault.
 func (p *pushes) settings(t target) (pusher.Options, error) {
-	po, err := p.o.pusher(&p.o.to, t.ref.Context().RegistryStr())
+	po, err := p.x.options(t.ref.Context(), asTarget)
 	if err != nil {
 		return po, err
 	}
@@ -38,7 +38,7 @@ func (p *pushes) settings(t target) (pusher.Options, error) {
 		po.MountFrom = append(po.MountFrom, ref.Context())
 	}
 	po.OnEvent, po.Store = p.progress.event, p.store
-	return po, p.a.signIn(&po, p.o, t.ref.Context(), p.x.to)
+	return po, nil
 }
 
 // push delivers what SOURCE names to one target.

@@ -16,7 +16,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/rpush-go/rpush/internal/credentials"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -235,16 +234,13 @@ func (a *app) asks(ctx context.Context, o *options, r resume.Record, f func(cont
 		if err != nil {
 			return nil, err
 		}
-		po, err := o.pusher(&o.to, repo.RegistryStr())
+		po, err := a.connect(o, repo.RegistryStr(), name.Repository{}).options(repo, asTarget)
 		if err != nil {
 			return nil, err
 		}
 		po.Store = resume.NoStore()
 		if strings.HasPrefix(r.Registry, "http://") {
 			po.Scheme = pusher.SchemeHTTP // as the push that left it was told
-		}
-		if err := a.signIn(&po, o, repo, &credentials.Keychain{}); err != nil {
-			return nil, err
 		}
 		p, err := pusher.New(po)
 		if err != nil {

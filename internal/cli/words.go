@@ -93,6 +93,10 @@ func plainHint(host, prefix string) string {
 	return fmt.Sprintf("%s does not speak TLS; if it is meant to be so, add --%splain-http", host, prefix)
 }
 
+func plainElsewhereHint(host string) string {
+	return fmt.Sprintf("%s does not speak TLS, and --plain-http is about the registry of REFERENCE only: push to %s in a call of its own", host, host)
+}
+
 func nameHint(host string) string {
 	return fmt.Sprintf("there is no host %s: check the name in the reference", host)
 }

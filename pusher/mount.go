@@ -2,6 +2,8 @@ package pusher
 
 import (
 	"context"
+	"errors"
+	"io"
 	"slices"
 	"sync"
 
@@ -16,11 +18,18 @@ import (
 const baseName = "org.opencontainers.image.base.name"
 
 // mounts are repositories of the registry pushed to that may hold blobs.
+//
+// A mount publishes bytes that the pusher need not have: whoever may read the
+// repository mounted from can be made to copy a blob that only they may read.
+// So only the user chooses such repositories, by Options.MountFrom or by reading
+// the image from one. What an image says of its base counts for those blobs
+// whose bytes are here.
 type mounts struct {
 	p       *Pusher
 	g       *graph
-	general []name.Repository          // for any blob
-	own     map[*blob]*name.Repository // of one blob, first
+	general []name.Repository          // for any blob, as the user says
+	claimed []name.Repository          // for blobs whose bytes are here, as images say
+	own     map[*blob]*name.Repository // of one blob, first: where it is read from
 }
 
 // candidates gathers where blobs may be mounted from. A mount works within one
@@ -28,23 +37,21 @@ type mounts struct {
 func (p *Pusher) candidates(repo name.Repository, g *graph) *mounts {
 	m := &mounts{p: p, g: g, own: map[*blob]*name.Repository{}}
 	usable := func(r name.Repository) bool { return mountable(r, repo) }
-	add := func(r name.Repository) {
-		if usable(r) && !slices.ContainsFunc(m.general, func(o name.Repository) bool { return o.Name() == r.Name() }) {
+	for _, r := range onRegistry(p.o.MountFrom, repo) {
+		if !contains(m.general, r) {
 			m.general = append(m.general, r)
 		}
 	}
-	for _, r := range onRegistry(p.o.MountFrom, repo) {
-		add(r)
-	}
 	for _, level := range slices.Concat(g.levels, g.more) {
 		for _, mf := range level {
-			if ref, err := name.ParseReference(mf.names.Annotations[baseName], name.WeakValidation); err == nil {
-				add(ref.Context())
+			ref, err := name.ParseReference(mf.names.Annotations[baseName], name.WeakValidation)
+			if err == nil && usable(ref.Context()) && !contains(m.general, ref.Context()) && !contains(m.claimed, ref.Context()) {
+				m.claimed = append(m.claimed, ref.Context())
 			}
 		}
 	}
 	const most = 8 // base names are foreign input, and each is a scope
-	m.general = m.general[:min(len(m.general), most)]
+	m.claimed = m.claimed[:min(len(m.claimed), most)]
 	for _, b := range g.blobs {
 		if r, err := name.NewRepository(b.MountFrom, name.WeakValidation); err == nil && usable(r) {
 			m.own[b] = &r
@@ -52,6 +59,10 @@ func (p *Pusher) candidates(repo name.Repository, g *graph) *mounts {
 		b.MountFrom = ""
 	}
 	return m
+}
+
+func contains(all []name.Repository, r name.Repository) bool {
+	return slices.ContainsFunc(all, func(o name.Repository) bool { return o.Name() == r.Name() })
 }
 
 // mountable reports whether a registry can take blobs of r over to repo: both
@@ -67,9 +78,9 @@ func onRegistry(from []name.Repository, repo name.Repository) []name.Repository 
 
 // all lists each repository once.
 func (m *mounts) all() []name.Repository {
-	all := slices.Clone(m.general)
+	all := slices.Concat(m.general, m.claimed)
 	for _, b := range m.g.blobs {
-		if r := m.own[b]; r != nil && !slices.ContainsFunc(all, func(o name.Repository) bool { return o.Name() == r.Name() }) {
+		if r := m.own[b]; r != nil && !contains(all, *r) {
 			all = append(all, *r)
 		}
 	}
@@ -94,7 +105,12 @@ func (m *mounts) choose(ctx context.Context) error {
 	}
 	if len(open) > 0 {
 		for _, r := range m.general {
-			if err := m.ask(ctx, r, open); err != nil {
+			if err := m.ask(ctx, r, open, false); err != nil {
+				return err
+			}
+		}
+		for _, r := range m.claimed {
+			if err := m.ask(ctx, r, open, true); err != nil {
 				return err
 			}
 		}
@@ -115,8 +131,9 @@ func (p *Pusher) quietly(ctx context.Context, repo name.Repository) (*resume.Cli
 	return quiet.connect(ctx, repo, "", repo.Scope(transport.PullScope))
 }
 
-// ask looks for blobs in one candidate.
-func (m *mounts) ask(ctx context.Context, repo name.Repository, blobs []*blob) error {
+// ask looks for blobs in one candidate. With prove it takes only those whose
+// bytes are here.
+func (m *mounts) ask(ctx context.Context, repo name.Repository, blobs []*blob, prove bool) error {
 	c, err := m.p.quietly(ctx, repo)
 	if err != nil {
 		return ctx.Err()
@@ -131,12 +148,34 @@ func (m *mounts) ask(ctx context.Context, repo name.Repository, blobs []*blob) e
 			return nil
 		}
 		there, err := c.Exists(ctx, b.Digest, b.Size)
+		here := !prove || there && b.isHere(ctx)
 		mu.Lock()
 		defer mu.Unlock()
 		failed = failed || err != nil
-		if there {
+		if there && here {
 			b.MountFrom = repo.RepositoryStr()
 		}
 		return ctx.Err()
 	})
+}
+
+// isHere reports whether the source has the bytes of the blob. It reads them
+// all; what is wrong with them is an error when they are sent.
+func (b *blob) isHere(ctx context.Context) bool {
+	if b.Digest.Validate() != nil {
+		return false
+	}
+	r, err := b.Open(ctx, 0)
+	if err != nil {
+		return false
+	}
+	defer r.Close()
+	v := b.Digest.Verifier()
+	for left := b.Size + 1; left > 0 && ctx.Err() == nil; {
+		n, err := io.CopyN(v, r, min(left, 1<<20))
+		if left -= n; err != nil {
+			return errors.Is(err, io.EOF) && left == 1 && v.Verified()
+		}
+	}
+	return false
 }

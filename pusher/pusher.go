@@ -95,9 +95,9 @@ type Options struct {
 	Limit int64
 
 	// MountFrom names repositories that may hold blobs already. Those on the
-	// registry pushed to are asked, besides what the image itself says: the
-	// repository it comes from, and its base's (the annotation
-	// org.opencontainers.image.base.name).
+	// registry pushed to are asked, besides the repository that the image is read
+	// from and, for blobs whose bytes the source has, that of the image's base
+	// (the annotation org.opencontainers.image.base.name).
 	MountFrom []name.Repository
 	// NoClobber refuses to push where a tag exists with another digest: see
 	// ExistsError.

@@ -34,8 +34,12 @@ type Dialect struct {
 	Class Class `json:"class,omitempty"`
 	// Chunk is about the size of the next chunk in bytes, 0 for all that is left.
 	Chunk int64 `json:"chunk,omitempty"`
-	// MaxBody is the largest body to send after a 413, 0 for any.
+	// MaxBody is the size in bytes of the largest body to send, after a 413 or a
+	// 416 to a whole blob. 0 is any size.
 	MaxBody int64 `json:"maxBody,omitempty"`
+	// MaxRanged is the same for bodies with a Content-Range. GHCR refuses those
+	// above 4 MiB, and takes whole blobs without Content-Range.
+	MaxRanged int64 `json:"maxRanged,omitempty"`
 	// StatusGET: the offset is answered to GET, not to HEAD.
 	StatusGET bool `json:"statusGet,omitempty"`
 	// OffByOne: the Range of a status answer ends at the number of bytes held,
@@ -132,6 +136,9 @@ func (d Dialect) valid() Dialect {
 	if d.MaxBody != 0 {
 		d.MaxBody = max(d.MaxBody, leastBody)
 	}
+	if d.MaxRanged != 0 {
+		d.MaxRanged = max(d.MaxRanged, leastBody)
+	}
 	return d
 }
 
@@ -142,8 +149,9 @@ func (p *pacer) dialect() Dialect {
 }
 
 // next is how much of the bytes left to send in one PATCH, and whether that
-// needs a connection of its own.
-func (p *pacer) next(left int64) (n int64, fresh bool) {
+// needs a connection of its own. whole: if the PATCH takes all that is left, it
+// goes without Content-Range.
+func (p *pacer) next(left int64, whole bool) (n int64, fresh bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n = left
@@ -152,6 +160,9 @@ func (p *pacer) next(left int64) (n int64, fresh bool) {
 	}
 	if p.d.MaxBody > 0 {
 		n = min(n, max(p.d.MaxBody, p.least))
+	}
+	if p.d.MaxRanged > 0 && (!whole || n < left) {
+		n = min(n, max(p.d.MaxRanged, p.least))
 	}
 	return n, p.d.Class == Fragile && p.d.Chunk > 0
 }
@@ -272,20 +283,26 @@ func (p *pacer) refusedMore() {
 	p.learn(func() { p.d.Class, p.d.Chunk = Monolithic, 0 })
 }
 
-// tooLarge: a body of n bytes got 413. It is false if there is nothing smaller
-// to try.
-func (p *pacer) tooLarge(n int64) bool {
+// tooLarge: the registry refused a body of n bytes for its size. ranged: it had
+// a Content-Range. It is false if there is nothing smaller to try.
+func (p *pacer) tooLarge(n int64, ranged bool) bool {
+	half := n / 2
+	if half > leastChunk {
+		half = round(half)
+	}
+	half = max(half, leastBody)
 	smaller := false
 	p.learn(func() {
-		half := n / 2
-		if half > leastChunk {
-			half = round(half)
+		most := &p.d.MaxBody
+		if ranged {
+			most = &p.d.MaxRanged
 		}
-		half = max(half, leastBody)
-		if p.d.MaxBody == 0 || half < p.d.MaxBody {
-			p.d.MaxBody = half
+		if *most > 0 {
+			half = min(half, *most)
 		}
-		smaller = max(p.d.MaxBody, p.least) < n
+		if smaller = max(half, p.least) < n; smaller {
+			*most = half
+		}
 	})
 	return smaller
 }

@@ -293,3 +293,75 @@ func TestMemoryDialects(t *testing.T) {
 		t.Errorf("got %+v, %v", d, ok)
 	}
 }
+
+// GHCR refuses bodies above 4 MiB that have a Content-Range. Whole blobs go
+// without, what is left after a break goes in chunks with it.
+func TestContentRangeLimit(t *testing.T) {
+	ds := resume.MemoryDialects()
+	const limit = 4 * mib
+	o := scripted.Options{MaxRanged: limit}
+	inLab(t, o, resume.Options{Dialects: ds}, func(l *lab) {
+		l.delivers(content(20 * mib))
+		if ps := l.patches(); len(ps) != 1 || ps[0].Start != -1 || ps[0].Length != 20*mib {
+			t.Errorf("patches %+v, want one of all without Content-Range", ps)
+		}
+		if d, _ := ds.Load(host); d != (resume.Dialect{}) {
+			t.Errorf("learnt %+v from a clean push", d)
+		}
+	})
+	o.Intercept = brokenBody(5*mib + 1)
+	inLab(t, o, resume.Options{Dialects: ds}, func(l *lab) {
+		res := l.delivers(content(20 * mib))
+		if res.Restarts != 0 {
+			t.Errorf("result %+v", res)
+		}
+		at, size := int64(5*mib+1), int64(0)
+		for _, p := range l.patches()[1:] {
+			if p.Status == http.StatusRequestedRangeNotSatisfiable {
+				continue
+			}
+			if p.Start != at || p.Length > limit || size > 0 && p.Length > size {
+				t.Errorf("a chunk of %d from %d, want one from %d", p.Length, p.Start, at)
+			}
+			at, size = at+p.Length, p.Length
+		}
+	})
+	o.Intercept = nil
+	inLab(t, o, resume.Options{Dialects: ds}, func(l *lab) { // what was learnt is about Content-Range only
+		l.delivers(content(20 * mib))
+		if ps := l.patches(); len(ps) != 1 {
+			t.Errorf("%d patches, want 1", len(ps))
+		}
+	})
+}
+
+// 416 to the first bytes of a session that nothing was sent to is about their
+// number, whatever the words: equal chunks with Content-Range from then on.
+func TestRangeRefusalAtZero(t *testing.T) {
+	ds := resume.MemoryDialects()
+	f := func(r scripted.Request) scripted.Action {
+		if r.Kind == scripted.Patch && r.Length > 6*mib {
+			return scripted.Action{Before: http.StatusRequestedRangeNotSatisfiable}
+		}
+		return scripted.Action{}
+	}
+	inLab(t, scripted.Options{Intercept: f}, resume.Options{Dialects: ds}, func(l *lab) {
+		if res := l.delivers(content(18 * mib)); res.Breaks+res.Restarts != 0 {
+			t.Errorf("result %+v", res)
+		}
+		d, _ := ds.Load(host)
+		if d.MaxBody > 6*mib || d.MaxBody < 3*mib {
+			t.Errorf("learnt %+v", d)
+		}
+		at := int64(0)
+		for _, p := range l.patches() {
+			if p.Status != http.StatusAccepted {
+				continue
+			}
+			if p.Start != at || p.Length != min(d.MaxBody, 18*mib-at) {
+				t.Errorf("a chunk of %d from %d, want %d from %d", p.Length, p.Start, d.MaxBody, at)
+			}
+			at += p.Length
+		}
+	})
+}

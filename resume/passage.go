@@ -155,13 +155,17 @@ func (g *passage) waits(p *pacer) bool {
 		return false
 	}
 	if g.body != nil && g.length > 0 {
-		if n, _ := p.next(g.length); n < g.length {
+		if n, _ := p.next(g.length, !g.ranged()); n < g.length {
 			g.tried = true
 			return false
 		}
 	}
 	return true
 }
+
+// ranged reports whether the client's request has a Content-Range, or is none
+// that a whole blob could be in.
+func (g *passage) ranged() bool { return g.start > 0 || g.req.Header.Get("Content-Range") != "" }
 
 // appends reports whether all is done once the registry holds the bytes.
 func (g *passage) appends() bool { return g != nil && !g.put() }
@@ -228,6 +232,7 @@ func (u *upload) pass(ctx context.Context) error {
 		u.sentTo(g.start + gone.Add(n))
 	})
 	var refusal *protocol.StatusError
+	var large bool
 	if err == nil {
 		refusal = protocol.Unexpected(a, time.Now())
 		again := protocol.Classify(refusal).Class == protocol.Break
@@ -237,7 +242,8 @@ func (u *upload) pass(ctx context.Context) error {
 			again = false
 			g.broke(refusal)
 		}
-		again = again || a.Status == http.StatusRequestEntityTooLarge && g.length > 0 && u.c.pace.tooLarge(g.length)
+		large = refusal.TooLarge() || a.Status == http.StatusRequestedRangeNotSatisfiable && g.start == 0 && g.body != nil
+		again = again || large && g.length > 0 && u.c.pace.tooLarge(g.length, g.ranged() && a.Status != http.StatusRequestEntityTooLarge)
 		if !again {
 			var sent int64
 			if b := current.Load(); b != nil {
@@ -270,7 +276,7 @@ func (u *upload) pass(ctx context.Context) error {
 		}
 	}
 	switch {
-	case err == nil && a.Status == http.StatusRequestEntityTooLarge:
+	case err == nil && large:
 		u.headway = true
 		return nil
 	case g.put():

@@ -253,8 +253,14 @@ func (u *upload) open(ctx context.Context) error {
 // send PATCHes what comes next (end-5), from a reader of its own.
 func (u *upload) send(ctx context.Context) error {
 	s := u.sess
-	n, fresh := u.c.pace.next(u.blob.Size - s.offset)
+	// Docker, podman and crane send a whole blob without Content-Range, so every
+	// registry takes that; GHCR refuses one above 4 MiB with it. Once something
+	// was sent, Content-Range tells where the rest belongs.
+	untouched := s.offset == 0 && s.sent == 0
+	whole := untouched && (u.guest == nil || !u.guest.ranged())
+	n, fresh := u.c.pace.next(u.blob.Size-s.offset, whole)
 	start, end := s.offset, s.offset+n
+	whole = whole && end == u.blob.Size
 	r, err := u.blob.open(ctx, start)
 	if err != nil {
 		return err
@@ -270,7 +276,9 @@ func (u *upload) send(ctx context.Context) error {
 	body := wire.NewBody(r, n)
 	req := request(http.MethodPatch, s.location, body, n)
 	req.Header.Set("Content-Type", "application/octet-stream")
-	req.Header.Set("Content-Range", protocol.ContentRange(start, end))
+	if !whole {
+		req.Header.Set("Content-Range", protocol.ContentRange(start, end))
+	}
 	if fresh {
 		ctx = wire.Fresh(ctx)
 	}
@@ -281,8 +289,11 @@ func (u *upload) send(ctx context.Context) error {
 	if err := u.sent(ctx, body, start, n, err); err != nil {
 		return err
 	}
+	// A session that nothing was sent to stands at 0 for certain: 416 to its first
+	// bytes can only be about their number.
+	large := protocol.Unexpected(a, time.Now()).TooLarge() || a.Status == http.StatusRequestedRangeNotSatisfiable && untouched
 	switch {
-	case a.Status == http.StatusRequestEntityTooLarge && u.c.pace.tooLarge(n):
+	case large && u.c.pace.tooLarge(n, !whole && a.Status != http.StatusRequestEntityTooLarge):
 		u.c.log.WithField("digest", u.blob.Digest).WithField("size", n).Info("body too large for the registry, trying smaller ones")
 		u.headway, u.excused = true, true
 		u.unsettle(true)

@@ -225,6 +225,20 @@ func (e *StatusError) Has(code transport.ErrorCode) bool {
 	return false
 }
 
+// TooLarge reports whether the answer refuses a body for its size: 413, or 416
+// in GHCR's words: "the request body is too large and exceeds the maximum
+// permissible limit of 4.00MiB".
+func (e *StatusError) TooLarge() bool {
+	if e.Status == http.StatusRequestedRangeNotSatisfiable {
+		for _, d := range e.Err.Errors {
+			if strings.Contains(strings.ToLower(d.Message), "body is too large") {
+				return true
+			}
+		}
+	}
+	return e.Status == http.StatusRequestEntityTooLarge
+}
+
 func classOf(status int) Class {
 	switch status {
 	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests, 499:

@@ -103,7 +103,7 @@ func (u *upload) sameReader(r interface {
 	one("records kept after the commit and never dropped", "resume/keep.go",
 		"if err := u.lease.Remove(context.Background()); err != nil {", "if err := error(nil); err != nil {"),
 	one("413 taken for final", "resume/upload.go",
-		"case a.Status == http.StatusRequestEntityTooLarge &&", "case a.Status == 0 &&"),
+		"case large && u.c.pace.tooLarge", "case a.Status == 0 && u.c.pace.tooLarge"),
 }
 
 func (m mistake) and(old, new string) mistake {

@@ -105,6 +105,9 @@ type Options struct {
 	OnePatch bool
 	// MaxBody, when set, answers 413 to larger bodies.
 	MaxBody int64
+	// MaxRanged, when set, answers 416 to larger bodies with a Content-Range, as
+	// GHCR does.
+	MaxRanged int64
 	// MinChunk, when set, is announced as OCI-Chunk-Min-Length.
 	MinChunk int64
 	// SignsForGet signs the URLs of redirects to storage for GET, whatever the

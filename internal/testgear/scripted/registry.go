@@ -227,6 +227,11 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.fail(http.StatusRequestEntityTooLarge, "SIZE_INVALID", "body too large")
 		return
 	}
+	if g.o.MaxRanged > 0 && x.q.Kind == Patch && r.Header.Get("Content-Range") != "" && r.ContentLength > g.o.MaxRanged {
+		x.fail(http.StatusRequestedRangeNotSatisfiable, "REQUESTED_RANGE_NOT_SATISFIABLE",
+			fmt.Sprintf("the request body is too large and exceeds the maximum permissible limit of %.2fMiB", float64(g.o.MaxRanged)/(1<<20)))
+		return
+	}
 	x.serve()
 }
 
@@ -339,7 +344,8 @@ func (x *exchange) begin() {
 	g := x.g
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if u := g.uploads[x.q.Upload]; u != nil {
+	u := g.uploads[x.q.Upload]
+	if u != nil {
 		x.q.Session = u.number
 	}
 	g.active++
@@ -363,6 +369,7 @@ func (x *exchange) begin() {
 			g.violate("%s: no Content-Length", line)
 		}
 		switch h := x.r.Header.Get("Content-Range"); {
+		case h == "" && (u == nil || u.patches == 0 && len(u.data) == 0): // the whole blob, or its first chunk
 		case h == "":
 			g.violate("%s: no Content-Range", line)
 		case x.q.Start < 0:

@@ -36,8 +36,7 @@ const (
 	FirstAnswerFor = 30 * time.Second
 )
 
-// Options of a Client or, as NewTransport says, of a transport. The zero value
-// works, without credentials.
+// Options of a Client. The zero value works, without credentials.
 type Options struct {
 	// PlainHTTP speaks http instead of https.
 	PlainHTTP bool
@@ -89,18 +88,6 @@ type Options struct {
 	KeepFrom int64
 	// Reference is written into records for people to read.
 	Reference string
-
-	// SpoolDir is where a transport of NewTransport keeps what it has read of
-	// bodies that cannot be had again, in files that are gone with the request.
-	// Empty is a directory for temporary files on disk: /var/tmp where there is
-	// one and TMPDIR is not set.
-	SpoolDir string
-
-	// SpoolLimit is how many bytes all spools of a transport may hold together;
-	// half of the disk's free space bounds them too. A body that does not fit
-	// passes through, and can be continued only where nothing of it was lost. 0
-	// is DefaultSpoolLimit; negative is no spool.
-	SpoolLimit int64
 
 	// Logger gets one line for every break and everything else worth knowing,
 	// and every request at debug level; never a location or a credential. nil

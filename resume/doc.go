@@ -10,8 +10,9 @@
 // go-containerregistry, oras-go, containerd and others resume without knowing
 // it:
 //
-//	rt := resume.NewTransport(http.DefaultTransport, resume.Options{})
-//	err := remote.Write(ref, img, remote.WithTransport(rt))
+//	rt, err := resume.NewTransport(http.DefaultTransport, resume.TransportOptions{})
+//	...
+//	err = remote.Write(ref, img, remote.WithTransport(rt))
 //
 // Both are the same engine. Package pusher delivers whole images with it.
 //

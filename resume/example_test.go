@@ -58,18 +58,22 @@ func ExampleNewTransport() {
 	defer end()
 	layer := static.NewLayer(bytes.Repeat([]byte("0123456789"), 100_000), types.OCILayer)
 
-	rt := resume.NewTransport(http.DefaultTransport, resume.Options{})
-	err := remote.WriteLayer(repo, layer, remote.WithTransport(rt))
+	rt, err := resume.NewTransport(http.DefaultTransport, resume.TransportOptions{})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	err = remote.WriteLayer(repo, layer, remote.WithTransport(rt))
 	fmt.Println("error:", err)
 	// Output: error: <nil>
 }
 
-func ExampleOptions_onEvent() {
+func ExampleTransportOptions_onEvent() {
 	repo, end := fragileLine()
 	defer end()
 	layer := static.NewLayer(bytes.Repeat([]byte("0123456789"), 100_000), types.OCILayer)
 
-	rt := resume.NewTransport(http.DefaultTransport, resume.Options{OnEvent: func(e resume.Event) {
+	rt, err := resume.NewTransport(http.DefaultTransport, resume.TransportOptions{OnEvent: func(e resume.Event) {
 		switch e.Kind {
 		case resume.Broken:
 			fmt.Println("broken")
@@ -79,6 +83,10 @@ func ExampleOptions_onEvent() {
 			fmt.Println("committed", e.Digest[:19])
 		}
 	}})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
 	if err := remote.WriteLayer(repo, layer, remote.WithTransport(rt)); err != nil {
 		fmt.Println(err)
 	}

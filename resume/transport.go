@@ -1,7 +1,6 @@
 package resume
 
 import (
-	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -17,15 +16,60 @@ import (
 	"github.com/rpush-go/rpush/internal/wire"
 )
 
-// DefaultSpoolLimit is the default of Options.SpoolLimit, in bytes.
+// DefaultSpoolLimit is the default of TransportOptions.SpoolLimit, in bytes.
 const DefaultSpoolLimit int64 = 10 << 30
+
+// TransportOptions are the options of NewTransport. The zero value works.
+type TransportOptions struct {
+	// External carries the transport's own requests to hosts that neither the
+	// client's request nor its POST was sent to. It must add no credentials. nil
+	// is a transport of this package's own that refuses to connect to private
+	// addresses for a public registry.
+	External http.RoundTripper
+
+	// RetryFor, Tries, StallTimeout and AnswerTimeout limit one request of the
+	// client, as the fields of Options with these names limit one upload.
+	RetryFor                    time.Duration
+	Tries                       int
+	StallTimeout, AnswerTimeout time.Duration
+
+	// Dialects keeps what the transport learns about hosts. nil keeps it for this
+	// transport alone.
+	Dialects Dialects
+
+	// SpoolDir is the directory for copies of bodies that cannot be read again.
+	// The files have no names and end with the request. Empty is a directory for
+	// temporary files on disk: /var/tmp if it exists and TMPDIR is not set.
+	SpoolDir string
+
+	// SpoolLimit is how many bytes all copies of a transport may hold together.
+	// Half of the disk's free space limits them too. A body that does not fit
+	// passes through, and can be resumed only if none of it was lost. 0 is
+	// DefaultSpoolLimit. A negative limit makes no copies.
+	SpoolLimit int64
+
+	// Logger gets a line for each break and each decision about an upload, and
+	// each request at debug level. It never gets a location or a credential. nil
+	// is silent.
+	Logger logrus.FieldLogger
+
+	// OnEvent is called for each event of an upload, never by two goroutines at
+	// once. It must not block. A PATCH has no digest yet, and neither do its
+	// events: Event.Upload tells uploads apart.
+	OnEvent func(Event)
+
+	// Random returns numbers in [0, 1) that spread the waits between tries. nil
+	// is math/rand/v2. Several goroutines may call it at once.
+	Random func() float64
+}
 
 // NewTransport makes the blob uploads of any registry client that lets its
 // http.RoundTripper be chosen resumable. base carries all requests; nil is
 // http.DefaultTransport.
 //
-//	rt := resume.NewTransport(http.DefaultTransport, resume.Options{})
-//	err := remote.Write(ref, img, remote.WithTransport(rt))
+//	rt, err := resume.NewTransport(http.DefaultTransport, resume.TransportOptions{})
+//	...
+//	err = remote.Write(ref, img, remote.WithTransport(rt))
 //
 // An upload that goes well passes through untouched. One that breaks is settled
 // and continued by the engine that Client.Upload uses, and answered as if
@@ -38,7 +82,7 @@ const DefaultSpoolLimit int64 = 10 << 30
 // session, existence checks, manifests, pulls.
 //
 //   - The body is had again from Request.GetBody; or from the file, where it is
-//     an *os.File; else from a spool, within Options.SpoolLimit. A file or pipe
+//     an *os.File; else from a spool, within SpoolLimit. A file or pipe
 //     is closed when the request is over for good, which may be some minutes
 //     after an answer of 401.
 //   - A new session is opened only in place of one whose POST went through this
@@ -64,59 +108,51 @@ const DefaultSpoolLimit int64 = 10 << 30
 // out; a session that is lost after its first request; a client that does not
 // send its request again after a 401 (oras-go with a file half sent).
 //
-// Of the Options, PlainHTTP, UserAgent, Store and Reference mean nothing here:
-// requests have their own, and sessions are the client's; Transport must be nil. An error there fails every request.
-// Options.OnEvent and Options.Logger tell of uploads only. A PATCH has no
-// digest yet, nor have its events: they are told apart by Event.Upload.
+// NewTransport fails only if an option is out of its bounds.
 //
 // The result is safe for concurrent use, as base has to be, and has a method
 // CloseIdleConnections. It speaks whatever base speaks, HTTP/2 included.
 // Answers to uploads are read up to 4 MiB before they are handed on.
-func NewTransport(base http.RoundTripper, o Options) http.RoundTripper {
+func NewTransport(base http.RoundTripper, o TransportOptions) (http.RoundTripper, error) {
 	if base == nil {
 		base = http.DefaultTransport
 	}
 	if o.SpoolLimit == 0 {
 		o.SpoolLimit = DefaultSpoolLimit
 	}
-	t := &transporter{
-		base:   wire.Track(base),
-		seen:   map[string]*seen{},
-		pacers: map[string]*pacer{},
-		abroad: map[string]http.RoundTripper{},
-		quota:  &quota{dir: o.SpoolDir, limit: max(o.SpoolLimit, 0)},
-	}
-	if o.Transport != nil {
-		t.err = errors.New("resume: NewTransport takes the transport as its argument, not in Options")
-		return t
-	}
-	o.Transport = base
-	c, err := New(name.Repository{}, o) // for its defaults and checks
-	if err != nil {
-		t.err = err
-		return t
-	}
-	t.o = c.o
-	t.o.Store = nil // keyed by digests, which a PATCH does not know
-	if t.o.Dialects == nil {
-		t.o.Dialects = MemoryDialects()
-	}
 	if tell := o.OnEvent; tell != nil {
 		var mu sync.Mutex
-		t.o.OnEvent = func(e Event) {
+		o.OnEvent = func(e Event) {
 			mu.Lock()
 			defer mu.Unlock()
 			tell(e)
 		}
 	}
-	return t
+	if o.Dialects == nil {
+		o.Dialects = MemoryDialects()
+	}
+	c, err := New(name.Repository{}, Options{ // for its defaults and checks
+		Transport: base, External: o.External,
+		RetryFor: o.RetryFor, Tries: o.Tries, StallTimeout: o.StallTimeout, AnswerTimeout: o.AnswerTimeout,
+		Dialects: o.Dialects, Logger: o.Logger, OnEvent: o.OnEvent, Random: o.Random,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &transporter{
+		base:   wire.Track(base),
+		o:      c.o,
+		seen:   map[string]*seen{},
+		pacers: map[string]*pacer{},
+		abroad: map[string]http.RoundTripper{},
+		quota:  &quota{dir: o.SpoolDir, limit: max(o.SpoolLimit, 0)},
+	}, nil
 }
 
 // transporter is what NewTransport makes.
 type transporter struct {
 	base  *wire.Tracker
 	o     Options
-	err   error
 	quota *quota
 
 	uploads atomic.Int64
@@ -164,12 +200,6 @@ const (
 
 // RoundTrip implements http.RoundTripper.
 func (t *transporter) RoundTrip(req *http.Request) (*http.Response, error) {
-	if t.err != nil {
-		if req.Body != nil {
-			req.Body.Close()
-		}
-		return nil, t.err
-	}
 	if req.Method == http.MethodPatch || req.Method == http.MethodPut {
 		if s := t.take(req.URL); s != nil {
 			defer t.release(s)

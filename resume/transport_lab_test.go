@@ -45,7 +45,17 @@ type passing struct {
 
 // onTransport runs f in a bubble of its own and checks what must hold always.
 // Without options the client goes without the transport.
-func onTransport(t *testing.T, ro scripted.Options, o *resume.Options, f func(*passing)) {
+// newTransport is resume.NewTransport, which must not fail.
+func newTransport(t testing.TB, base http.RoundTripper, o resume.TransportOptions) http.RoundTripper {
+	t.Helper()
+	rt, err := resume.NewTransport(base, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rt
+}
+
+func onTransport(t *testing.T, ro scripted.Options, o *resume.TransportOptions, f func(*passing)) {
 	t.Helper()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
@@ -75,7 +85,7 @@ func onTransport(t *testing.T, ro scripted.Options, o *resume.Options, f func(*p
 			own.External = external
 			own.SpoolDir = dir
 			own.Logger = debugLogger(&p.log)
-			p.rt = resume.NewTransport(p.base, own)
+			p.rt = newTransport(t, p.base, own)
 		}
 		defer func() {
 			p.rt.(interface{ CloseIdleConnections() }).CloseIdleConnections()

@@ -129,7 +129,7 @@ func TestTransportKeepsSendfile(t *testing.T) {
 				}
 				return sendfileConn{c.(*net.TCPConn), &direct, &copied}, nil
 			}}
-			c := client{t, &http.Client{Transport: resume.NewTransport(base, resume.Options{})}, srv.URL}
+			c := client{t, &http.Client{Transport: newTransport(t, base, resume.TransportOptions{})}, srv.URL}
 			c.upload(data, body)
 			if !bytes.Equal(reg.Blob("team/app", digest.FromBytes(data).String()), data) {
 				t.Errorf("%s: the blob is not there", name)
@@ -167,7 +167,7 @@ func TestTransportHTTP2(t *testing.T) {
 			defer srv.Close()
 			defer reg.Close()
 			base := srv.Client().Transport.(*http.Transport)
-			c := client{t, &http.Client{Transport: resume.NewTransport(base, resume.Options{})}, srv.URL}
+			c := client{t, &http.Client{Transport: newTransport(t, base, resume.TransportOptions{})}, srv.URL}
 			data := content(4 << 20)
 			c.upload(data, func(r *http.Request) {
 				r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
@@ -208,7 +208,7 @@ func TestTransportRedirectsAndTrailers(t *testing.T) {
 	defer srv.Close()
 	base := &http.Transport{}
 	defer base.CloseIdleConnections()
-	c := client{t, &http.Client{Transport: resume.NewTransport(base, resume.Options{})}, srv.URL + "/moved"}
+	c := client{t, &http.Client{Transport: newTransport(t, base, resume.TransportOptions{})}, srv.URL + "/moved"}
 	data := content(300_000)
 	c.upload(data, func(r *http.Request) {
 		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
@@ -262,7 +262,7 @@ func TestTransportKillsConnections(t *testing.T) {
 	defer cancel()
 	base := &http.Transport{}
 	defer base.CloseIdleConnections()
-	rt := resume.NewTransport(base, resume.Options{})
+	rt := newTransport(t, base, resume.TransportOptions{})
 	req, err := http.NewRequest(http.MethodPost, "http://"+ln.Addr().String()+"/v2/a/blobs/uploads/", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -370,8 +370,8 @@ func TestTransportLostCommitBehindRedirects(t *testing.T) {
 			defer srv.Close()
 			base := &http.Transport{}
 			defer base.CloseIdleConnections()
-			o := resume.Options{External: base, RetryFor: time.Second, Random: func() float64 { return 0 }}
-			cl := client{t, &http.Client{Transport: resume.NewTransport(base, o)}, srv.URL}
+			o := resume.TransportOptions{External: base, RetryFor: time.Second, Random: func() float64 { return 0 }}
+			cl := client{t, &http.Client{Transport: newTransport(t, base, o)}, srv.URL}
 			at, err := cl.do(http.MethodPost, srv.URL+"/v2/team/app/blobs/uploads/", nil).Location()
 			if err != nil {
 				t.Fatal(err)
@@ -424,7 +424,7 @@ func TestTransportKeepsForeignAnswersBack(t *testing.T) {
 			}
 		}))
 		base := &http.Transport{}
-		c := client{t, &http.Client{Transport: resume.NewTransport(base, resume.Options{External: base, RetryFor: time.Second})}, srv.URL}
+		c := client{t, &http.Client{Transport: newTransport(t, base, resume.TransportOptions{External: base, RetryFor: time.Second})}, srv.URL}
 		at, err := c.do(http.MethodPost, srv.URL+"/v2/team/app/blobs/uploads/", nil).Location()
 		if err != nil {
 			t.Fatal(err)
@@ -466,7 +466,7 @@ func TestTransportSparesSharedConnections(t *testing.T) {
 	base := srv.Client().Transport.(*http.Transport).Clone()
 	base.HTTP2 = &http.HTTP2Config{StrictMaxConcurrentRequests: true}
 	defer base.CloseIdleConnections()
-	hc := &http.Client{Transport: resume.NewTransport(base, resume.Options{})}
+	hc := &http.Client{Transport: newTransport(t, base, resume.TransportOptions{})}
 	resp, err := hc.Post(srv.URL+"/v2/team/app/blobs/uploads/", "", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -523,7 +523,7 @@ func TestTransportCommitOfUnknownSize(t *testing.T) {
 	defer srv.Close()
 	base := &http.Transport{}
 	defer base.CloseIdleConnections()
-	c := client{t, &http.Client{Transport: resume.NewTransport(base, resume.Options{RetryFor: time.Second})}, srv.URL}
+	c := client{t, &http.Client{Transport: newTransport(t, base, resume.TransportOptions{RetryFor: time.Second})}, srv.URL}
 	at, err := c.do(http.MethodPost, srv.URL+"/v2/team/app/blobs/uploads/", nil).Location()
 	if err != nil {
 		t.Fatal(err)

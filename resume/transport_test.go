@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -38,7 +37,7 @@ func TestTransportHealthy(t *testing.T) {
 		for _, n := range []int{0, 1, 4096, 600_000} {
 			t.Run(fmt.Sprintf("%s/%d", s.name, n), func(t *testing.T) {
 				var raw [2][]byte
-				for i, o := range []*resume.Options{nil, {}} {
+				for i, o := range []*resume.TransportOptions{nil, {}} {
 					onTransport(t, scripted.Options{}, o, func(p *passing) {
 						p.delivers(s, content(n))
 						if p.net.Conns() != 1 {
@@ -71,7 +70,7 @@ func TestTransportResumes(t *testing.T) {
 			if s.patch {
 				kind, want = scripted.Patch, "post, patch 0+300000, status, status, patch 120000+180000, put"
 			}
-			onTransport(t, scripted.Options{Intercept: broken(kind)}, &resume.Options{}, func(p *passing) {
+			onTransport(t, scripted.Options{Intercept: broken(kind)}, &resume.TransportOptions{}, func(p *passing) {
 				p.delivers(s, content(size))
 				got := p.trace()
 				if strings.Contains(s.name, "unknown") {
@@ -107,7 +106,7 @@ func TestTransportResumes(t *testing.T) {
 // Every connection dies, for as long as there is anything to send.
 func TestTransportEveryConnectionDies(t *testing.T) {
 	for _, s := range styles {
-		onTransport(t, scripted.Options{}, &resume.Options{}, func(p *passing) {
+		onTransport(t, scripted.Options{}, &resume.TransportOptions{}, func(p *passing) {
 			p.net.Plan = func(int) memnet.Limits { return memnet.Limits{Up: 40_000, Down: -1} }
 			p.delivers(s, content(1<<20))
 			if up := p.net.Up(); up > 1<<20+int64(p.net.Breaks())*70_000 {
@@ -124,7 +123,7 @@ func TestTransportBreakAtEveryByte(t *testing.T) {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
 			var up, down int64
-			onTransport(t, scripted.Options{}, &resume.Options{}, func(p *passing) {
+			onTransport(t, scripted.Options{}, &resume.TransportOptions{}, func(p *passing) {
 				p.delivers(s, data)
 				up, down = p.net.Up(), p.net.Down()
 			})
@@ -140,7 +139,7 @@ func TestTransportBreakAtEveryByte(t *testing.T) {
 					step = 3
 				}
 				for at := int64(i); at <= up+down; at += step {
-					onTransport(t, scripted.Options{}, &resume.Options{}, func(p *passing) {
+					onTransport(t, scripted.Options{}, &resume.TransportOptions{}, func(p *passing) {
 						p.net.Lose = lose
 						if at <= up {
 							p.net.BreakUpAt(at)
@@ -169,7 +168,7 @@ func TestTransportCommitInDoubt(t *testing.T) {
 	} {
 		for _, s := range styles {
 			t.Run(name+"/"+s.name, func(t *testing.T) {
-				onTransport(t, scripted.Options{Intercept: on(scripted.Put, 1, a)}, &resume.Options{}, func(p *passing) {
+				onTransport(t, scripted.Options{Intercept: on(scripted.Put, 1, a)}, &resume.TransportOptions{}, func(p *passing) {
 					p.delivers(s, content(10_000))
 				})
 			})
@@ -195,7 +194,7 @@ func TestTransportOddAnswers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for _, s := range styles {
 				if s.patch {
-					onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+					onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{}, func(p *passing) {
 						p.delivers(s, content(200_000))
 					})
 				}
@@ -232,7 +231,7 @@ func TestTransportDialects(t *testing.T) {
 				if o.MaxBody == 0 {
 					o.Intercept = on(k, 1, scripted.Action{BreakBody: true, BodyLimit: 60_000})
 				}
-				onTransport(t, o, &resume.Options{}, func(p *passing) {
+				onTransport(t, o, &resume.TransportOptions{}, func(p *passing) {
 					p.delivers(s, content(200_000))
 				})
 			}
@@ -245,7 +244,7 @@ func TestTransportDialects(t *testing.T) {
 func TestTransportForeignSession(t *testing.T) {
 	for _, lost := range []bool{false, true} {
 		f := all(on(scripted.Patch, 2, scripted.Action{BreakBody: true, BodyLimit: 500}), on(scripted.Status, 1, scripted.Action{ForgetSession: lost}))
-		onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+		onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{}, func(p *passing) {
 			data, seen := content(3000), p.rt
 			p.rt = p.base
 			at, err := p.open(p.t.Context())
@@ -283,7 +282,7 @@ func TestTransportForeignSession(t *testing.T) {
 
 // Locations are known by having been seen, never by their looks.
 func TestTransportGuessesNoLocation(t *testing.T) {
-	onTransport(t, scripted.Options{Intercept: brokenBody(500)}, &resume.Options{}, func(p *passing) {
+	onTransport(t, scripted.Options{Intercept: brokenBody(500)}, &resume.TransportOptions{}, func(p *passing) {
 		seen := p.rt
 		p.rt = p.base
 		at, err := p.open(p.t.Context())
@@ -319,7 +318,7 @@ func TestTransportAuthorization(t *testing.T) {
 					continue // nobody can know that it was kept
 				}
 				t.Run(fmt.Sprintf("%s/%s/rewound=%v", name, s.name, rewound), func(t *testing.T) {
-					onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+					onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{}, func(p *passing) {
 						p.rt = &reauthorizing{inner: p.rt, rewind: func(r *http.Request) {
 							p.asked.Add(1)
 							if rewound {
@@ -384,8 +383,8 @@ func TestTransportOverAuthorization(t *testing.T) {
 			"at once":    on(k, 1, scripted.Action{Before: 401}),
 			"continuing": all(on(k, 1, scripted.Action{BreakBody: true, BodyLimit: 100_000}), on(scripted.Patch, map[bool]int{true: 2, false: 1}[s.patch], scripted.Action{Before: 401})),
 		} {
-			onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
-				p.rt = resume.NewTransport(&reauthorizing{inner: p.base, rewind: func(*http.Request) {}}, resume.Options{SpoolDir: p.dir, Logger: debugLogger(&p.log)})
+			onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{}, func(p *passing) {
+				p.rt = newTransport(t, &reauthorizing{inner: p.base, rewind: func(*http.Request) {}}, resume.TransportOptions{SpoolDir: p.dir, Logger: debugLogger(&p.log)})
 				p.asked.Add(1)
 				if err := p.upload(context.Background(), s, content(300_000)); err != nil {
 					t.Fatalf("%s, %s: %v\n%s", s.name, name, err, p.log.String())
@@ -413,7 +412,7 @@ func TestTransportSlowSource(t *testing.T) {
 			}()
 			req.Body, req.ContentLength = r, n
 		}}
-		onTransport(t, scripted.Options{}, &resume.Options{}, func(p *passing) {
+		onTransport(t, scripted.Options{}, &resume.TransportOptions{}, func(p *passing) {
 			p.delivers(s, data)
 			if got := p.count(scripted.Patch, scripted.Status); got != 1 {
 				t.Errorf("%d PATCHes and status requests, want 1", got)
@@ -425,7 +424,7 @@ func TestTransportSlowSource(t *testing.T) {
 // The commit in doubt survives a 401 too.
 func TestTransportAuthorizationOfADoubt(t *testing.T) {
 	f := all(on(scripted.Put, 1, scripted.Action{AfterReset: true}), on(scripted.HeadBlob, 1, scripted.Action{Before: 401}))
-	onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+	onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{}, func(p *passing) {
 		p.rt = &reauthorizing{inner: p.rt}
 		p.delivers(styles[0], content(1000))
 		if n := p.count(scripted.Put); n != 1 {
@@ -437,7 +436,7 @@ func TestTransportAuthorizationOfADoubt(t *testing.T) {
 // A body that nobody comes back for is closed in the end.
 func TestTransportAbandonedAfter401(t *testing.T) {
 	f := on(scripted.Patch, 1, scripted.Action{Before: 401, Header: http.Header{"Www-Authenticate": {"Bearer x"}}})
-	onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+	onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{}, func(p *passing) {
 		at, err := p.open(p.t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -457,7 +456,7 @@ func TestTransportAbandonedAfter401(t *testing.T) {
 // Credentials go where the client's request went, and nowhere else.
 func TestTransportCredentials(t *testing.T) {
 	ro := scripted.Options{Auth: scripted.Auth{Scheme: scripted.Basic, User: "ci", Password: "secret"}, Intercept: brokenBody(5000)}
-	onTransport(t, ro, &resume.Options{}, func(p *passing) {
+	onTransport(t, ro, &resume.TransportOptions{}, func(p *passing) {
 		p.header = http.Header{"Authorization": {"Basic Y2k6c2VjcmV0"}, "User-Agent": {"ko/1"}, "X-Api-Key": {"k"}}
 		p.delivers(styles[0], content(10_000))
 		for _, r := range p.reg.Requests() {
@@ -471,7 +470,7 @@ func TestTransportCredentials(t *testing.T) {
 	})
 	// The registry leads elsewhere; its scripted violations see credentials there.
 	ro.Location, ro.OtherHost = scripted.OtherHost, "other.test"
-	onTransport(t, ro, &resume.Options{}, func(p *passing) {
+	onTransport(t, ro, &resume.TransportOptions{}, func(p *passing) {
 		p.header = http.Header{"Authorization": {"Basic Y2k6c2VjcmV0"}}
 		at, err := p.open(p.t.Context())
 		if err != nil {
@@ -493,7 +492,7 @@ func TestTransportHandsOnRefusals(t *testing.T) {
 	body := []byte(`{"errors":[{"code":"DENIED"}]}`)
 	for _, status := range []int{301, 307, 400, 403, 404, 409, 416, 501} {
 		f := on(scripted.Patch, 1, scripted.Action{Before: status, Body: body, Header: http.Header{"X-Why": {"so"}, "Location": {"/elsewhere"}}})
-		onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+		onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{}, func(p *passing) {
 			at, err := p.open(p.t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -517,7 +516,7 @@ func TestTransportHandsOnRefusals(t *testing.T) {
 	// transport does.
 	for _, s := range styles {
 		f := on(scripted.Patch, 1, scripted.Action{Before: 500})
-		onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+		onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{}, func(p *passing) {
 			err := p.upload(p.t.Context(), s, content(1000))
 			if failed := err != nil; failed != (s.name == "PATCH, GetBody") {
 				t.Errorf("%s: got %v", s.name, err)
@@ -526,7 +525,7 @@ func TestTransportHandsOnRefusals(t *testing.T) {
 	}
 	// One that ends a broken upload is as well.
 	f := all(brokenBody(500), on(scripted.Patch, 2, scripted.Action{Before: 403, Body: body}))
-	onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+	onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{}, func(p *passing) {
 		if err := p.upload(p.t.Context(), styles[0], content(1000)); err == nil || !strings.Contains(err.Error(), "PATCH: 403") {
 			t.Errorf("got %v", err)
 		}
@@ -538,7 +537,7 @@ func TestTransportHandsOnRefusals(t *testing.T) {
 		}
 		return scripted.Action{}
 	})
-	onTransport(t, scripted.Options{Intercept: f}, &resume.Options{RetryFor: time.Minute}, func(p *passing) {
+	onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{RetryFor: time.Minute}, func(p *passing) {
 		began := time.Now()
 		if err := p.upload(p.t.Context(), styles[0], content(1000)); err == nil || !strings.Contains(err.Error(), "PATCH: 503") {
 			t.Errorf("got %v", err)
@@ -551,7 +550,7 @@ func TestTransportHandsOnRefusals(t *testing.T) {
 
 // The budget ends with an error that the clients' own rules understand.
 func TestTransportGivesUp(t *testing.T) {
-	onTransport(t, scripted.Options{Intercept: brokenBody(500)}, &resume.Options{RetryFor: time.Minute}, func(p *passing) {
+	onTransport(t, scripted.Options{Intercept: brokenBody(500)}, &resume.TransportOptions{RetryFor: time.Minute}, func(p *passing) {
 		at, err := p.open(p.t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -575,7 +574,7 @@ func TestTransportCancel(t *testing.T) {
 			}
 			return scripted.Action{}
 		}
-		onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+		onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{}, func(p *passing) {
 			ctx, cancel := context.WithTimeout(p.t.Context(), 5*time.Second)
 			defer cancel()
 			began := time.Now()
@@ -604,7 +603,7 @@ func TestTransportSpoolLimit(t *testing.T) {
 			if c.at >= 0 {
 				f = brokenBody(c.at)
 			}
-			onTransport(t, scripted.Options{Intercept: f}, &resume.Options{SpoolLimit: c.limit}, func(p *passing) {
+			onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{SpoolLimit: c.limit}, func(p *passing) {
 				err := p.upload(p.t.Context(), s, content(size))
 				switch {
 				case c.ok && err != nil:
@@ -636,7 +635,7 @@ func TestTransportUnlinkedFile(t *testing.T) {
 	}}
 	for _, s := range []style{gone, replaced} {
 		f := on(scripted.Put, 1, scripted.Action{BreakBody: true, BodyLimit: 5000})
-		onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) { p.delivers(s, content(10_000)) })
+		onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{}, func(p *passing) { p.delivers(s, content(10_000)) })
 	}
 }
 
@@ -648,7 +647,7 @@ func TestTransportBadBody(t *testing.T) {
 		"short": bytes.NewReader(content(5000)),
 	} {
 		s := style{name, true, func(p *passing, req *http.Request, _ []byte) { req.Body, req.ContentLength = p.watch(r), 10_000 }}
-		onTransport(t, scripted.Options{}, &resume.Options{}, func(p *passing) {
+		onTransport(t, scripted.Options{}, &resume.TransportOptions{}, func(p *passing) {
 			err := p.upload(p.t.Context(), s, content(10_000))
 			if !errors.Is(err, resume.ErrSource) || name == "fails" && !errors.Is(err, bad) {
 				t.Errorf("%s: got %v", name, err)
@@ -666,7 +665,7 @@ func TestTransportChunks(t *testing.T) {
 		return scripted.Action{}
 	}
 	for _, ranges := range []bool{false, true} {
-		onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+		onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{}, func(p *passing) {
 			data := content(50_000)
 			at, err := p.open(p.t.Context())
 			if err != nil {
@@ -696,7 +695,7 @@ func TestTransportChunks(t *testing.T) {
 
 // A client that tries a request again after the budget ended continues.
 func TestTransportContinuesAfterGivingUp(t *testing.T) {
-	onTransport(t, scripted.Options{Intercept: brokenBody(50_000)}, &resume.Options{RetryFor: -1}, func(p *passing) {
+	onTransport(t, scripted.Options{Intercept: brokenBody(50_000)}, &resume.TransportOptions{RetryFor: -1}, func(p *passing) {
 		data := content(100_000)
 		at, err := p.open(p.t.Context())
 		if err != nil {
@@ -724,7 +723,7 @@ func TestTransportContinuesAfterGivingUp(t *testing.T) {
 
 // Many at once, over connections that die.
 func TestTransportConcurrent(t *testing.T) {
-	onTransport(t, scripted.Options{}, &resume.Options{}, func(p *passing) {
+	onTransport(t, scripted.Options{}, &resume.TransportOptions{}, func(p *passing) {
 		p.net.Plan = func(int) memnet.Limits { return memnet.Limits{Up: 70_000, Down: -1} }
 		var wg sync.WaitGroup
 		var mu sync.Mutex
@@ -752,7 +751,7 @@ func TestTransportConcurrent(t *testing.T) {
 // What is no upload passes through as it is.
 func TestTransportPassesEverythingElse(t *testing.T) {
 	reset := on(scripted.PutManifest, 1, scripted.Action{BeforeReset: true})
-	onTransport(t, scripted.Options{Intercept: reset}, &resume.Options{}, func(p *passing) {
+	onTransport(t, scripted.Options{Intercept: reset}, &resume.TransportOptions{}, func(p *passing) {
 		req := p.request(p.t.Context(), http.MethodPut, "http://reg.test/v2/team/app/manifests/v1")
 		bodyOnce(p, req, []byte(`{"schemaVersion":2}`))
 		if resp, err := p.do(req); err == nil {
@@ -769,26 +768,19 @@ func TestTransportPassesEverythingElse(t *testing.T) {
 }
 
 func TestTransportOptions(t *testing.T) {
-	for name, o := range map[string]resume.Options{
-		"transport":        {Transport: http.DefaultTransport},
-		"negative timeout": {StallTimeout: -1},
+	for name, o := range map[string]resume.TransportOptions{
+		"negative stall timeout":  {StallTimeout: -1},
+		"negative answer timeout": {AnswerTimeout: -1},
 	} {
-		b := &closing{}
-		req := &http.Request{Method: http.MethodPut, URL: &url.URL{Scheme: "http", Host: "reg.test"}, Body: b}
-		if resp, err := resume.NewTransport(nil, o).RoundTrip(req); err == nil || !b.closed {
-			t.Errorf("%s: got %v, body closed: %v", name, resp, b.closed)
+		if rt, err := resume.NewTransport(nil, o); err == nil {
+			t.Errorf("%s: got %v, want an error", name, rt)
 		}
 	}
 }
 
-type closing struct{ closed bool }
-
-func (c *closing) Read([]byte) (int, error) { return 0, io.EOF }
-func (c *closing) Close() error             { c.closed = true; return nil }
-
 // A location is forgotten after a day, and after very many others.
 func TestTransportForgets(t *testing.T) {
-	onTransport(t, scripted.Options{Intercept: brokenBody(500)}, &resume.Options{}, func(p *passing) {
+	onTransport(t, scripted.Options{Intercept: brokenBody(500)}, &resume.TransportOptions{}, func(p *passing) {
 		at, err := p.open(p.t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -800,7 +792,7 @@ func TestTransportForgets(t *testing.T) {
 			t.Errorf("resumed after a day: %v", resp)
 		}
 	})
-	onTransport(t, scripted.Options{Intercept: brokenBody(500)}, &resume.Options{}, func(p *passing) {
+	onTransport(t, scripted.Options{Intercept: brokenBody(500)}, &resume.TransportOptions{}, func(p *passing) {
 		first, err := p.open(p.t.Context())
 		for range 4200 {
 			time.Sleep(time.Millisecond)
@@ -845,7 +837,7 @@ func untilTaken(t *testing.T, try func() bool) {
 func rewoundAfter401(t *testing.T, visible, rewound bool) (taken bool) {
 	t.Helper()
 	f := on(scripted.Patch, 1, scripted.Action{Before: 401})
-	onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+	onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{}, func(p *passing) {
 		data := content(3_000_000) // of which the refused request takes a part
 		r := io.NewSectionReader(bytes.NewReader(data), 0, int64(len(data)))
 		var body io.ReadCloser = struct{ io.ReadCloser }{io.NopCloser(r)}
@@ -900,7 +892,7 @@ func rewoundAfter401(t *testing.T, visible, rewound bool) (taken bool) {
 
 // Measuring a body that goes on for ever ends with the context.
 func TestTransportCancelWhileMeasuring(t *testing.T) {
-	onTransport(t, scripted.Options{Intercept: brokenBody(1000)}, &resume.Options{}, func(p *passing) {
+	onTransport(t, scripted.Options{Intercept: brokenBody(1000)}, &resume.TransportOptions{}, func(p *passing) {
 		at, err := p.open(p.t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -931,7 +923,7 @@ func TestTransportCancelWhileMeasuring(t *testing.T) {
 // next one is settled by asking for the blob.
 func TestTransportCommitCancelled(t *testing.T) {
 	f := on(scripted.Put, 1, scripted.Action{DelayAfter: time.Hour})
-	onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+	onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{}, func(p *passing) {
 		data := content(1000)
 		at, err := p.open(p.t.Context())
 		if err != nil {
@@ -976,7 +968,7 @@ func TestTransportClosesOnce(t *testing.T) {
 	} {
 		for _, again := range []bool{false, true} {
 			var made []*closings
-			onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+			onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{}, func(p *passing) {
 				body := func() (io.ReadCloser, error) {
 					made = append(made, &closings{Reader: bytes.NewReader(content(1000))})
 					return made[len(made)-1], nil
@@ -1003,7 +995,7 @@ func TestTransportLongBody(t *testing.T) {
 		if s.name == "PATCH, length unknown" || s.name == "PUT, length unknown" || s.name == "PUT, pipe" {
 			continue
 		}
-		for _, o := range []*resume.Options{nil, {}} {
+		for _, o := range []*resume.TransportOptions{nil, {}} {
 			// net/http looks for the byte too many once it has sent the others: the
 			// answer may be quicker.
 			untilTaken(t, func() (seen bool) {
@@ -1032,7 +1024,7 @@ func TestTransportCancelWhileWaiting(t *testing.T) {
 		}
 		return scripted.Action{}
 	}
-	onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+	onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{}, func(p *passing) {
 		ctx, cancel := context.WithTimeout(p.t.Context(), 30*time.Second)
 		defer cancel()
 		if err := p.upload(ctx, styles[0], content(1000)); !errors.Is(err, context.DeadlineExceeded) {
@@ -1044,7 +1036,7 @@ func TestTransportCancelWhileWaiting(t *testing.T) {
 // Only 201 is a commit.
 func TestTransportOddCommit(t *testing.T) {
 	page := on(scripted.Put, 1, scripted.Action{Before: 200, Body: []byte("<html>please log in")})
-	onTransport(t, scripted.Options{Intercept: page}, &resume.Options{}, func(p *passing) {
+	onTransport(t, scripted.Options{Intercept: page}, &resume.TransportOptions{}, func(p *passing) {
 		if err := p.upload(p.t.Context(), styles[1], content(1000)); err == nil || !strings.Contains(err.Error(), "PUT: 200") {
 			t.Errorf("got %v", err)
 		}
@@ -1063,7 +1055,7 @@ func TestTransportForgetsWhereNobodyKnows(t *testing.T) {
 		on(scripted.Patch, 1, scripted.Action{Before: 202, Header: http.Header{"Location": {"/v2/team/app/blobs/uploads/1"}}}),
 		on(scripted.Patch, 2, scripted.Action{BreakBody: true, BodyLimit: 100}),
 	)
-	onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+	onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{}, func(p *passing) {
 		at, err := p.open(p.t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -1097,7 +1089,7 @@ func (r *reentrant) Close() error {
 // What was left behind goes after a day, at the next POST, and by itself.
 func TestTransportClosesWithoutItsLock(t *testing.T) {
 	f := on(scripted.Patch, 1, scripted.Action{Before: 401})
-	onTransport(t, scripted.Options{Intercept: f}, &resume.Options{}, func(p *passing) {
+	onTransport(t, scripted.Options{Intercept: f}, &resume.TransportOptions{}, func(p *passing) {
 		at, err := p.open(p.t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -1131,7 +1123,7 @@ func (c *calling) Load(host string) (resume.Dialect, bool) {
 
 func TestTransportLoadsWithoutItsLock(t *testing.T) {
 	d := &calling{Dialects: resume.MemoryDialects()}
-	onTransport(t, scripted.Options{}, &resume.Options{Dialects: d}, func(p *passing) {
+	onTransport(t, scripted.Options{}, &resume.TransportOptions{Dialects: d}, func(p *passing) {
 		d.rt = func() http.RoundTripper { return p.rt }
 		p.delivers(styles[0], content(1000))
 	})

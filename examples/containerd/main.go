@@ -29,8 +29,10 @@ func main() {
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	rt := resume.NewTransport(http.DefaultTransport, resume.Options{})
-	err := push(ctx, os.Args[1], os.Args[2], rt)
+	rt, err := resume.NewTransport(http.DefaultTransport, resume.TransportOptions{})
+	if err == nil {
+		err = push(ctx, os.Args[1], os.Args[2], rt)
+	}
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

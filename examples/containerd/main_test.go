@@ -14,7 +14,10 @@ func TestArrives(t *testing.T) {
 		rt := http.DefaultTransport
 		if resuming {
 			// No spool: the pipe is made anew for each attempt.
-			rt = resume.NewTransport(http.DefaultTransport, resume.Options{SpoolLimit: -1})
+			var err error
+			if rt, err = resume.NewTransport(http.DefaultTransport, resume.TransportOptions{SpoolLimit: -1}); err != nil {
+				return err
+			}
 		}
 		return push(t.Context(), dir, reference, rt)
 	})

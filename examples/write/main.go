@@ -28,8 +28,10 @@ func main() {
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	rt := resume.NewTransport(http.DefaultTransport, resume.Options{OnEvent: tell()})
-	err := write(ctx, os.Args[1], os.Args[2], rt)
+	rt, err := resume.NewTransport(http.DefaultTransport, resume.TransportOptions{OnEvent: tell()})
+	if err == nil {
+		err = write(ctx, os.Args[1], os.Args[2], rt)
+	}
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -15,7 +15,10 @@ func push(t *testing.T) trial.Push {
 	return func(dir, reference string, resuming bool) error {
 		rt := http.DefaultTransport
 		if resuming {
-			rt = resume.NewTransport(http.DefaultTransport, resume.Options{})
+			var err error
+			if rt, err = resume.NewTransport(http.DefaultTransport, resume.TransportOptions{}); err != nil {
+				return err
+			}
 		}
 		return write(t.Context(), dir, reference, rt)
 	}

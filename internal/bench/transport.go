@@ -52,7 +52,9 @@ func write(dir, reference string, resuming bool) error {
 	}
 	rt := http.DefaultTransport
 	if resuming {
-		rt = resume.NewTransport(http.DefaultTransport, resume.Options{})
+		if rt, err = resume.NewTransport(http.DefaultTransport, resume.TransportOptions{}); err != nil {
+			return err
+		}
 	}
 	return remote.Write(ref, img, remote.WithTransport(rt))
 }

@@ -1,9 +1,7 @@
 package pusher
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -13,11 +11,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
-)
 
-// maxManifest bounds a manifest: 4 MiB is what registries accept
-// (distribution-spec v1.1, "Pushing manifests").
-const maxManifest = 4 << 20
+	"github.com/rpush-go/rpush/internal/manifest"
+)
 
 // Content is where manifests and blobs lie under their digests: a directory, an
 // archive, a repository. Its methods are called by several goroutines.
@@ -25,7 +21,8 @@ type Content interface {
 	// Manifest returns the bytes of a manifest. What does not have the digest
 	// and size of d is refused by the caller.
 	Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error)
-	// Open returns a reader of the blob from offset, as resume.Blob has it.
+	// Open returns a reader of the blob from offset, as resume.Blob has it. Push
+	// gives the type, digest and size of d only.
 	Open(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error)
 }
 
@@ -53,8 +50,8 @@ func (s *Stored) Digest() (v1.Hash, error) { return s.Descriptor.Digest, nil }
 // Manifest reads the manifest and verifies it.
 func (s *Stored) Manifest(ctx context.Context) ([]byte, error) {
 	d := s.Descriptor
-	if d.Size < 0 || d.Size > maxManifest {
-		return nil, fmt.Errorf("manifest %s has %d bytes, more than %d", d.Digest, d.Size, maxManifest)
+	if d.Size < 0 || d.Size > manifest.MaxSize {
+		return nil, fmt.Errorf("manifest %s has %d bytes, more than %d", d.Digest, d.Size, manifest.MaxSize)
 	}
 	raw, err := s.Content.Manifest(ctx, d)
 	if err != nil {
@@ -71,20 +68,8 @@ func (s *Stored) Manifest(ctx context.Context) ([]byte, error) {
 }
 
 // child is another manifest of the same store.
-func (s *Stored) child(d v1.Descriptor) *Stored {
-	return &Stored{Content: s.Content, Descriptor: d, MountFrom: s.MountFrom}
-}
-
-// names is what a manifest of any kind names.
-type names struct {
-	MediaType   types.MediaType   `json:"mediaType"`
-	Config      *v1.Descriptor    `json:"config"`
-	Layers      []v1.Descriptor   `json:"layers"`
-	Blobs       []v1.Descriptor   `json:"blobs"` // of an artifact manifest, which image-spec 1.1 dropped
-	Manifests   []v1.Descriptor   `json:"manifests"`
-	Subject     *v1.Descriptor    `json:"subject"`
-	Artifact    string            `json:"artifactType"`
-	Annotations map[string]string `json:"annotations"`
+func (s *Stored) child(d manifest.Descriptor) *Stored {
+	return &Stored{Content: s.Content, Descriptor: d.V1(), MountFrom: s.MountFrom}
 }
 
 const artifactManifest types.MediaType = "application/vnd.oci.artifact.manifest.v1+json"
@@ -93,30 +78,11 @@ func isManifest(mt types.MediaType) bool {
 	return mt.IsImage() || mt.IsIndex() || mt == artifactManifest
 }
 
-// parse reads a manifest. Its own word on its type must agree with the
-// descriptor's: one document may be valid as two kinds.
-func parse(raw []byte, mt types.MediaType) (*names, error) {
-	n := &names{}
-	if err := json.NewDecoder(bytes.NewReader(raw)).Decode(n); err != nil {
-		return nil, err
-	}
-	if n.MediaType != "" && n.MediaType != mt {
-		return nil, fmt.Errorf("it says it is %q, and is named as %q", n.MediaType, mt)
-	}
-	return n, nil
-}
-
-func (g *graph) addStored(s *Stored, raw []byte, depth int) (height int, err error) {
+// addStored takes in what a manifest names, and returns its height.
+func (g *graph) addStored(s *Stored, m *manifest.Manifest, depth int) (height int, err error) {
 	mt := s.Descriptor.MediaType
-	if !isManifest(mt) {
-		return 0, fmt.Errorf("manifests of type %q are not supported", mt)
-	}
-	n, err := parse(raw, mt)
-	if err != nil {
-		return 0, err
-	}
 	if mt.IsIndex() {
-		for _, d := range n.Manifests {
+		for _, d := range m.Manifests {
 			if !isManifest(d.MediaType) && !d.MediaType.IsSchema1() {
 				if err := g.addStoredBlob(s, d); err != nil {
 					return 0, err
@@ -131,18 +97,18 @@ func (g *graph) addStored(s *Stored, raw []byte, depth int) (height int, err err
 		}
 		return height, nil
 	}
-	for _, d := range slices.Concat(n.Layers, n.Blobs) {
+	for _, d := range slices.Concat(m.Layers, m.Blobs) {
 		if err := g.addStoredBlob(s, d); err != nil {
 			return 0, err
 		}
 	}
-	if n.Config == nil {
+	if m.Config == nil {
 		return 0, nil
 	}
-	return 0, g.addStoredBlob(s, *n.Config)
+	return 0, g.addStoredBlob(s, *m.Config)
 }
 
-func (g *graph) addStoredBlob(s *Stored, d v1.Descriptor) error {
+func (g *graph) addStoredBlob(s *Stored, d manifest.Descriptor) error {
 	if !d.MediaType.IsDistributable() && !g.nondistributable {
 		return nil // fetched from its own URLs by whoever pulls
 	}
@@ -156,8 +122,9 @@ func (g *graph) addStoredBlob(s *Stored, d v1.Descriptor) error {
 	if s.MountFrom != (name.Repository{}) {
 		from = s.MountFrom.Name()
 	}
+	content := s.Content
 	return g.addBlob(d.Digest, d.Size, d.MediaType, func(ctx context.Context, offset int64) (io.ReadCloser, error) {
-		return s.Content.Open(ctx, d, offset)
+		return content.Open(ctx, d.V1(), offset)
 	}, from)
 }
 

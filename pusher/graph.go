@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/internal/protocol"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -24,28 +25,23 @@ import (
 // maxDepth bounds how deep indexes may nest.
 const maxDepth = 16
 
-// maxManifests bounds all manifests of one push together, in bytes: they are
-// held in memory.
-const maxManifests = 64 << 20
-
 // graph is all that a push has to deliver, each digest once.
 type graph struct {
 	blobs []*blob
 	// levels are the manifests by height: those of a level name only blobs and
 	// manifests of lower levels.
-	levels [][]*manifest
+	levels [][]*node
 	// more are the levels of what accompanies the image. They may name what is
 	// in levels.
-	more [][]*manifest
+	more [][]*node
 	// root is the manifest that goes under the reference and tags.
-	root *manifest
+	root *node
 	tags []string
 
 	ctx              context.Context // of newGraph
 	nondistributable bool
-	held             int // bytes of manifests
-	seenBlobs        map[digest.Digest]*blob
-	seenManifests    map[digest.Digest]*manifest
+	visits           manifest.Visits
+	seenManifests    map[digest.Digest]*node
 }
 
 type blob struct {
@@ -54,19 +50,21 @@ type blob struct {
 	report  BlobReport
 }
 
-type manifest struct {
-	raw    []byte
-	digest digest.Digest
-	height int
-	tags   []string // of its own
-	names  *names
+// node is a manifest.
+type node struct {
+	raw     []byte
+	digest  digest.Digest
+	height  int
+	tags    []string      // of its own
+	subject digest.Digest // empty for none
+	base    string        // the annotation baseName
 
 	mu     sync.Mutex // while it is published under several names
 	report ManifestReport
 }
 
 // stored takes note that the registry has m under one more name.
-func (m *manifest) stored(existed bool) {
+func (m *node) stored(existed bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.report.Existed = existed && (m.report.Existed || !m.report.Pushed)
@@ -76,7 +74,7 @@ func (m *manifest) stored(existed bool) {
 func newGraph(ctx context.Context, t remote.Taggable, nondistributable bool) (*graph, error) {
 	g := &graph{
 		ctx: ctx, nondistributable: nondistributable,
-		seenBlobs: map[digest.Digest]*blob{}, seenManifests: map[digest.Digest]*manifest{},
+		seenManifests: map[digest.Digest]*node{},
 	}
 	if err := g.build(t); err != nil {
 		if ctx.Err() != nil {
@@ -131,14 +129,13 @@ func (g *graph) add(t remote.Taggable, depth int) (int, error) {
 	return m.height, nil
 }
 
-func (g *graph) addNamed(t remote.Taggable, depth int) (*manifest, error) {
+func (g *graph) addNamed(t remote.Taggable, depth int) (*node, error) {
 	if err := context.Cause(g.ctx); err != nil {
 		return nil, err
 	}
 	if depth > maxDepth {
 		return nil, fmt.Errorf("indexes nest deeper than %d", maxDepth)
 	}
-	stored, _ := t.(*Stored)
 	if d, ok := t.(*remote.Descriptor); ok {
 		var err error
 		switch {
@@ -151,37 +148,46 @@ func (g *graph) addNamed(t remote.Taggable, depth int) (*manifest, error) {
 			return nil, err
 		}
 	}
-	raw, err := g.raw(t, stored)
+	raw, d, err := g.read(t)
 	if err != nil {
-		return nil, fmt.Errorf("reading a manifest: %w", err)
+		return nil, err
 	}
-	dgst := digest.FromBytes(raw)
-	if stored != nil {
-		dgst = digest.Digest(stored.Descriptor.Digest.String())
-	}
+	dgst := digest.Digest(d.Digest.String())
 	if m, ok := g.seenManifests[dgst]; ok {
 		return m, nil
 	}
-	if g.held += len(raw); g.held > maxManifests {
-		return nil, fmt.Errorf("its manifests have more than %d bytes together", maxManifests)
-	}
 	height := 0
+	doc, err := manifest.Parse(raw, d.MediaType)
 	switch t := t.(type) {
 	case *Stored:
-		height, err = g.addStored(t, raw, depth)
+		if !isManifest(d.MediaType) {
+			err = fmt.Errorf("manifests of type %q are not supported", d.MediaType)
+		}
+		if err == nil {
+			height, err = g.addStored(t, doc, depth)
+		}
 	case v1.Image:
-		err = g.addImage(t)
+		if err = manifest.Check(raw); err == nil {
+			err = g.addImage(t)
+		}
 	case v1.ImageIndex:
-		height, err = g.addIndex(t, depth)
+		if err = manifest.Check(raw); err == nil {
+			height, err = g.addIndex(t, depth)
+		}
+	default: // one that names nothing
+		err = nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", dgst, err)
 	}
-	m := &manifest{raw: raw, digest: dgst, height: height}
-	if m.names, err = parse(raw, mediaType(t)); err != nil {
-		m.names = &names{} // of no kind that has a subject
+	m := &node{raw: raw, digest: dgst, height: height}
+	if doc != nil {
+		m.base = doc.Annotations[baseName]
+		if doc.Subject != nil {
+			m.subject = digest.Digest(doc.Subject.Digest.String())
+		}
 	}
-	m.report = ManifestReport{Digest: dgst, MediaType: string(mediaType(t)), Size: int64(len(raw))}
+	m.report = ManifestReport{Digest: dgst, MediaType: string(d.MediaType), Size: d.Size}
 	for len(g.levels) <= height {
 		g.levels = append(g.levels, nil)
 	}
@@ -190,11 +196,32 @@ func (g *graph) addNamed(t remote.Taggable, depth int) (*manifest, error) {
 	return m, nil
 }
 
-func (g *graph) raw(t remote.Taggable, stored *Stored) ([]byte, error) {
-	if stored != nil {
-		return stored.Manifest(g.ctx)
+// read gives the bytes of a manifest and what names it. The bytes are nil for
+// one that is in seenManifests already.
+func (g *graph) read(t remote.Taggable) ([]byte, v1.Descriptor, error) {
+	if s, ok := t.(*Stored); ok {
+		// One that is named several times is read once.
+		first, err := g.visits.First(s.Descriptor, true)
+		if err != nil || !first {
+			return nil, s.Descriptor, err
+		}
+		raw, err := s.Manifest(g.ctx)
+		if err != nil {
+			err = fmt.Errorf("reading a manifest: %w", err)
+		}
+		return raw, s.Descriptor, err
 	}
-	return t.RawManifest()
+	raw, err := t.RawManifest()
+	if err != nil {
+		return nil, v1.Descriptor{}, fmt.Errorf("reading a manifest: %w", err)
+	}
+	dgst := digest.FromBytes(raw)
+	d := v1.Descriptor{
+		MediaType: mediaType(t), Size: int64(len(raw)),
+		Digest: v1.Hash{Algorithm: dgst.Algorithm().String(), Hex: dgst.Encoded()},
+	}
+	_, err = g.visits.First(d, true)
+	return raw, d, err
 }
 
 func mediaType(t remote.Taggable) types.MediaType {
@@ -272,18 +299,14 @@ type OffsetOpener interface {
 }
 
 func (g *graph) addBlob(h v1.Hash, size int64, mt types.MediaType, open func(context.Context, int64) (io.ReadCloser, error), from string) error {
-	d := digest.Digest(h.String())
-	if b, ok := g.seenBlobs[d]; ok {
-		if b.Size != size {
-			return fmt.Errorf("blob %s is said to have %d bytes and %d bytes", d, b.Size, size)
-		}
-		return nil
+	if first, err := g.visits.First(v1.Descriptor{Digest: h, Size: size}, false); err != nil || !first {
+		return err
 	}
+	d := digest.Digest(h.String())
 	b := &blob{
 		Blob:   resume.Blob{Digest: d, Size: size, Open: open, MountFrom: from},
 		report: BlobReport{Digest: d, MediaType: string(mt), Size: size, State: BlobPending},
 	}
-	g.seenBlobs[d] = b
 	g.blobs = append(g.blobs, b)
 	return nil
 }

@@ -44,7 +44,7 @@ func (p *Pusher) candidates(repo name.Repository, g *graph) *mounts {
 	}
 	for _, level := range slices.Concat(g.levels, g.more) {
 		for _, mf := range level {
-			ref, err := name.ParseReference(mf.names.Annotations[baseName], name.WeakValidation)
+			ref, err := name.ParseReference(mf.base, name.WeakValidation)
 			if err == nil && usable(ref.Context()) && !contains(m.general, ref.Context()) && !contains(m.claimed, ref.Context()) {
 				m.claimed = append(m.claimed, ref.Context())
 			}

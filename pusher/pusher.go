@@ -312,8 +312,8 @@ func order(a, b *blob) int {
 // them. What accompanies the image is there before a tag shows the image.
 func (d *Delivery) publish(ctx context.Context, g *graph, ids []string) error {
 	for _, level := range slices.Concat(g.levels, g.more) {
-		err := each(ctx, d.p.o.Parallel, level, func(ctx context.Context, m *manifest) error {
-			if m == g.root && len(g.more) == 0 && m.names.Subject == nil {
+		err := each(ctx, d.p.o.Parallel, level, func(ctx context.Context, m *node) error {
+			if m == g.root && len(g.more) == 0 && m.subject == "" {
 				return nil // its tag comes last, and needs no digest first
 			}
 			if err := d.put(ctx, m.digest.String(), m); err != nil {
@@ -366,14 +366,14 @@ var errPanicked = errors.New("panicked")
 // put writes one manifest (distribution-spec v1.1, end-7), unless the registry
 // has it under this name: writing it again would fail where tags are
 // immutable.
-func (d *Delivery) put(ctx context.Context, id string, m *manifest) error {
+func (d *Delivery) put(ctx context.Context, id string, m *node) error {
 	const op = "publish manifest"
 	there, err := d.has(ctx, id, m)
 	if err != nil {
 		return err
 	}
 	// Only the answer to a PUT says whether the registry lists referrers itself.
-	asked := m.names.Subject != nil && id == m.digest.String()
+	asked := m.subject != "" && id == m.digest.String()
 	if there && !asked {
 		m.stored(true)
 		return nil
@@ -413,7 +413,7 @@ var manifestTypes = []types.MediaType{
 
 // has asks whether the registry has exactly this manifest under id. Only the
 // digest in the answer is believed.
-func (d *Delivery) has(ctx context.Context, id string, m *manifest) (bool, error) {
+func (d *Delivery) has(ctx context.Context, id string, m *node) (bool, error) {
 	resp, err := d.head(ctx, id, m)
 	if err != nil {
 		return false, err
@@ -421,7 +421,7 @@ func (d *Delivery) has(ctx context.Context, id string, m *manifest) (bool, error
 	return resp.StatusCode == http.StatusOK && resp.Header.Get("Docker-Content-Digest") == m.digest.String(), nil
 }
 
-func (d *Delivery) head(ctx context.Context, id string, m *manifest) (*http.Response, error) {
+func (d *Delivery) head(ctx context.Context, id string, m *node) (*http.Response, error) {
 	req := &http.Request{Method: http.MethodHead, URL: &url.URL{Path: "manifests/" + id}, Header: http.Header{}}
 	req.Header.Add("Accept", m.report.MediaType)
 	for _, t := range manifestTypes {

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/internal/protocol"
 )
 
@@ -21,8 +22,8 @@ import (
 // under a tag (distribution-spec v1.1, "Pushing Manifests with Subject").
 // Whoever else does so at the same moment may be overwritten, as the spec
 // admits; within one push the additions take turns.
-func (d *Delivery) refer(ctx context.Context, m *manifest) error {
-	subject := digest.Digest(m.names.Subject.Digest.String())
+func (d *Delivery) refer(ctx context.Context, m *node) error {
+	subject := m.subject
 	if err := subject.Validate(); err != nil {
 		return protocol.Kind(protocol.ErrSource, fmt.Errorf("manifest %s has the subject %q: %w", m.digest, subject, err))
 	}
@@ -97,23 +98,27 @@ func (d *Delivery) fallback(ctx context.Context, tag string) (*v1.IndexManifest,
 	if err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal(raw, list); err != nil || list.MediaType != "" && !list.MediaType.IsIndex() {
+	if err := manifest.Unmarshal(raw, list); err != nil || list.MediaType != "" && !list.MediaType.IsIndex() {
 		return nil, protocol.Kind(protocol.ErrRefused, fmt.Errorf("the tag %s is no list of referrers", tag))
 	}
 	return list, nil
 }
 
 // descriptor is how a list of referrers names m.
-func (m *manifest) descriptor() v1.Descriptor {
-	artifact := m.names.Artifact
-	if artifact == "" && m.names.Config != nil {
-		artifact = string(m.names.Config.MediaType)
+func (m *node) descriptor() v1.Descriptor {
+	doc, err := manifest.Parse(m.raw, types.MediaType(m.report.MediaType))
+	if err != nil { // it was parsed when its subject was found
+		doc = &manifest.Manifest{}
+	}
+	artifact := doc.ArtifactType
+	if artifact == "" && doc.Config != nil {
+		artifact = string(doc.Config.MediaType)
 	}
 	return v1.Descriptor{
 		MediaType:    types.MediaType(m.report.MediaType),
 		Size:         int64(len(m.raw)),
 		Digest:       v1.Hash{Algorithm: m.digest.Algorithm().String(), Hex: m.digest.Encoded()},
 		ArtifactType: artifact,
-		Annotations:  m.names.Annotations,
+		Annotations:  doc.Annotations,
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/internal/protocol"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -25,7 +26,8 @@ import (
 // The bounds of a list that a registry gives in pages.
 const (
 	maxPages = 10_000
-	maxTags  = 1 << 20
+	maxTags  = 1 << 18
+	maxNames = 16 << 20 // bytes of all tags
 )
 
 // Repository is one to read from. What is read goes on where a connection
@@ -116,7 +118,7 @@ func (r *Repository) Open(_ context.Context, d v1.Descriptor, offset int64) (io.
 // Tags lists the tags of the repository (distribution-spec v1.1, end-8a), in
 // the registry's order.
 func (r *Repository) Tags(ctx context.Context) (all []string, err error) {
-	next := &url.URL{Path: "tags/list"}
+	next, names := &url.URL{Path: "tags/list"}, 0
 	for range maxPages {
 		resp, err := r.get(ctx, next.Path, next.RawQuery)
 		if err != nil {
@@ -125,12 +127,24 @@ func (r *Repository) Tags(ctx context.Context) (all []string, err error) {
 		var page struct {
 			Tags []string `json:"tags"`
 		}
-		if err := json.NewDecoder(resp.Body).Decode(&page); err != nil {
-			return nil, protocol.Kind(protocol.ErrSource, fmt.Errorf("the list of tags of %s: %w", r.name, err))
+		raw, err := io.ReadAll(resp.Body)
+		if err != nil {
+			return nil, err
 		}
-		if all = append(all, page.Tags...); len(all) > maxTags {
+		// A list may have more elements than a manifest.
+		if len(all)+manifest.Elements(raw) > maxTags {
 			return nil, protocol.Kind(protocol.ErrSource, fmt.Errorf("%s has more than %d tags", r.name, maxTags))
 		}
+		if err := json.Unmarshal(raw, &page); err != nil {
+			return nil, protocol.Kind(protocol.ErrSource, fmt.Errorf("the list of tags of %s: %w", r.name, err))
+		}
+		for _, tag := range page.Tags {
+			names += len(tag)
+		}
+		if names > maxNames {
+			return nil, protocol.Kind(protocol.ErrSource, fmt.Errorf("the tags of %s have more than %d bytes", r.name, maxNames))
+		}
+		all = append(all, page.Tags...)
 		// The link's query is all that differs between pages.
 		query, ok := protocol.NextPage(resp.Header)
 		if !ok || len(page.Tags) == 0 {
@@ -154,16 +168,21 @@ func (r *Repository) Referrers(ctx context.Context, dgst digest.Digest) ([]v1.De
 	if err != nil {
 		return nil, err
 	}
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, err
+	}
 	var list v1.IndexManifest
-	if err := json.NewDecoder(resp.Body).Decode(&list); err != nil {
+	if err := manifest.Unmarshal(raw, &list); err != nil {
 		return nil, protocol.Kind(protocol.ErrSource, fmt.Errorf("the list of referrers of %s: %w", dgst, err))
 	}
 	return list.Manifests, nil
 }
 
-// At is a manifest of the repository that a descriptor names.
+// At is a manifest of the repository that a descriptor names. The Stored keeps
+// the type, digest and size of d only.
 func (r *Repository) At(d v1.Descriptor) *Stored {
-	return &Stored{Content: r, Descriptor: d, MountFrom: r.name}
+	return &Stored{Content: r, Descriptor: manifest.Bare(d), MountFrom: r.name}
 }
 
 // missing reports whether the registry said that it has nothing there, or that

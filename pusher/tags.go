@@ -15,7 +15,7 @@ import (
 
 // look says of each manifest whether it is there.
 func (d *Delivery) look(ctx context.Context, g *graph, ids []string) error {
-	return each(ctx, d.p.o.Checks, slices.Concat(slices.Concat(g.levels, g.more)...), func(ctx context.Context, m *manifest) error {
+	return each(ctx, d.p.o.Checks, slices.Concat(slices.Concat(g.levels, g.more)...), func(ctx context.Context, m *node) error {
 		id := m.digest.String()
 		if m == g.root {
 			id = ids[0]
@@ -43,7 +43,7 @@ func (e *ExistsError) Is(target error) bool { return target == protocol.ErrRefus
 
 // unclobbered fails where a tag is another manifest's.
 func (d *Delivery) unclobbered(ctx context.Context, g *graph, ids []string) error {
-	check := func(tag string, m *manifest) error {
+	check := func(tag string, m *node) error {
 		if strings.Contains(tag, ":") {
 			return nil // a digest cannot be overwritten
 		}

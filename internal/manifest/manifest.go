@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
 // The bounds of one document, and of all that one image leads to.
@@ -19,10 +20,12 @@ const (
 	// MaxElements is the most objects, lists and their members in a document. An
 	// ordinary descriptor is 4 to 10 of them, so that several thousand fit.
 	MaxElements = 1 << 16
+	// MaxNamed is the most blobs and manifests that one manifest may name.
+	MaxNamed = 1 << 13
 	// MaxVisits is the most manifests and blobs that one image may lead to.
-	MaxVisits = 1 << 15
+	MaxVisits = 1 << 14
 	// MaxTotal is the most bytes of all manifests that one image leads to.
-	MaxTotal = 32 << 20
+	MaxTotal = 16 << 20
 )
 
 // Check reports a document that has more than MaxSize bytes or more than
@@ -44,6 +47,53 @@ func Unmarshal(raw []byte, into any) error {
 		return err
 	}
 	return json.Unmarshal(raw, into)
+}
+
+// Manifest is what a manifest of any kind says that a push needs.
+type Manifest struct {
+	MediaType    types.MediaType   `json:"mediaType"`
+	Config       *Descriptor       `json:"config"`
+	Layers       []Descriptor      `json:"layers"`
+	Blobs        []Descriptor      `json:"blobs"` // of an artifact manifest, which image-spec 1.1 dropped
+	Manifests    []Descriptor      `json:"manifests"`
+	Subject      *Descriptor       `json:"subject"`
+	ArtifactType string            `json:"artifactType"`
+	Annotations  map[string]string `json:"annotations"`
+}
+
+// Descriptor is a v1.Descriptor without what a push does not need, which may
+// be large.
+type Descriptor struct {
+	MediaType types.MediaType `json:"mediaType"`
+	Size      int64           `json:"size"`
+	Digest    v1.Hash         `json:"digest"`
+}
+
+// V1 is d as other packages have it.
+func (d Descriptor) V1() v1.Descriptor {
+	return v1.Descriptor{MediaType: d.MediaType, Size: d.Size, Digest: d.Digest}
+}
+
+// Bare is d without what a Descriptor does not have.
+func Bare(d v1.Descriptor) v1.Descriptor {
+	return v1.Descriptor{MediaType: d.MediaType, Size: d.Size, Digest: d.Digest}
+}
+
+// Parse reads a manifest that a descriptor names as of type mt. What the
+// manifest says of its own type must agree: one document may be valid as two
+// kinds. It fails for more than MaxNamed descriptors, and where Check does.
+func Parse(raw []byte, mt types.MediaType) (*Manifest, error) {
+	m := &Manifest{}
+	if err := Unmarshal(raw, m); err != nil {
+		return nil, err
+	}
+	if m.MediaType != "" && m.MediaType != mt {
+		return nil, fmt.Errorf("it says it is %q, and is named as %q", m.MediaType, mt)
+	}
+	if n := len(m.Layers) + len(m.Blobs) + len(m.Manifests); n > MaxNamed {
+		return nil, fmt.Errorf("it names %d blobs and manifests, more than %d", n, MaxNamed)
+	}
+	return m, nil
 }
 
 // Elements counts the objects, the lists, and the members of both after the

@@ -84,6 +84,28 @@ func TestMemoryOfTheLargestDocuments(t *testing.T) {
 	}
 }
 
+func TestParse(t *testing.T) {
+	const image, index = "application/vnd.oci.image.manifest.v1+json", "application/vnd.oci.image.index.v1+json"
+	d := `{"mediaType":"m","size":7,"digest":"sha256:` + strings.Repeat("a", 64) + `"}`
+	m, err := manifest.Parse([]byte(`{"config":`+d+`,"layers":[`+d+`],"subject":`+d+`,"annotations":{"a":"b"}}`), image)
+	if err != nil || len(m.Layers) != 1 || m.Layers[0] != *m.Config || *m.Subject != *m.Config || m.Annotations["a"] != "b" {
+		t.Errorf("%+v, %v", m, err)
+	}
+	if got := m.Config.V1(); got.Size != 7 || got.MediaType != "m" || got.Digest.Hex != strings.Repeat("a", 64) {
+		t.Errorf("%+v", got)
+	}
+	for doc, want := range map[string]string{
+		`{"mediaType":"` + index + `"}`:                                   "named as",
+		`{"layers":[` + strings.Repeat("{},", manifest.MaxNamed) + `{}]}`: "8193 blobs",
+		`{"layers":[` + strings.Repeat(",", manifest.MaxElements) + `]}`:  "more than 65536",
+		`{"layers":[]} {"layers":[]}`:                                     "invalid character",
+	} {
+		if _, err := manifest.Parse([]byte(doc), image); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.60s: %v, want %q", doc, err, want)
+		}
+	}
+}
+
 func TestElements(t *testing.T) {
 	for doc, want := range map[string]int{
 		``: 0, `0`: 0, `"[,{"`: 0, `"\"[,{"`: 0, `"\\",[`: 2, `{}`: 1, `[]`: 1, `[1,2]`: 2, `{"a":{"b":[1,"x,y",3]},"c":""}`: 6,

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/google/go-containerregistry/pkg/name"
 
@@ -28,6 +29,7 @@ type connections struct {
 	mu        sync.Mutex
 	signIns   recent[*authorizer]
 	externals recent[external]
+	reached   recent[*atomic.Bool]
 }
 
 // external is a transport to a registry's storage, also as Options.Wrap wraps it.
@@ -40,6 +42,7 @@ func newConnections() *connections {
 	return &connections{
 		signIns:   recent[*authorizer]{limit: maxSignIns},
 		externals: recent[external]{limit: maxExternals},
+		reached:   recent[*atomic.Bool]{limit: maxExternals},
 	}
 }
 
@@ -98,9 +101,10 @@ func (p *Pusher) connect(ctx context.Context, repo name.Repository, reference st
 // credentials have changed in the keychain since is not used again.
 func (p *Pusher) signIn(ctx context.Context, repo name.Repository, scheme string, scopes []string) *authorizer {
 	key := strings.Join(append([]string{scheme, repo.Name()}, scopes...), " ")
+	reached := p.reached(repo)
 	p.shared.mu.Lock()
 	a, isNew := p.shared.signIns.get(key, func() *authorizer {
-		return newAuthorizer(repo, scheme, p.o.Keychain, p.base, scopes...)
+		return newAuthorizer(repo, scheme, p.o.Keychain, &noting{p.base, repo.RegistryStr(), reached}, scopes...)
 	})
 	p.shared.mu.Unlock()
 	if !isNew {
@@ -108,6 +112,33 @@ func (p *Pusher) signIn(ctx context.Context, repo name.Repository, scheme string
 	}
 	return a
 }
+
+// reached returns what says whether the registry of repo has ever answered.
+func (p *Pusher) reached(repo name.Repository) *atomic.Bool {
+	p.shared.mu.Lock()
+	defer p.shared.mu.Unlock()
+	b, _ := p.shared.reached.get(repo.RegistryStr(), func() *atomic.Bool { return new(atomic.Bool) })
+	return b
+}
+
+// noting takes note of the first answer of a registry.
+type noting struct {
+	base     http.RoundTripper
+	registry string
+	reached  *atomic.Bool
+}
+
+// RoundTrip implements http.RoundTripper.
+func (n *noting) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := n.base.RoundTrip(req)
+	if err == nil && req.URL.Host == n.registry {
+		n.reached.Store(true)
+	}
+	return resp, err
+}
+
+// Tracker implements wire.Tracking.
+func (n *noting) Tracker() *wire.Tracker { return wire.TrackerOf(n.base) }
 
 // external returns the transport for upload locations that the registry of
 // repo names on other hosts.

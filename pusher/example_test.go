@@ -15,7 +15,6 @@ import (
 
 	"github.com/rpush-go/rpush/internal/testgear/scripted"
 	"github.com/rpush-go/rpush/pusher"
-	"github.com/rpush-go/rpush/resume"
 )
 
 func ExamplePusher_Push() {
@@ -34,7 +33,6 @@ func ExamplePusher_Push() {
 
 	p, err := pusher.New(pusher.Options{
 		Keychain: authn.NewMultiKeychain(), // nobody; the default is docker's
-		Store:    resume.MemoryStore(),     // the default is on disk
 	})
 	if err != nil {
 		fmt.Println(err)

@@ -27,6 +27,7 @@ import (
 
 	"github.com/rpush-go/rpush/internal/testgear/memnet"
 	"github.com/rpush-go/rpush/internal/testgear/scripted"
+	"github.com/rpush-go/rpush/internal/wire"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -422,6 +423,31 @@ func TestNoRegistry(t *testing.T) {
 		_, err := l.push("nobody.test/a:1", img)
 		if !errors.Is(err, resume.ErrInterrupted) || time.Since(began) != resume.FirstAnswerFor {
 			t.Errorf("nobody there: %v after %s", err, time.Since(began))
+		}
+	})
+}
+
+// A Pusher that a registry has answered before goes on for RetryFor when the
+// registry is away, not only for the time an address gets that never answered.
+func TestRegistryAwayBetweenPushes(t *testing.T) {
+	inLab(t, scripted.Options{}, func(l *lab) {
+		p, err := pusher.New(l.o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Push(context.Background(), tagOf(t, "reg.test/a:1"), newImage([]byte("one"))); err != nil {
+			t.Fatal(err)
+		}
+		l.o.Transport.(*wire.Transport).CloseIdleConnections()
+		back := time.Now().Add(2 * time.Minute)
+		l.net.Plan = func(int) memnet.Limits {
+			if time.Now().Before(back) {
+				return memnet.Limits{}
+			}
+			return memnet.Unlimited()
+		}
+		if _, err := p.Push(context.Background(), tagOf(t, "reg.test/b:1"), newImage([]byte("two"))); err != nil {
+			t.Errorf("the registry was away for two minutes: %v", err)
 		}
 	})
 }

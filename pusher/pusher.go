@@ -113,8 +113,8 @@ type Options struct {
 	// alone.
 	Dialects resume.Dialects
 	// Store keeps the records of open upload sessions, so that the next push of
-	// the same image continues them; nil is a resume.FileStore in
-	// resume.StateDir, or a resume.MemoryStore where there is none.
+	// the same image continues them. nil keeps them in memory, for this Pusher
+	// alone; resume.NewFileStore(dir) keeps them for the next process.
 	Store resume.Store
 
 	// Logger gets what resume.Options.Logger gets; nil is silent.
@@ -176,9 +176,6 @@ func New(o Options) (*Pusher, error) {
 	}
 	if o.Store == nil {
 		o.Store = resume.MemoryStore()
-		if dir, err := resume.StateDir(); err == nil {
-			o.Store = resume.NewFileStore(dir)
-		}
 	}
 	p := &Pusher{o: o, shared: newConnections()}
 	if o.Transport != nil {
@@ -284,6 +281,7 @@ func (p *Pusher) client(repo name.Repository, scheme string, rt, external http.R
 		PlainHTTP:     scheme == "http",
 		Transport:     rt,
 		External:      external,
+		Reached:       p.reached(repo).Load(),
 		RetryFor:      p.o.RetryFor,
 		Tries:         p.o.Tries,
 		StallTimeout:  p.o.StallTimeout,

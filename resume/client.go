@@ -59,6 +59,10 @@ type Options struct {
 	// DefaultRetryFor; negative is no second try.
 	RetryFor time.Duration
 
+	// Reached says that the registry has answered this program before, so that
+	// RetryFor applies from the first request, not FirstAnswerFor.
+	Reached bool
+
 	// Tries is how many times in a row something may fail without progress; 0
 	// leaves it to RetryFor alone.
 	Tries int
@@ -123,6 +127,9 @@ type Client struct {
 	slowSource bool
 
 	events sync.Mutex
+
+	own *wire.Transport // nil if the caller gave both transports
+	ext *wire.External
 }
 
 // New makes a client for repo. It does not touch the network. The scheme comes
@@ -166,6 +173,7 @@ func New(repo name.Repository, o Options) (*Client, error) {
 		external: o.External,
 		log:      o.Logger.WithField("repository", repo.Name()),
 	}
+	c.answered.Store(o.Reached)
 	if o.Dialects == nil {
 		o.Dialects = MemoryDialects()
 	}
@@ -177,15 +185,27 @@ func New(repo name.Repository, o Options) (*Client, error) {
 		c.external = wire.Tracked(c.external)
 	}
 	if c.rt == nil || c.external == nil {
-		own := wire.New(wire.Options{UserAgent: o.UserAgent, Stall: o.StallTimeout})
+		c.own = wire.New(wire.Options{UserAgent: o.UserAgent, Stall: o.StallTimeout})
+		c.ext = c.own.External(protocol.HostPort(c.base))
 		if c.rt == nil {
-			c.rt = own
+			c.rt = c.own
 		}
 		if c.external == nil {
-			c.external = own.External(protocol.HostPort(c.base))
+			c.external = c.ext
 		}
 	}
 	return c, nil
+}
+
+// CloseIdleConnections closes the connections of the client's own transports
+// that no request is using. Idle connections close by themselves after 90
+// seconds. It does not affect Options.Transport and Options.External. It is safe
+// for concurrent use.
+func (c *Client) CloseIdleConnections() {
+	if c.own != nil {
+		c.own.CloseIdleConnections()
+		c.ext.CloseIdleConnections()
+	}
 }
 
 // Exists asks whether the registry holds the blob (distribution-spec v1.1,

@@ -79,7 +79,12 @@ func push(ctx context.Context, dir, reference string) error {
 	if err != nil {
 		return err
 	}
-	p, err := pusher.New(pusher.Options{}) // keeps upload sessions in resume.StateDir
+	state, err := resume.StateDir()
+	if err != nil {
+		return err
+	}
+	// The next run continues the uploads that the deadline ends.
+	p, err := pusher.New(pusher.Options{Store: resume.NewFileStore(state)})
 	if err != nil {
 		return err
 	}

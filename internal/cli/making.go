@@ -19,7 +19,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rpush-go/rpush/internal/compress"
-	"github.com/rpush-go/rpush/internal/known"
 	"github.com/rpush-go/rpush/internal/spool"
 	"github.com/rpush-go/rpush/internal/stream"
 	"github.com/rpush-go/rpush/pusher"
@@ -118,9 +117,7 @@ func (m *making) make(ctx context.Context) (remote.Taggable, error) {
 	j.Delivery, j.Repository, j.DryRun = m.d, m.ref.Context().Name(), m.o.image.dryRun
 	j.Algorithm, j.Format = compress.Algorithm(m.o.layers.compression), m.o.layers.manifests()
 	j.Warn, j.Doing = m.warn, m.progress.doing
-	if dir := m.o.cache(); dir != "" {
-		j.Cache = known.Open(dir)
-	}
+	j.Cache = m.cache()
 	if !j.DryRun {
 		j.Spool = m.spool()
 	}
@@ -136,8 +133,8 @@ func (m *making) make(ctx context.Context) (remote.Taggable, error) {
 	if err := m.unclobbered(ctx); err != nil {
 		return nil, err
 	}
-	lessons := m.learn(ctx)
-	j.Learnt, j.Config = lessons.Layers(), lessons.Config()
+	lessons, reader := m.learn(ctx)
+	j.Learnt, j.Config, j.Reader = lessons.Layers(), lessons.Config(), reader
 	if config, ok := j.Cache.Config(j.ID); ok {
 		j.Config = config
 	}
@@ -265,23 +262,21 @@ type rawManifest struct {
 func (m *rawManifest) RawManifest() ([]byte, error)        { return m.raw, nil }
 func (m *rawManifest) MediaType() (types.MediaType, error) { return m.media, nil }
 
-// learn asks registries what they know of the image's layers. All of it is a
-// help: what fails is left out.
-func (m *making) learn(ctx context.Context) *stream.Lessons {
+// learn asks the registry what it knows of the image's layers, and returns the
+// pusher to verify that with. All of it is a help: what fails is left out.
+func (m *making) learn(ctx context.Context) (*stream.Lessons, *pusher.Pusher) {
 	lessons := &stream.Lessons{ID: m.id(), DiffIDs: m.diffIDs()}
+	p, err := m.x.reader(m.ref.Context())
+	if err != nil {
+		return lessons, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, learnFor)
 	defer cancel()
 	var eg errgroup.Group
 	eg.SetLimit(pusher.DefaultParallel)
-	from := slices.Clone(m.before)
 	if _, ok := m.ref.(name.Tag); ok {
-		from = append(from, m.ref)
-	}
-	for _, ref := range from {
 		eg.Go(func() error {
-			if p, err := m.x.reader(ref.Context()); err == nil {
-				_ = lessons.Learn(ctx, p, ref) // the push itself will tell
-			}
+			_ = lessons.Learn(ctx, p, m.ref) // the push itself will tell
 			return nil
 		})
 	}
@@ -290,12 +285,12 @@ func (m *making) learn(ctx context.Context) *stream.Lessons {
 		if err != nil {
 			continue // checked before
 		}
+		if ref.Context().RegistryStr() != m.ref.Context().RegistryStr() {
+			m.warn(fmt.Errorf("%s is on another registry than %s: no layer can be taken from there", ref.Name(), m.ref.Context().Name()))
+			continue
+		}
 		eg.Go(func() error {
-			p, err := m.x.reader(ref.Context())
-			if err == nil {
-				err = lessons.Learn(ctx, p, ref)
-			}
-			if err != nil && ctx.Err() == nil {
+			if err := lessons.Learn(ctx, p, ref); err != nil && ctx.Err() == nil {
 				m.warn(fmt.Errorf("nothing is learnt from %s: %w", ref.Name(), err))
 			}
 			return nil
@@ -305,7 +300,7 @@ func (m *making) learn(ctx context.Context) *stream.Lessons {
 		m.eng.learn(ctx, &eg, m.x, lessons, m.ref.Context().RegistryStr())
 	}
 	_ = eg.Wait() // none of them fails
-	return lessons
+	return lessons, p
 }
 
 // largeTemp is where large files of a user without a home may go.

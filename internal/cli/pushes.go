@@ -2,11 +2,15 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
 	"slices"
 
 	"github.com/google/go-containerregistry/pkg/name"
 
+	"github.com/rpush-go/rpush/internal/known"
 	"github.com/rpush-go/rpush/internal/source"
 	"github.com/rpush-go/rpush/internal/stream"
 	"github.com/rpush-go/rpush/pusher"
@@ -23,6 +27,31 @@ type pushes struct {
 	store    resume.Store
 
 	before []name.Reference // delivered already
+	layers *known.Cache     // of cache
+}
+
+// cache is what is known about layers, shared by all pushes of the call. What it
+// says is signed with a secret beside the upload records; without the secret it
+// says nothing about layers that earlier calls added.
+func (p *pushes) cache() *known.Cache {
+	if p.layers != nil {
+		return p.layers
+	}
+	p.layers = known.Open(p.o.cache())
+	dir, err := p.o.stateDirectory()
+	if err != nil {
+		return p.layers // store said it
+	}
+	key, err := known.ReadKey(filepath.Join(dir, "rpush-known.key"), !p.o.noState)
+	switch {
+	case p.o.noState && errors.Is(err, fs.ErrNotExist):
+		return p.layers
+	case err != nil:
+		p.a.out.note("warning: " + fmt.Errorf("layers that were compressed before are not known: %w", err).Error())
+		return p.layers
+	}
+	p.layers.SignWith(key)
+	return p.layers
 }
 
 // settings are the library's options for one target. They are made before the

@@ -1,14 +1,18 @@
-// Package known remembers what layers and images came to be, so that nothing is
-// read or compressed twice: the digest of a layer by its diffID, and the
-// config of an image by its ID. It is no secret and may be shared between
-// machines; all of it may be deleted at any time.
+// Package known remembers which blobs hold which layers, and the configs of
+// images, so that nothing is read, compressed or verified twice: the digest of a
+// layer by its diffID, and the config of an image by its ID. All of it may be
+// deleted at any time.
 //
-// Nothing in it is proof: a registry is asked for every digest, and what it has
-// is checked by whoever pulls, against the config.
+// What it says about a layer is proof: rpush compressed the layer itself, or
+// decompressed the blob and compared the diffID. So that nobody else can say it,
+// each such statement is signed with a secret of this user that is not kept in
+// the cache; one with another signature counts for nothing.
 package known
 
 import (
 	"cmp"
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -16,13 +20,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 )
 
 const (
-	version = 1
+	version = 2
 	// expiry is how long something that nobody asks for is kept.
 	expiry = 30 * 24 * time.Hour
 	// maxFiles bounds the layers, and the configs.
@@ -39,26 +44,42 @@ type Layer struct {
 	Digest    digest.Digest `json:"digest"`
 	Size      int64         `json:"size"`
 	MediaType string        `json:"mediaType"`
-	// Key names what it was compressed with, empty where a registry had it.
+	// Key names what rpush compressed it with, empty if someone else did.
 	Key string `json:"key,omitempty"`
 	// Repositories had it, the last one first, registry included.
 	Repositories []string `json:"repositories,omitempty"`
 }
 
 type layerFile struct {
-	Version int     `json:"version"`
-	Layers  []Layer `json:"layers"`
+	Version int           `json:"version"`
+	Layers  []signedLayer `json:"layers"`
 }
 
-// Cache is a directory. The nil Cache knows nothing and keeps nothing. It is
-// safe for concurrent use by goroutines and processes; of two that write about
-// one layer at once, one may be forgotten.
-type Cache struct{ dir string }
+// signedLayer is a Layer with the signature of all but its repositories: where
+// a blob is said to be harms nobody.
+type signedLayer struct {
+	Layer
+	Signature []byte `json:"signature"`
+}
+
+// Cache is a directory, and what this process added to it. The nil Cache knows
+// nothing and keeps nothing. It is safe for concurrent use by goroutines and
+// processes; of two that write about one layer at once, one may be forgotten.
+type Cache struct {
+	dir string
+	key []byte
+
+	mu    sync.Mutex
+	added map[digest.Digest][]Layer
+}
 
 // Open uses dir, which need not exist, and clears it of what is too old or too
-// much.
+// much. Without a dir, the cache is this process's alone.
 func Open(dir string) *Cache {
-	c := &Cache{dir: dir}
+	c := &Cache{dir: dir, key: newKey()}
+	if dir == "" {
+		return c
+	}
 	for _, kind := range []string{layers, configs} {
 		prune(filepath.Join(dir, kind), time.Now())
 	}
@@ -94,35 +115,87 @@ func prune(dir string, now time.Time) {
 	}
 }
 
-// Layers are the blobs known to hold the layer.
-func (c *Cache) Layers(diffID digest.Digest) []Layer {
-	var f layerFile
-	if c == nil || !c.read(layers, diffID, &f) || f.Version != version {
-		return nil
+// SignWith has the cache sign with a key of ReadKey, and believe what was signed
+// with it. Without it, the cache believes what was added to this Cache alone.
+// It is called before anything else.
+func (c *Cache) SignWith(key []byte) { c.key = key }
+
+// sign gives the signature of a layer.
+func (c *Cache) sign(diffID digest.Digest, l Layer) []byte {
+	h := hmac.New(sha256.New, c.key)
+	// JSON keeps the fields apart.
+	b, err := json.Marshal([]any{version, diffID, l.Digest, l.Size, l.MediaType, l.Key})
+	if err != nil {
+		return nil // impossible, and no signature is valid
 	}
-	return slices.DeleteFunc(f.Layers, func(l Layer) bool { return l.Digest.Validate() != nil || l.Size < 0 })
+	_, _ = h.Write(b) // a hash takes it
+	return h.Sum(nil)
 }
 
-// AddLayer remembers a blob of the layer, and where it is.
+// Layers are the blobs known to hold the layer, those that rpush compressed
+// first.
+func (c *Cache) Layers(diffID digest.Digest) []Layer {
+	if c == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := c.known(diffID)
+	slices.SortStableFunc(all, func(a, b Layer) int { return -cmp.Compare(min(len(a.Key), 1), min(len(b.Key), 1)) })
+	return all
+}
+
+// known are the layers of the file and those added, the last one first. The
+// caller holds mu.
+func (c *Cache) known(diffID digest.Digest) []Layer {
+	all := slices.Clone(c.added[diffID])
+	var f layerFile
+	if c.dir == "" || !c.read(layers, diffID, &f) || f.Version != version {
+		return all
+	}
+	for _, l := range f.Layers {
+		same := func(o Layer) bool { return o.Digest == l.Digest }
+		if l.Digest.Validate() == nil && l.Size >= 0 && hmac.Equal(l.Signature, c.sign(diffID, l.Layer)) && !slices.ContainsFunc(all, same) {
+			all = append(all, l.Layer)
+		}
+	}
+	return all
+}
+
+// AddLayer remembers a blob of the layer, and where it is. The caller has
+// compressed the layer, or verified the blob.
 func (c *Cache) AddLayer(diffID digest.Digest, l Layer) error {
 	if c == nil {
 		return nil
 	}
-	f := layerFile{Version: version, Layers: c.Layers(diffID)}
-	i := slices.IndexFunc(f.Layers, func(o Layer) bool { return o.Digest == l.Digest })
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := c.known(diffID)
+	i := slices.IndexFunc(all, func(o Layer) bool { return o.Digest == l.Digest })
 	if i >= 0 {
-		l.Key = cmp.Or(l.Key, f.Layers[i].Key)
-		l.Repositories = places(l.Repositories, f.Layers[i].Repositories)
-		f.Layers = slices.Delete(f.Layers, i, i+1)
+		l.Key = cmp.Or(l.Key, all[i].Key)
+		l.Repositories = places(l.Repositories, all[i].Repositories)
+		all = slices.Delete(all, i, i+1)
 	}
-	f.Layers = append([]Layer{l}, f.Layers...)
-	f.Layers = f.Layers[:min(len(f.Layers), maxBlobs)]
+	all = append([]Layer{l}, all...)
+	all = all[:min(len(all), maxBlobs)]
+	if c.added == nil {
+		c.added = map[digest.Digest][]Layer{}
+	}
+	c.added[diffID] = all
+	if c.dir == "" {
+		return nil
+	}
+	f := layerFile{Version: version}
+	for _, l := range all {
+		f.Layers = append(f.Layers, signedLayer{l, c.sign(diffID, l)})
+	}
 	return c.write(layers, diffID, f)
 }
 
 // Config gives the config of the image with this ID, checked against it.
 func (c *Cache) Config(id digest.Digest) ([]byte, bool) {
-	if c == nil {
+	if c == nil || c.dir == "" {
 		return nil, false
 	}
 	b, ok := c.load(configs, id)
@@ -131,7 +204,7 @@ func (c *Cache) Config(id digest.Digest) ([]byte, bool) {
 
 // AddConfig remembers the config of an image.
 func (c *Cache) AddConfig(id digest.Digest, config []byte) error {
-	if c == nil {
+	if c == nil || c.dir == "" {
 		return nil
 	}
 	return c.store(configs, id, config)

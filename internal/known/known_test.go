@@ -2,9 +2,11 @@ package known
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"testing"
 	"time"
 
@@ -36,9 +38,16 @@ func TestLayers(t *testing.T) {
 	}
 }
 
+// open is a process of the user with this key.
+func open(dir, key string) *Cache {
+	c := Open(dir)
+	c.SignWith([]byte(key))
+	return c
+}
+
 func TestDamageIsNothing(t *testing.T) {
 	dir := t.TempDir()
-	c := Open(dir)
+	c := open(dir, "key")
 	diff := digest.FromString("diff")
 	path := c.path(layers, diff)
 	os.MkdirAll(filepath.Dir(path), 0o700)
@@ -47,6 +56,7 @@ func TestDamageIsNothing(t *testing.T) {
 		if err := os.WriteFile(path, []byte(b), 0o600); err != nil {
 			t.Fatal(err)
 		}
+		c = open(dir, "key")
 		if got := c.Layers(diff); len(got) != 0 {
 			t.Errorf("%q is read as %+v", b, got)
 		}
@@ -77,15 +87,102 @@ func TestDamageIsNothing(t *testing.T) {
 
 func TestOldGoes(t *testing.T) {
 	dir := t.TempDir()
-	c := Open(dir)
+	c := open(dir, "key")
 	diff := digest.FromString("diff")
 	c.AddLayer(diff, Layer{Digest: diff})
 	prune(filepath.Join(dir, layers), time.Now().Add(expiry-time.Hour))
-	if len(c.Layers(diff)) != 1 {
+	if len(open(dir, "key").Layers(diff)) != 1 {
 		t.Error("gone before the expiry")
 	}
 	prune(filepath.Join(dir, layers), time.Now().Add(expiry+time.Hour))
-	if len(c.Layers(diff)) != 0 {
+	if len(open(dir, "key").Layers(diff)) != 0 {
 		t.Error("still there after the expiry")
+	}
+}
+
+// What someone else wrote, or altered, is no statement about a layer.
+func TestOnlyWhatThisUserSignedCounts(t *testing.T) {
+	dir := t.TempDir()
+	diff, other := digest.FromString("diff"), digest.FromString("other")
+	own := Layer{Digest: digest.FromString("a"), Size: 1, MediaType: "gzip", Key: "key", Repositories: []string{"r/one"}}
+	if err := open(dir, "key").AddLayer(diff, own); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := open(dir, "key").Layers(diff), []Layer{own}; !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	for _, c := range []*Cache{open(dir, "another key"), Open(dir)} {
+		if got := c.Layers(diff); len(got) != 0 {
+			t.Errorf("another user's statement counts: %+v", got)
+		}
+	}
+	path := open(dir, "key").path(layers, diff)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, change := range [][2]string{
+		{own.Digest.String(), other.String()}, {`"size":1`, `"size":2`}, {`"gzip"`, `"zstd"`}, {`"key":"key"`, `"key":""`}, {`"signature":"`, `"signature":"AA`},
+	} {
+		altered := bytes.Replace(b, []byte(change[0]), []byte(change[1]), 1)
+		if bytes.Equal(altered, b) {
+			t.Fatalf("%s has no %s", b, change[0])
+		}
+		os.WriteFile(path, altered, 0o600)
+		if got := open(dir, "key").Layers(diff); len(got) != 0 {
+			t.Errorf("%s counts: %+v", altered, got)
+		}
+	}
+	// A statement about one layer is none about another.
+	os.WriteFile(open(dir, "key").path(layers, other), b, 0o600)
+	if got := open(dir, "key").Layers(other); len(got) != 0 {
+		t.Errorf("the statement about another layer counts: %+v", got)
+	}
+}
+
+// What rpush compressed comes before what it verified.
+func TestOwnLayersComeFirst(t *testing.T) {
+	c := Open("")
+	diff := digest.FromString("diff")
+	for i, key := range []string{"", "key", ""} {
+		if err := c.AddLayer(diff, Layer{Digest: digest.FromString(string(rune('a' + i))), Key: key}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := c.Layers(diff); len(got) != 3 || got[0].Key != "key" || got[1].Digest != digest.FromString("c") {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestReadKey(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "state", "key")
+	if _, err := ReadKey(file, false); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v, want that it does not exist", err)
+	}
+	one, err := ReadKey(file, true)
+	if err != nil || len(one) != keySize {
+		t.Fatalf("%d bytes, %v", len(one), err)
+	}
+	two, err := ReadKey(file, true)
+	if err != nil || !bytes.Equal(one, two) {
+		t.Errorf("%x and then %x, %v", one, two, err)
+	}
+	if other, err := ReadKey(file+"2", true); err != nil || bytes.Equal(one, other) {
+		t.Errorf("another key is %x, %v", other, err)
+	}
+	if err := os.WriteFile(file, []byte("short"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadKey(file, true); err == nil {
+		t.Error("a damaged key is taken")
+	}
+	if runtime.GOOS == "windows" {
+		return
+	}
+	if err := os.Chmod(file+"2", 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadKey(file+"2", true); err == nil {
+		t.Error("a key that others can read is taken")
 	}
 }

@@ -152,9 +152,13 @@ func TestSpoolIsClearedOfWhatArrived(t *testing.T) {
 	j := &Job{
 		Delivery: d, Spool: dir, Algorithm: compress.Gzip,
 		at: map[digest.Digest]known.Layer{}, spooled: map[digest.Digest]*spool.Blob{},
-		Learnt: map[digest.Digest][]known.Layer{"a": {arrived}, "m": {missing}},
+		Cache: known.Open(""),
 	}
-	for _, diff := range []digest.Digest{"a", "m"} {
+	for _, l := range []known.Layer{arrived, missing} {
+		diff := l.Digest // of another layer each
+		if err := j.Cache.AddLayer(diff, l); err != nil {
+			t.Fatal(err)
+		}
 		if err := j.lookFor(t.Context(), diff); err != nil {
 			t.Fatal(err)
 		}
@@ -223,9 +227,12 @@ func TestOneSpooledBlobForTwoLayers(t *testing.T) {
 	j := &Job{
 		Delivery: d, Spool: dir, Algorithm: compress.Gzip,
 		at: map[digest.Digest]known.Layer{}, spooled: map[digest.Digest]*spool.Blob{},
-		Learnt: map[digest.Digest][]known.Layer{"a": {l}, "b": {l}},
+		Cache: known.Open(""),
 	}
-	for _, diff := range []digest.Digest{"a", "b"} {
+	for _, diff := range []digest.Digest{digest.FromString("a"), digest.FromString("b")} {
+		if err := j.Cache.AddLayer(diff, l); err != nil {
+			t.Fatal(err)
+		}
 		if err := j.lookFor(t.Context(), diff); err != nil {
 			t.Fatal(err)
 		}

@@ -55,7 +55,11 @@ type Job struct {
 	Format Format
 
 	// Learnt are blobs that may hold a layer, by diffID, beside those of Cache.
+	// Only those are used that are on the registry of Repository and, once Reader
+	// has downloaded them, turn out to hold the layer.
 	Learnt map[digest.Digest][]known.Layer
+	// Reader reads the blobs of Learnt; if it is nil, none is used.
+	Reader *pusher.Pusher
 	// Config is the config where it is known already, else empty.
 	Config []byte
 
@@ -65,7 +69,7 @@ type Job struct {
 	// Spool is where layers wait for the registry; nil is none: each try makes
 	// the layer again.
 	Spool *spool.Dir
-	// Cache is what is known of layers and images; nil is nothing.
+	// Cache is what is known of layers and images, without doubt; nil is nothing.
 	Cache *known.Cache
 	// Repository is where to, registry included.
 	Repository string
@@ -76,8 +80,10 @@ type Job struct {
 	// Doing is told what goes on, for those who wait; it may not be nil.
 	Doing func(phase string)
 
-	stats  Stats
-	unkept sync.Once
+	stats      Stats
+	unkept     sync.Once
+	verifyOnce sync.Once
+	verifying  chan struct{} // one for each blob that is being verified
 
 	mu      sync.Mutex
 	at      map[digest.Digest]known.Layer // by diffID: at the registry, or about to be
@@ -85,6 +91,7 @@ type Job struct {
 	files   map[string]known.Layer // by name in the archive; of Whole, the blobs
 	diffs   map[string]digest.Digest
 	unfit   []unfit
+	doubted map[string]bool           // repositories whose manifests name wrong blobs
 	foreign map[v1.Hash]v1.Descriptor // layers of Plain that are not here, by diffID
 
 	uploads   *errgroup.Group
@@ -103,6 +110,9 @@ type Stats struct {
 	// came from an earlier process.
 	Spooled int64 `json:"spooled"`
 	Reused  int64 `json:"reused"`
+	// Verified is how many bytes of blobs were downloaded to learn whether they
+	// hold the layers that a manifest said.
+	Verified int64 `json:"verified"`
 }
 
 // Stats are final once Run returned.
@@ -175,8 +185,9 @@ func (j *Job) look(ctx context.Context) error {
 
 func (j *Job) lookFor(ctx context.Context, diff digest.Digest) error {
 	var own *known.Layer
-	for _, l := range slices.Concat(j.Learnt[diff], j.Cache.Layers(diff)) {
-		if a, ok := compress.Of(mediaType(l)); !ok || a != j.Algorithm {
+	var asked []digest.Digest
+	for _, l := range j.Cache.Layers(diff) {
+		if !j.fits(l) {
 			continue
 		}
 		held, err := j.held(ctx, l)
@@ -188,8 +199,17 @@ func (j *Job) lookFor(ctx context.Context, diff digest.Digest) error {
 			j.has(diff, l)
 			return nil
 		}
+		asked = append(asked, l.Digest)
 		if own == nil && l.Key == j.Algorithm.Key() {
 			own = &l
+		}
+	}
+	for _, l := range j.Learnt[diff] {
+		if !j.fits(l) || slices.Contains(asked, l.Digest) {
+			continue
+		}
+		if held, err := j.verifiedAndHeld(ctx, diff, l); held || err != nil {
+			return err
 		}
 	}
 	if own != nil && j.DryRun {
@@ -206,13 +226,19 @@ func (j *Job) lookFor(ctx context.Context, diff digest.Digest) error {
 		defer j.mu.Unlock()
 		j.at[diff] = *own
 		if _, ok := j.spooled[own.Digest]; ok {
-			b.Keep() // a cache that is wrong may have one blob for two layers
+			b.Keep() // two layers may be one blob
 			return nil
 		}
 		j.spooled[own.Digest] = b
 		j.stats.Reused += b.Size
 	}
 	return nil
+}
+
+// fits reports whether a blob is compressed as asked for.
+func (j *Job) fits(l known.Layer) bool {
+	a, ok := compress.Of(mediaType(l))
+	return ok && a == j.Algorithm
 }
 
 // drop clears the spool of a blob that the registry has.
@@ -233,13 +259,12 @@ func (j *Job) held(ctx context.Context, l known.Layer) (bool, error) {
 	return j.Delivery.Held(ctx, l.Digest, l.Size, l.MediaType, from...)
 }
 
-// has notes that the registry has a layer. What a registry only said of a layer
-// is not remembered: it is asked again the next time, and a lie ends with it.
+// has notes that the repository has a blob that is known to hold the layer.
 func (j *Job) has(diff digest.Digest, l known.Layer) {
 	j.mu.Lock()
 	j.at[diff] = l
 	j.mu.Unlock()
-	if l.Key != "" && !j.DryRun { // of a dry run it is only about to be here
+	if !j.DryRun { // of a dry run it is only about to be here
 		others := slices.DeleteFunc(slices.Clone(l.Repositories), func(r string) bool { return r == j.Repository })
 		l.Repositories = append([]string{j.Repository}, others...)
 		j.keep(j.Cache.AddLayer(diff, l))

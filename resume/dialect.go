@@ -45,6 +45,11 @@ type Dialect struct {
 	// OffByOne: the Range of a status answer ends at the number of bytes held,
 	// not at the last byte, as on Quay and Gitea.
 	OffByOne bool `json:"offByOne,omitempty"`
+	// StuckRange: the Range of an answer to a PATCH does not move after the first
+	// one, as on ECR. What was acknowledged counts.
+	StuckRange bool `json:"stuckRange,omitempty"`
+	// NoStatus: a status request gets 404 although the session lives, as on ECR.
+	NoStatus bool `json:"noStatus,omitempty"`
 }
 
 // Dialects keeps dialects between clients, and between processes if it likes.
@@ -308,6 +313,15 @@ func (p *pacer) tooLarge(n int64, ranged bool) bool {
 }
 
 func (p *pacer) answersGET() { p.learn(func() { p.d.StatusGET = true }) }
+
+// answersStatus: a status request was answered with a Range.
+func (p *pacer) answersStatus() { p.learn(func() { p.d.NoStatus = false }) }
+
+// countsAlone: a session went on by our own count, against the Range. noStatus:
+// a status request had got 404.
+func (p *pacer) countsAlone(noStatus bool) {
+	p.learn(func() { p.d.StuckRange, p.d.NoStatus = true, p.d.NoStatus || noStatus })
+}
 
 func (p *pacer) endsAtCount() { p.learn(func() { p.d.OffByOne = true }) }
 

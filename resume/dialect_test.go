@@ -365,3 +365,77 @@ func TestRangeRefusalAtZero(t *testing.T) {
 		}
 	})
 }
+
+// ecr answers as ECR does: 201 to a PATCH, a Range that sticks after the first
+// one, 404 to every status request, one location, parts of at least 5 MiB, and
+// the offset in the text of a 416.
+func ecr() scripted.Options {
+	return scripted.Options{
+		PatchStatus: http.StatusCreated, Range: scripted.Stuck, Status: scripted.MissingStatus,
+		OneLocation: true, SaysOffset: true, MinPart: 5 * mib,
+	}
+}
+
+func TestECR(t *testing.T) {
+	ds := resume.MemoryDialects()
+	learnt := resume.Dialect{Class: resume.Exact, StuckRange: true, NoStatus: true}
+	breaks := func(nth ...int) func(scripted.Request) scripted.Action {
+		return func(r scripted.Request) scripted.Action {
+			if r.Kind == scripted.Patch && slices.Contains(nth, r.Seq) {
+				return scripted.Action{BreakBody: true, BodyLimit: min(12*mib, r.Length-1)}
+			}
+			return scripted.Action{}
+		}
+	}
+	o := ecr()
+	o.Intercept = breaks(1)
+	inLab(t, o, resume.Options{Dialects: ds}, func(l *lab) {
+		if res := l.delivers(content(40 * mib)); res.Restarts != 1 { // nothing is known yet
+			t.Errorf("result %+v", res)
+		}
+		if d, _ := ds.Load(host); !d.StuckRange || !d.NoStatus {
+			t.Errorf("learnt %+v", d)
+		}
+	})
+	o.Intercept = breaks(1, 3)
+	inLab(t, o, resume.Options{Dialects: ds}, func(l *lab) {
+		res := l.delivers(content(40 * mib))
+		if res.Restarts != 0 || res.Breaks != 2 || res.Resumes < 2 {
+			t.Errorf("result %+v", res)
+		}
+		if most := int64(40*mib) * 13 / 10; res.Sent > most {
+			t.Errorf("%d bytes were sent, want at most %d", res.Sent, most)
+		}
+		if d, _ := ds.Load(host); d != learnt {
+			t.Errorf("learnt %+v, want %+v", d, learnt)
+		}
+	})
+	// No break, but a limit on bodies: the count goes on without questions.
+	ds.Save(host, resume.Dialect{MaxBody: 5 * mib, StuckRange: true, NoStatus: true})
+	o.Intercept = nil
+	inLab(t, o, resume.Options{Dialects: ds}, func(l *lab) {
+		if res := l.delivers(content(22 * mib)); res.Restarts != 0 || l.count(scripted.Status) != 0 {
+			t.Errorf("result %+v, %d status requests", res, l.count(scripted.Status))
+		}
+	})
+}
+
+// A host that is wrongly believed to have no status endpoint loses sessions for
+// good, and then knows one again.
+func TestNoStatusCorrected(t *testing.T) {
+	ds := resume.MemoryDialects()
+	ds.Save(host, resume.Dialect{StuckRange: true, NoStatus: true})
+	inLab(t, scripted.Options{Store: scripted.Fragile, Intercept: brokenBody(3 * mib)}, resume.Options{Dialects: ds}, func(l *lab) {
+		if res := l.delivers(content(20 * mib)); res.Restarts != 1 {
+			t.Errorf("result %+v", res)
+		}
+	})
+	inLab(t, scripted.Options{Intercept: brokenBody(3 * mib)}, resume.Options{Dialects: ds}, func(l *lab) {
+		if res := l.delivers(content(20 * mib)); res.Restarts != 0 {
+			t.Errorf("result %+v", res)
+		}
+		if d, _ := ds.Load(host); d.NoStatus {
+			t.Errorf("learnt %+v", d)
+		}
+	})
+}

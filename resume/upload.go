@@ -30,6 +30,10 @@ const (
 	// before the loop has its say.
 	maxSteps = 12
 
+	// probeBody bounds a PATCH that may be refused, because nobody says where the
+	// session stands. ECR takes no smaller parts.
+	probeBody = 5 << 20
+
 	firstSettle = 10 * time.Millisecond
 	maxSettle   = time.Second
 	sentEvery   = 100 * time.Millisecond
@@ -91,6 +95,12 @@ type session struct {
 	idle     int
 
 	minChunk int64 // OCI-Chunk-Min-Length
+	ranged   int64 // what the Range of the last good answer to a PATCH said
+	answered bool  // the last PATCH was answered well
+	stuck    bool  // its Range had not moved
+	trusted  bool  // going on by our own count, against the Range
+	noStatus bool  // and the status request got a 404
+	probing  bool  // going on at acked, because nobody says where it stands
 	most     int64 // the most it has held
 	said     int64 // the offset it said last
 	failed   bool  // a PATCH got no answer, or one of a failure
@@ -259,6 +269,10 @@ func (u *upload) send(ctx context.Context) error {
 	untouched := s.offset == 0 && s.sent == 0
 	whole := untouched && (u.guest == nil || !u.guest.ranged())
 	n, fresh := u.c.pace.next(u.blob.Size-s.offset, whole)
+	if s.probing {
+		n = min(n, max(probeBody, s.minChunk)) // it may be refused
+	}
+	cut, from, sent := s.cut, s.start, s.sent
 	start, end := s.offset, s.offset+n
 	whole = whole && end == u.blob.Size
 	r, err := u.blob.open(ctx, start)
@@ -304,12 +318,19 @@ func (u *upload) send(ctx context.Context) error {
 		a.Status == http.StatusConflict, a.Status == http.StatusRequestedRangeNotSatisfiable:
 		// Which of these means what differs between registries. The offset tells.
 		u.unsettle(true)
+		if s.probing {
+			s.cut, s.start = cut, from // what broke before is judged now
+		}
+		refusal := protocol.Unexpected(a, time.Now())
+		if at, ok := refusal.Expects(); ok && at != start && s.acked <= at && at <= sent {
+			return u.accept(at)
+		}
 		if s.refused++; s.refused >= maxRefused {
-			return u.refuse(protocol.Unexpected(a, time.Now()))
+			return u.refuse(refusal)
 		}
 		return nil
 	}
-	s.failed = true
+	s.failed, s.probing = true, false
 	u.unsettle(true)
 	return protocol.Unexpected(a, time.Now())
 }
@@ -319,7 +340,7 @@ func (u *upload) send(ctx context.Context) error {
 func (u *upload) sent(ctx context.Context, body wire.Body, start, n int64, err error) error {
 	s, end, sent := u.sess, start+n, body.Sent()
 	u.res.Sent += sent
-	s.start, s.cut = start, nil
+	s.start, s.cut, s.answered = start, nil, false
 	if err == nil || u.guest != nil {
 		// An early answer may overtake bytes that are still going out, and what
 		// goes out on connections of others is not known exactly.
@@ -329,7 +350,7 @@ func (u *upload) sent(ctx context.Context, body wire.Body, start, n int64, err e
 		return nil
 	}
 	s.sent = max(s.sent, start+sent)
-	s.failed = true
+	s.failed, s.probing = true, false
 	u.unsettle(true)
 	u.guest.broke(err)
 	if errors.Is(err, wire.ErrSpent) {
@@ -357,19 +378,59 @@ func (u *upload) acknowledge(ctx context.Context, end int64, a *wire.Answer) err
 		u.c.pace.endsAtCount()
 	}
 	u.c.pace.acknowledged()
-	s.acked, s.refused, s.guessed, u.excused = end, 0, false, false
+	u.proved()
+	before := s.ranged
+	s.ranged, s.answered, s.stuck = held.Bytes, true, ranged && before > 0 && held.Bytes == before
+	s.acked, s.refused, s.guessed, s.probing, u.excused = end, 0, false, false, false
 	if err := u.newer(s, a); err != nil {
 		return err
 	}
 	if ranged && held.Bytes != end && (!held.Ambiguous || end > 1) {
-		// An answer that contradicts what was sent settles nothing.
-		u.unsettle(false)
-		return nil
+		// An answer that contradicts what was sent settles nothing, unless the
+		// registry is known for it.
+		if s.stuck && u.c.pace.dialect().StuckRange {
+			s.trusted = true
+		} else {
+			u.unsettle(false)
+			return nil
+		}
 	}
 	s.offset, s.idle = end, 0
 	u.settled()
 	u.keep(ctx)
 	return nil
+}
+
+// proved takes note that the registry went on with a session by our own count.
+func (u *upload) proved() {
+	if s := u.sess; s.trusted {
+		s.trusted = false
+		u.c.pace.countsAlone(s.noStatus)
+	}
+}
+
+// blind goes on without an answer to where the session stands. After a PATCH
+// that was answered well, a 404 means that the registry has no such endpoint, as
+// on ECR, and our own count holds. After a break on a registry known for that,
+// the next PATCH goes to the last acknowledged byte: it is taken, or the refusal
+// says where the session stands, or the session is lost. It reports false if
+// only the last is left.
+func (u *upload) blind() bool {
+	s := u.sess
+	switch {
+	case s.answered && s.stuck:
+		s.trusted, s.noStatus = true, true
+	case u.c.pace.dialect().NoStatus && !s.probing && s.refused == 0 && s.acked < u.blob.Size && s.acked >= u.guest.first() && u.rejected == 0:
+		if s.kept != nil {
+			u.found(s.acked)
+		}
+		s.probing = true
+	default:
+		return false
+	}
+	s.offset = s.acked
+	u.settled()
+	return true
 }
 
 // refuse gives up a session that does not take what comes next.
@@ -393,6 +454,10 @@ func (u *upload) settle(ctx context.Context) error {
 	for range maxAsks {
 		offset, err := u.ask(ctx)
 		if errors.Is(err, errLost) {
+			if u.blind() {
+				u.keep(ctx)
+				return nil
+			}
 			if s.kept != nil {
 				return u.expired(err)
 			}
@@ -434,6 +499,7 @@ func (u *upload) settle(ctx context.Context) error {
 // accept takes an offset that the registry said.
 func (u *upload) accept(said int64) error {
 	s := u.sess
+	s.probing = false
 	if said != s.said {
 		s.said, s.refused = said, 0
 	}
@@ -454,6 +520,7 @@ func (u *upload) accept(said int64) error {
 	tries := [maxRefused]int64{offset, max(offset-1, s.acked), s.acked}
 	if offset < s.acked {
 		tries = [maxRefused]int64{s.acked, offset, offset}
+		s.trusted = s.refused == 0 && s.answered
 	}
 	n := min(s.refused, maxRefused-1)
 	offset = tries[n]
@@ -544,6 +611,7 @@ func (u *upload) status(ctx context.Context, method string) (offset int64, ok bo
 	if !ok {
 		return 0, false, nil
 	}
+	u.c.pace.answersStatus()
 	if err := u.newer(s, a); err != nil {
 		return 0, false, err
 	}
@@ -575,6 +643,7 @@ func (u *upload) commit(ctx context.Context) error {
 	}
 	switch {
 	case a.Status == http.StatusCreated:
+		u.proved()
 		u.finish(Committed)
 		return nil
 	case a.Status >= 200 && a.Status < 300:

@@ -14,6 +14,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -237,6 +238,32 @@ func (e *StatusError) TooLarge() bool {
 		}
 	}
 	return e.Status == http.StatusRequestEntityTooLarge
+}
+
+// expectations are the words in which registries say at which byte they expect
+// the next PATCH, where no header says it. ECR:
+// https://github.com/aws/containers-roadmap/issues/2831.
+var expectations = sync.OnceValue(func() []*regexp.Regexp {
+	return []*regexp.Regexp{
+		regexp.MustCompile(`First byte of the layer part is [0-9]{1,18} instead of ([0-9]{1,18})\b`),
+	}
+})
+
+// Expects reads out of a 416 the offset at which the registry expects the next
+// PATCH.
+func (e *StatusError) Expects() (offset int64, ok bool) {
+	if e.Status != http.StatusRequestedRangeNotSatisfiable {
+		return 0, false
+	}
+	for _, d := range e.Err.Errors {
+		for _, x := range expectations() {
+			if m := x.FindStringSubmatch(d.Message); m != nil {
+				n, err := strconv.ParseInt(m[1], 10, 64)
+				return n, err == nil
+			}
+		}
+	}
+	return 0, false
 }
 
 func classOf(status int) Class {

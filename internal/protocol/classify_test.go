@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -190,5 +191,42 @@ func FuzzUnexpected(f *testing.F) {
 			t.Fatalf("%q would steer a terminal", Text(e))
 		}
 		Classify(e)
+	})
+}
+
+func refusal(status int, message string) *StatusError {
+	body, _ := json.Marshal(map[string]any{"errors": []map[string]string{{"code": "X", "message": message}}})
+	return Unexpected(&wire.Answer{Status: status, Header: http.Header{}, Body: body}, time.Now())
+}
+
+func TestExpects(t *testing.T) {
+	for _, c := range []struct {
+		status  int
+		message string
+		want    int64
+		ok      bool
+	}{
+		{416, "First byte of the layer part is 0 instead of 11304960", 11304960, true},
+		{416, "Invalid: 'First byte of the layer part is 5 instead of 0'.", 0, true},
+		{400, "First byte of the layer part is 0 instead of 11304960", 0, false},
+		{416, "First byte of the layer part is 0 instead of -1", 0, false},
+		{416, "First byte of the layer part is 0 instead of 99999999999999999999", 0, false},
+		{416, "First byte of the layer part is 0 instead of", 0, false},
+		{416, "", 0, false},
+	} {
+		if got, ok := refusal(c.status, c.message).Expects(); got != c.want || ok != c.ok {
+			t.Errorf("%d %q: got %d, %v, want %d, %v", c.status, c.message, got, ok, c.want, c.ok)
+		}
+	}
+}
+
+func FuzzExpects(f *testing.F) {
+	for _, s := range []string{"First byte of the layer part is 0 instead of 11304960", "instead of 5", "First byte of the layer part is 1 instead of 999999999999999999"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if n, ok := refusal(416, s).Expects(); n < 0 || !ok && n != 0 {
+			t.Fatalf("Expects of %q is %d, %v", s, n, ok)
+		}
 	})
 }

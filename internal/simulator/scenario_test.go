@@ -575,7 +575,7 @@ func (s *scenario) tight() bool {
 // when they are asked.
 func (s *scenario) hopeless() bool {
 	r := s.dialect.Range
-	return r == scripted.Beyond || s.dialect.Status == scripted.NoStatus && (r == scripted.OffByOne || r == scripted.Stuck)
+	return r == scripted.Beyond || s.dialect.Status == scripted.NoStatus && r == scripted.OffByOne
 }
 
 // troubles is how many things go wrong.

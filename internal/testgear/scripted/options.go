@@ -29,9 +29,10 @@ const (
 type StatusVerbs int
 
 const (
-	HeadAndGet StatusVerbs = iota
-	GetOnly                // HEAD is 405, as on zot and olareg
-	NoStatus               // both are 400, as on ggcr's registry
+	HeadAndGet    StatusVerbs = iota
+	GetOnly                   // HEAD is 405, as on zot and olareg
+	NoStatus                  // both are 400, as on ggcr's registry
+	MissingStatus             // both are 404 although the session lives, as on ECR
 )
 
 // RangeStyle is how answers about a session give its size.
@@ -101,6 +102,16 @@ type Options struct {
 	// StaleIsGone answers 404 to every verb on a Location of another offset, as
 	// distribution 2 does. Otherwise PATCH, PUT and DELETE on it are 416.
 	StaleIsGone bool
+	// OneLocation gives every answer of a session the same Location.
+	OneLocation bool
+	// PatchStatus, when set, answers a PATCH that went well instead of 202.
+	PatchStatus int
+	// SaysOffset puts into the text of a 416 at which byte the session stands, as
+	// ECR does.
+	SaysOffset bool
+	// MinPart, when set, answers 500 to the commit of a session that took a
+	// smaller PATCH before its last, as ECR does.
+	MinPart int64
 	// OnePatch refuses the second PATCH of a session.
 	OnePatch bool
 	// MaxBody, when set, answers 413 to larger bodies.

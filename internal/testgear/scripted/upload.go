@@ -2,6 +2,7 @@ package scripted
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/hex"
@@ -22,6 +23,8 @@ type upload struct {
 	acked    int64 // end of the last acknowledged chunk
 	first    int64 // size after the first chunk, for the stuck Range
 	patches  int
+	short    bool             // the last chunk was smaller than Options.MinPart
+	small    bool             // and one before it
 	writers  int              // bodies that began to come in
 	void     bool             // opened before a restart
 	states   map[string]int64 // offset each handed out state stands for
@@ -45,7 +48,10 @@ func (x *exchange) describe(u *upload, location bool) {
 		g.states++
 		state := fmt.Sprintf("%08x", uint32(g.states)*2654435761) // opaque to the reader
 		u.states[state] = size
-		path := "/v2/" + u.repo + "/blobs/uploads/" + u.id + "?_state=" + state
+		path := "/v2/" + u.repo + "/blobs/uploads/" + u.id
+		if !g.o.OneLocation {
+			path += "?_state=" + state
+		}
 		h.Set("Location", x.absolute(path))
 	}
 	last, prefix := max(size-1, 0), ""
@@ -96,7 +102,7 @@ func (x *exchange) session() *upload {
 		return nil
 	}
 	offset, known := u.states[x.r.URL.Query().Get("_state")]
-	stale := !known || offset != int64(len(u.data))
+	stale := (!known || offset != int64(len(u.data))) && !g.o.OneLocation
 	void := u.void && !known
 	g.mu.Unlock()
 	switch {
@@ -142,6 +148,9 @@ func (x *exchange) post() {
 func (x *exchange) status() {
 	g := x.g
 	switch {
+	case g.o.Status == MissingStatus:
+		x.fail(http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN", "no such endpoint")
+		return
 	case g.o.Status == NoStatus:
 		x.fail(http.StatusBadRequest, "NAME_INVALID", "no such endpoint")
 		return
@@ -185,7 +194,11 @@ func (x *exchange) take(u *upload) bool {
 			x.fail(http.StatusBadRequest, "BLOB_UPLOAD_INVALID", "Content-Range "+h)
 			return false
 		case x.q.Start != begin:
-			x.fail(http.StatusRequestedRangeNotSatisfiable, "RANGE_INVALID", "Content-Range "+h)
+			text := "Content-Range " + h
+			if g.o.SaysOffset {
+				text = fmt.Sprintf("First byte of the layer part is %d instead of %d", x.q.Start, begin)
+			}
+			x.fail(http.StatusRequestedRangeNotSatisfiable, "RANGE_INVALID", text)
 			return false
 		case x.q.Length >= 0 && fmt.Sprint(begin+x.q.Length-1) != m[2]:
 			x.fail(http.StatusBadRequest, "SIZE_INVALID", "Content-Range "+h)
@@ -230,6 +243,10 @@ func (x *exchange) take(u *upload) bool {
 		end += int64(len(held))
 	}
 	u.acked = max(u.acked, end)
+	if x.q.Kind == Patch {
+		u.small = u.small || u.short
+		u.short = end-begin < g.o.MinPart
+	}
 	if u.first == 0 {
 		u.first = end
 	}
@@ -276,7 +293,7 @@ func (x *exchange) patch() {
 	g.mu.Lock()
 	x.describe(u, true)
 	g.mu.Unlock()
-	x.reply(http.StatusAccepted, nil)
+	x.reply(cmp.Or(g.o.PatchStatus, http.StatusAccepted), nil)
 }
 
 func (x *exchange) put() {
@@ -294,6 +311,11 @@ func (x *exchange) put() {
 	}
 	g := x.g
 	g.mu.Lock()
+	if u.small {
+		g.mu.Unlock()
+		x.fail(http.StatusInternalServerError, "UNKNOWN", "")
+		return
+	}
 	if got := sum(digest, u.data); got != digest {
 		g.mu.Unlock()
 		x.fail(http.StatusBadRequest, "DIGEST_INVALID", "content is "+got)

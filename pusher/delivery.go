@@ -87,7 +87,7 @@ func (d *Delivery) claim(ctx context.Context, dgst digest.Digest, size int64, me
 	case <-g.busy:
 		return g, func() { g.busy <- struct{}{} }, nil
 	case <-ctx.Done():
-		return nil, nil, context.Cause(ctx)
+		return nil, nil, ended(ctx)
 	}
 }
 
@@ -160,11 +160,11 @@ func (d *Delivery) mountable(repo string) string {
 func (d *Delivery) at(ctx context.Context, bare string, dgst digest.Digest, size int64) (bool, error) {
 	c, err := d.p.quietly(ctx, d.ref.Context().Repo(bare))
 	if err != nil {
-		return false, ctx.Err()
+		return false, ended(ctx)
 	}
 	there, err := c.Exists(ctx, dgst, size)
 	if err != nil {
-		return false, ctx.Err()
+		return false, ended(ctx)
 	}
 	return there, nil
 }
@@ -191,7 +191,7 @@ func (d *Delivery) Upload(ctx context.Context, b resume.Blob, mediaType string) 
 	case d.slots <- struct{}{}:
 		defer func() { <-d.slots }()
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return ended(ctx)
 	}
 	if d.p.o.DryRun {
 		return nil
@@ -239,7 +239,7 @@ func (d *Delivery) Finish(ctx context.Context, img remote.Taggable) (*Report, er
 		g.fill(report)
 	}
 	report.Seconds = seconds(time.Since(d.began))
-	return report, named(d.ref, err)
+	return report, named(ctx, d.ref, err)
 }
 
 // Report is what has been done before Finish, for a delivery that does not get
@@ -317,8 +317,30 @@ func matches(ref name.Reference, g *graph) error {
 	return nil
 }
 
-// named says what a failure is about where the error does not.
-func named(ref name.Reference, err error) error {
+func hasKind(err error) bool {
+	for _, kind := range []error{resume.ErrInterrupted, resume.ErrDenied, resume.ErrEndpoint, resume.ErrSource, resume.ErrRefused} {
+		if errors.Is(err, kind) {
+			return true
+		}
+	}
+	return false
+}
+
+// ended returns nil while ctx goes on, and an error of the kind ErrInterrupted
+// after it has ended.
+func ended(ctx context.Context) error {
+	if ctx.Err() == nil {
+		return nil
+	}
+	return protocol.Kind(protocol.ErrInterrupted, context.Cause(ctx))
+}
+
+// named says what a failure is about if the error does not. A failure without a
+// kind, after the context has ended, is of the kind ErrInterrupted.
+func named(ctx context.Context, ref name.Reference, err error) error {
+	if err != nil && ctx.Err() != nil && !hasKind(err) {
+		err = protocol.Kind(protocol.ErrInterrupted, err)
+	}
 	var own *resume.Error
 	if err != nil && !errors.As(err, &own) {
 		return fmt.Errorf("push %s: %w", ref.Name(), err)

@@ -77,8 +77,8 @@ func newGraph(ctx context.Context, t remote.Taggable, nondistributable bool) (*g
 		seenManifests: map[digest.Digest]*node{},
 	}
 	if err := g.build(t); err != nil {
-		if ctx.Err() != nil {
-			return nil, protocol.Kind(protocol.ErrInterrupted, context.Cause(ctx))
+		if err := ended(ctx); err != nil {
+			return nil, err
 		}
 		return nil, protocol.Kind(protocol.ErrSource, err)
 	}

@@ -452,6 +452,42 @@ func TestRegistryAwayBetweenPushes(t *testing.T) {
 	})
 }
 
+// A push whose context ends, at whichever request, fails with ErrInterrupted and
+// the context's cause.
+func TestCancelledAtEveryRequest(t *testing.T) {
+	img := newImage([]byte("one"), make([]byte, 100_000))
+	for n, arrived := 1, false; !arrived; n++ {
+		cause := errors.New("the caller has had enough")
+		var cancel context.CancelCauseFunc
+		var requests atomic.Int64
+		cut := func(scripted.Request) scripted.Action {
+			if requests.Add(1) == int64(n) {
+				cancel(cause)
+			}
+			return scripted.Action{}
+		}
+		inLab(t, scripted.Options{Intercept: cut}, func(l *lab) {
+			var ctx context.Context
+			ctx, cancel = context.WithCancelCause(context.Background())
+			defer cancel(nil)
+			p, err := pusher.New(l.o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = p.Push(ctx, tagOf(t, "reg.test/a:1"), img)
+			if arrived = int(requests.Load()) < n; arrived {
+				if err != nil {
+					t.Errorf("not cancelled: %v", err)
+				}
+				return
+			}
+			if err != nil && (!errors.Is(err, resume.ErrInterrupted) || !errors.Is(err, cause)) {
+				t.Errorf("cancelled at request %d: %v is not ErrInterrupted with its cause", n, err)
+			}
+		})
+	}
+}
+
 // serve runs a handler on a real port, with TLS or without.
 func serve(t *testing.T, withTLS bool, h http.Handler) (addr string, roots *x509.CertPool) {
 	t.Helper()

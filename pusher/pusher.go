@@ -223,7 +223,7 @@ func (p *Pusher) Push(ctx context.Context, ref name.Reference, img remote.Taggab
 		g.fill(report)
 	}
 	report.Seconds = seconds(time.Since(began))
-	return report, named(ref, err)
+	return report, named(ctx, ref, err)
 }
 
 // Probe breaks a small upload to repo on purpose and says what the registry kept

@@ -466,7 +466,7 @@ type subject struct {
 
 // retry runs op in the one loop and tells of every request that broke.
 func (c *Client) retry(ctx context.Context, s subject, op func(context.Context, *retry.Loop) error) error {
-	return retry.Policy{
+	err := retry.Policy{
 		For:      c.o.RetryFor,
 		First:    FirstAnswerFor,
 		Tries:    c.o.Tries,
@@ -501,6 +501,13 @@ func (c *Client) retry(ctx context.Context, s subject, op func(context.Context, 
 			}
 		}
 	})
+	var end *retry.Exhausted
+	if errors.As(err, &end) {
+		return protocol.Kind(protocol.ErrInterrupted, &BudgetError{
+			Attempts: end.Tries, Since: end.Since, RetryAfter: end.Wait, Err: end.Err,
+		})
+	}
+	return err
 }
 
 // maxRenewals ends a request, or an upload, whose authorization is renewed so

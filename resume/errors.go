@@ -3,6 +3,7 @@ package resume
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -37,6 +38,33 @@ var (
 	// not match although the source is good.
 	ErrRefused = protocol.ErrRefused
 )
+
+// BudgetError is the end of Options.RetryFor or Options.Tries. It is of the kind
+// ErrInterrupted. Its chain never matches context.DeadlineExceeded or
+// context.Canceled, whatever broke the last attempt: those mean that the
+// caller's own context ended.
+type BudgetError struct {
+	// Attempts counts the requests that failed.
+	Attempts int
+	// Since is the time without progress.
+	Since time.Duration
+	// RetryAfter is how long the registry asked to wait, if that is more than
+	// the budget had left. 0 means that it did not ask.
+	RetryAfter time.Duration
+	// Err is the last failure.
+	Err error
+}
+
+func (e *BudgetError) Error() string {
+	text := fmt.Sprintf("no progress for %s (%d tries failed)", e.Since.Round(time.Second), e.Attempts)
+	if e.RetryAfter > 0 {
+		text = fmt.Sprintf("the registry asks to wait %s, longer than there is time for", e.RetryAfter.Round(time.Second))
+	}
+	return text + ": " + protocol.Text(e.Err)
+}
+
+// Unwrap returns the last failure.
+func (e *BudgetError) Unwrap() error { return e.Err }
 
 // Error is the failure of one blob, with what is known about it.
 type Error struct {

@@ -493,7 +493,7 @@ func (u *upload) settle(ctx context.Context) error {
 			return err
 		}
 	}
-	return fmt.Errorf("the upload offset does not come to rest: %w", context.DeadlineExceeded)
+	return protocol.Transient(errors.New("the upload offset keeps changing"))
 }
 
 // accept takes an offset that the registry said.

@@ -10,8 +10,10 @@ import (
 	"net/http"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/opencontainers/go-digest"
 
@@ -546,6 +548,47 @@ func TestDo(t *testing.T) {
 					t.Errorf("the registry has %q", got)
 				}
 			})
+		})
+	}
+}
+
+// roundTrip is a RoundTripper of one function.
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// The end of the budget has a type, and is no end of the caller's context even
+// if each attempt timed out.
+func TestBudgetError(t *testing.T) {
+	for kind, c := range map[string]struct {
+		answer roundTrip
+		after  time.Duration
+	}{
+		"timeouts": {func(*http.Request) (*http.Response, error) { return nil, context.DeadlineExceeded }, 0},
+		"429": {func(r *http.Request) (*http.Response, error) {
+			return &http.Response{
+				StatusCode: http.StatusTooManyRequests, Request: r, Body: http.NoBody,
+				Header: http.Header{"Retry-After": {"3600"}},
+			}, nil
+		}, time.Hour},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			repo, err := name.NewRepository("reg.test/team/app")
+			if err != nil {
+				t.Fatal(err)
+			}
+			client, err := resume.New(repo, resume.Options{Transport: c.answer, External: c.answer, RetryFor: time.Minute})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = client.Upload(t.Context(), blobOf(content(10)))
+			var end *resume.BudgetError
+			if !errors.As(err, &end) || !errors.Is(err, resume.ErrInterrupted) || end.RetryAfter != c.after {
+				t.Errorf("%s: got %v, want a BudgetError with RetryAfter %s", kind, err, c.after)
+			}
+			if errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%s: %v claims that the caller's deadline has passed", kind, err)
+			}
 		})
 	}
 }

@@ -3,6 +3,7 @@ package retry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -113,13 +114,26 @@ func (p Policy) Do(ctx context.Context, op func(context.Context, *Loop) error) e
 	case ctx.Err() != nil:
 		cause := context.Cause(ctx)
 		if l.last.Err != nil {
-			cause = fmt.Errorf("%w (before that: %w)", cause, l.last.Err)
+			cause = fmt.Errorf("%w (before that: %w)", cause, &notTheCallers{l.last.Err})
 		}
 		return protocol.Kind(protocol.ErrInterrupted, cause)
 	default:
-		return protocol.Kind(protocol.ErrInterrupted, &Exhausted{Tries: l.tries, Since: time.Since(l.since), Wait: l.wait, Err: l.last.Err})
+		return protocol.Kind(protocol.ErrInterrupted, &Exhausted{Tries: l.tries, Since: time.Since(l.since), Wait: l.wait, Err: &notTheCallers{l.last.Err}})
 	}
 }
+
+// notTheCallers hides from errors.Is that an attempt may have failed because a
+// context ended: a timeout of a request, for one. context.DeadlineExceeded and
+// context.Canceled are kept for the caller's context.
+type notTheCallers struct{ err error }
+
+func (e *notTheCallers) Error() string { return e.err.Error() }
+
+func (e *notTheCallers) Is(target error) bool {
+	return target != context.DeadlineExceeded && target != context.Canceled && errors.Is(e.err, target)
+}
+
+func (e *notTheCallers) As(target any) bool { return errors.As(e.err, target) }
 
 func (l *Loop) judge(err error) protocol.Verdict {
 	v := protocol.Classify(err)
@@ -171,24 +185,15 @@ func (l *Loop) NextBackOff() time.Duration {
 // Reset implements backoff.BackOff.
 func (l *Loop) Reset() { l.waits.Reset() }
 
-// Exhausted is the end of the budget.
+// Exhausted is the end of the budget. The fields are those of
+// resume.BudgetError.
 type Exhausted struct {
-	Tries int
-	// Since is the time without progress.
-	Since time.Duration
-	// Wait is what the registry asked to wait, if that was more than the
-	// budget had left.
-	Wait time.Duration
-	Err  error
+	Tries       int
+	Since, Wait time.Duration
+	Err         error
 }
 
-func (e *Exhausted) Error() string {
-	text := fmt.Sprintf("no progress for %s (%d tries failed)", e.Since.Round(time.Second), e.Tries)
-	if e.Wait > 0 {
-		text = fmt.Sprintf("the registry asks to wait %s, longer than there is time for", e.Wait.Round(time.Second))
-	}
-	return text + ": " + protocol.Text(e.Err)
-}
+func (e *Exhausted) Error() string { return protocol.Text(e.Err) }
 
 // Unwrap returns the last failure.
 func (e *Exhausted) Unwrap() error { return e.Err }

@@ -342,7 +342,7 @@ func TestFalseManifestIsLeftAlone(t *testing.T) {
 	if stats.Verified > 3*most || stats.Compressed != len(s.diffs) {
 		t.Errorf("%+v, want at most three blobs of %d bytes verified", stats, most)
 	}
-	if strings.Count(stderr, "its layers are not used") != 1 {
+	if strings.Count(stderr, "no more layers are taken from") != 1 {
 		t.Errorf("want one warning:\n%s", stderr)
 	}
 	s.served(t, ref)

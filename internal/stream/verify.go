@@ -16,6 +16,7 @@ import (
 
 	"github.com/rpush-go/rpush/internal/compress"
 	"github.com/rpush-go/rpush/internal/known"
+	"github.com/rpush-go/rpush/resume"
 )
 
 const (
@@ -32,7 +33,7 @@ const (
 )
 
 // errDiffers says that a blob does not hold the layer it was said to hold.
-var errDiffers = errors.New("it does not hold that layer")
+var errDiffers = errors.New("the blob does not hold that layer")
 
 // verifiedAndHeld reports whether a blob that the registry named as the layer holds it,
 // and the repository has it now. The blob is downloaded, once: a manifest may be
@@ -69,7 +70,9 @@ func (j *Job) verifiedAndHeld(ctx context.Context, diff digest.Digest, l known.L
 
 // verifiedIn verifies a blob in the first of the repositories that has it, and
 // names that one, if the blob holds the layer. said are those whose manifests
-// say so: after one false statement the others are not looked at.
+// say so. After one false statement, or one blob that could not be read, no other
+// statement of theirs is looked at: it is cheaper to compress a layer than to try
+// in vain for each.
 func (j *Job) verifiedIn(ctx context.Context, diff digest.Digest, l known.Layer, from, said []name.Repository) (string, error) {
 	j.verifyOnce.Do(func() { j.verifying = make(chan struct{}, maxVerifying) })
 	select {
@@ -79,9 +82,9 @@ func (j *Job) verifiedIn(ctx context.Context, diff digest.Digest, l known.Layer,
 		return "", context.Cause(ctx)
 	}
 	j.mu.Lock()
-	doubted := !slices.ContainsFunc(said, func(r name.Repository) bool { return !j.doubted[r.Name()] })
+	trusted := slices.ContainsFunc(said, func(r name.Repository) bool { return !j.doubted[r.Name()] })
 	j.mu.Unlock()
-	if doubted {
+	if !trusted {
 		return "", nil
 	}
 	j.Doing(fmt.Sprintf("verifying a layer that the registry has, %s", short(l.Digest)))
@@ -92,16 +95,16 @@ func (j *Job) verifiedIn(ctx context.Context, diff digest.Digest, l known.Layer,
 			return repo.Name(), nil
 		case ctx.Err() != nil:
 			return "", context.Cause(ctx)
-		case errors.Is(err, errDiffers):
-			j.doubt(l, diff, said)
+		case !errors.Is(err, resume.ErrSource): // it may be elsewhere
+			j.doubt(l, diff, said, err)
 			return "", nil
 		}
 	}
-	return "", nil // it could not be read
+	return "", nil
 }
 
-// doubt says which repositories make false statements about layers.
-func (j *Job) doubt(l known.Layer, diff digest.Digest, said []name.Repository) {
+// doubt leaves alone what the manifests of some repositories say about layers.
+func (j *Job) doubt(l known.Layer, diff digest.Digest, said []name.Repository, err error) {
 	var names []string
 	j.mu.Lock()
 	if j.doubted == nil {
@@ -115,7 +118,7 @@ func (j *Job) doubt(l known.Layer, diff digest.Digest, said []name.Repository) {
 	}
 	j.mu.Unlock()
 	for _, name := range names {
-		j.Warn(fmt.Errorf("a manifest in %s names blob %s as layer %s, which it is not: its layers are not used", name, short(l.Digest), short(diff)))
+		j.Warn(fmt.Errorf("no more layers are taken from %s: it names blob %s as layer %s: %w", name, short(l.Digest), short(diff), err))
 	}
 }
 
@@ -188,7 +191,7 @@ func holds(r io.Reader, a compress.Algorithm, l known.Layer, diff digest.Digest)
 	return nil
 }
 
-var errTooLarge = errors.New("it decompresses to more than is verified")
+var errTooLarge = errors.New("the blob decompresses to more than is verified")
 
 // decompress gives the plain bytes of a blob, compressed as its media type says.
 func decompress(r io.Reader, a compress.Algorithm) (io.ReadCloser, error) {

@@ -16,6 +16,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
 	"github.com/rpush-go/rpush/internal/testgear/binary"
 	"github.com/rpush-go/rpush/internal/testgear/docker"
 	"github.com/rpush-go/rpush/internal/testgear/proxy"
@@ -351,6 +358,94 @@ func TestBaseIsNeitherSentNorCompressed(t *testing.T) {
 		t.Errorf("after a change: %+v", r)
 	}
 	l.arrived(changed, l.id(changed))
+}
+
+// An engine that has an image notes the digest of any manifest with its config,
+// and reads none of its layers. Such a digest is no proof.
+func TestDigestThatTheEngineNotedWithoutPulling(t *testing.T) {
+	l := start(t, realreg.Options{})
+	if l.whole {
+		return // containerd's store pulls the layers
+	}
+	elsewhere := realreg.Start(t, realreg.Options{}).Addr + "/base/image:1"
+	l.build(elsewhere, "scratch", 14, docker.Layer{Text: mib})
+	l.docker("push", "-q", elsewhere)
+	original, err := remote.Image(reference(t, elsewhere))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := original.RawConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := l.ref("base/image:1")
+	l.gone(base)
+	if err := remote.Put(reference(t, base), poisoned(t, reference(t, base).Context(), config)); err != nil {
+		t.Fatal(err)
+	}
+	l.docker("pull", "-q", base)
+	if got := l.docker("inspect", "-f", "{{.RepoDigests}}", elsewhere); !strings.Contains(got, l.ref("base/image@")) {
+		t.Fatalf("the engine noted %s", got)
+	}
+	app := l.ref("team/app:1")
+	l.build(app, elsewhere, 15, docker.Layer{Random: mib})
+	for range 2 {
+		r := l.push("--no-engine-update", app)
+		l.arrived(app, l.id(app))
+		if n := r.count("mounted"); n != 0 {
+			t.Errorf("%d layers were mounted", n)
+		}
+	}
+}
+
+func reference(t *testing.T, s string) name.Reference {
+	t.Helper()
+	ref, err := name.ParseReference(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ref
+}
+
+// poisonedImage has the config of one image and a layer of another.
+type poisonedImage struct {
+	v1.Image
+	raw []byte
+}
+
+func (p *poisonedImage) RawManifest() ([]byte, error) { return p.raw, nil }
+
+// poisoned uploads the blobs of a poisonedImage.
+func poisoned(t *testing.T, repo name.Repository, config []byte) *poisonedImage {
+	t.Helper()
+	other, err := random.Image(1000, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layers, err := other.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := other.Manifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m = m.DeepCopy()
+	c := static.NewLayer(config, types.DockerConfigJSON)
+	if m.Config.Digest, err = c.Digest(); err != nil {
+		t.Fatal(err)
+	}
+	m.Config.Size = int64(len(config))
+	for _, l := range append(layers, c) {
+		if err := remote.WriteLayer(repo, l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	raw, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &poisonedImage{other, raw}
 }
 
 // What is at the target's tag, or at --cache-from, is not compressed again.

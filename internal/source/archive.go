@@ -13,19 +13,22 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/internal/saved"
+	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
 
 const (
 	// maxEntries, maxNames and maxLinks bound the directory of an archive, which
 	// is held in memory.
-	maxEntries = 1 << 17
-	maxNames   = 32 << 20 // bytes of all names and links
+	maxEntries = 1 << 16
+	maxNames   = 16 << 20 // bytes of all names and links
 	maxLinks   = 16       // in a chain
 
 	// leaveFree is what copying an archive leaves of the free space: a half.
@@ -368,8 +371,15 @@ func openAnyArchive(ctx context.Context, file string, o Options) (*Images, error
 	}
 	_, both := a.find(manifestFile)
 	top, err := readTop(tarred{a})
+	layout := err == nil
+	if layout && both {
+		if layout, err = a.compressed(ctx, top.Manifests); err != nil {
+			a.close()
+			return nil, err
+		}
+	}
 	switch {
-	case err == nil && (!both || a.compressed(top.Manifests, map[visit]bool{}, 0)):
+	case layout:
 		return a.images("oci-archive:", o)
 	case both:
 		return a.images("docker-archive:", o)
@@ -382,27 +392,60 @@ func openAnyArchive(ctx context.Context, file string, o Options) (*Images, error
 }
 
 // compressed reports whether no layer below is a plain tar. What cannot be read
-// is no reason to think so. Each of seen is looked at once: indexes may name
-// one another a thousand times.
-func (a *archive) compressed(ds []v1.Descriptor, seen map[visit]bool, depth int) bool {
-	for _, d := range ds {
-		if strings.HasSuffix(string(d.MediaType), ".tar") {
-			return false
-		}
-		at := visit{d.Digest, d.Size, d.MediaType}
-		if depth > maxDepth || seen[at] || !d.MediaType.IsImage() && !d.MediaType.IsIndex() {
-			continue
-		}
-		seen[at] = true
-		raw, err := a.document(blobName(d.Digest))
-		if err != nil {
-			continue
-		}
-		if below, err := readManifest(raw, d); err == nil && !a.compressed(below, seen, depth+1) {
-			return false
-		}
+// is no reason to think so.
+func (a *archive) compressed(ctx context.Context, ds []v1.Descriptor) (bool, error) {
+	if hasPlain(ds) {
+		return false, nil
 	}
-	return true
+	found, err := a.search(ctx, ds, func(_ v1.Descriptor, below []v1.Descriptor) bool { return hasPlain(below) })
+	return !found, err
+}
+
+func hasPlain(ds []v1.Descriptor) bool {
+	return slices.ContainsFunc(ds, func(d v1.Descriptor) bool { return strings.HasSuffix(string(d.MediaType), ".tar") })
+}
+
+// search calls match for the manifests that ds lead to, each once, until one
+// matches. What cannot be read is passed over.
+func (a *archive) search(ctx context.Context, ds []v1.Descriptor, match func(d v1.Descriptor, below []v1.Descriptor) bool) (bool, error) {
+	var visits manifest.Visits
+	var search func(ds []v1.Descriptor, depth int) (bool, error)
+	search = func(ds []v1.Descriptor, depth int) (bool, error) {
+		for _, d := range ds {
+			if ctx.Err() != nil {
+				return false, context.Cause(ctx)
+			}
+			e, ok := a.find(blobName(d.Digest))
+			if depth > maxDepth || !ok || e.size != d.Size || !d.MediaType.IsImage() && !d.MediaType.IsIndex() {
+				continue
+			}
+			first, err := visits.First(d, true)
+			if err != nil {
+				return false, bad("%s: %w", a.name, err)
+			}
+			if !first {
+				continue
+			}
+			raw, err := (&pusher.Stored{Content: tarred{a}, Descriptor: d}).Manifest(ctx)
+			if err != nil {
+				continue
+			}
+			below, err := readManifest(raw, d)
+			if err != nil {
+				continue
+			}
+			if match(d, below) {
+				return true, nil
+			}
+			if d.MediaType.IsIndex() {
+				if found, err := search(below, depth+1); found || err != nil {
+					return found, err
+				}
+			}
+		}
+		return false, nil
+	}
+	return search(ds, 0)
 }
 
 // unlimited is for systems that do not say what is free.

@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/pusher"
 )
@@ -53,7 +54,7 @@ func dockerImages(named string, a *archive, o Options) (*Images, error) {
 		return nil, bad("%w", err)
 	}
 	d := &dockerArchive{archive: a}
-	if err := json.Unmarshal(raw, &d.manifest); err != nil {
+	if err := manifest.Unmarshal(raw, &d.manifest); err != nil {
 		return nil, bad("%s: manifest.json: %w", a.name, err)
 	}
 	if len(d.manifest) == 0 {
@@ -91,12 +92,15 @@ func (d *dockerArchive) pick(ctx context.Context, sel selector, o Options) (Sour
 	if err != nil {
 		return Source{}, err
 	}
-	s := d.original(desc)
+	s, err := d.original(ctx, desc)
+	if err != nil {
+		return Source{}, err
+	}
 	if s == nil && o.PreserveDigests {
 		return Source{}, bad("%s has no manifest whose digest could be preserved: its layers are not stored as registries have them", d.name)
 	}
 	if s != nil {
-		c := checker{ctx: ctx, p: tarred{d.archive}, nondistributable: o.Nondistributable, seen: map[visit]bool{}}
+		c := checker{ctx: ctx, p: tarred{d.archive}, nondistributable: o.Nondistributable}
 		err = c.checkStored(s)
 	} else {
 		var plain *saved.Plain
@@ -155,44 +159,21 @@ func (d *dockerArchive) names() []string {
 // original finds the manifest that the image was pulled or built with, in an
 // OCI layout in the same archive. nil is none, or one with layers that a
 // registry is not sent as they are.
-func (d *dockerArchive) original(desc *tarball.Descriptor) *pusher.Stored {
+func (d *dockerArchive) original(ctx context.Context, desc *tarball.Descriptor) (s *pusher.Stored, err error) {
 	t := tarred{d.archive}
 	top, err := readTop(t)
 	if err != nil {
-		return nil
+		return nil, nil //nolint:nilerr // it has no OCI layout
 	}
-	seen := map[visit]bool{} // an index may name another a thousand times
-	var search func(ds []v1.Descriptor, depth int) *pusher.Stored
-	search = func(ds []v1.Descriptor, depth int) *pusher.Stored {
-		for _, m := range ds {
-			at := visit{m.Digest, m.Size, m.MediaType}
-			if depth > maxDepth || seen[at] || !m.MediaType.IsImage() && !m.MediaType.IsIndex() {
-				continue
-			}
-			seen[at] = true
-			s := &pusher.Stored{Content: t, Descriptor: m}
-			raw, err := s.RawManifest()
-			if err != nil {
-				continue
-			}
-			below, err := readManifest(raw, m)
-			if err != nil {
-				continue
-			}
-			if m.MediaType.IsIndex() {
-				if found := search(below, depth+1); found != nil {
-					return found
-				}
-				continue
-			}
-			config := func(b v1.Descriptor) bool { return blobName(b.Digest) == path.Clean(desc.Config) }
-			if slices.ContainsFunc(below, config) && d.compressed([]v1.Descriptor{m}, map[visit]bool{}, 0) {
-				return s
-			}
+	isConfig := func(b v1.Descriptor) bool { return blobName(b.Digest) == path.Clean(desc.Config) }
+	_, err = d.search(ctx, top.Manifests, func(m v1.Descriptor, below []v1.Descriptor) bool {
+		if !m.MediaType.IsImage() || !slices.ContainsFunc(below, isConfig) || hasPlain(below) {
+			return false
 		}
-		return nil
-	}
-	return search(top.Manifests, 0)
+		s = &pusher.Stored{Content: t, Descriptor: m}
+		return true
+	})
+	return s, err
 }
 
 // image makes an image that has no manifest ready: with one, where its layers
@@ -206,7 +187,7 @@ func (d *dockerArchive) image(ctx context.Context, desc *tarball.Descriptor) (*s
 		return nil, nil, bad("the config: %w", err)
 	}
 	var cfg v1.ConfigFile
-	if err := json.Unmarshal(config, &cfg); err != nil {
+	if err := manifest.Unmarshal(config, &cfg); err != nil {
 		return nil, nil, bad("%s: the config %q: %w", d.name, desc.Config, err)
 	}
 	diffIDs := cfg.RootFS.DiffIDs

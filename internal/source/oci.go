@@ -2,7 +2,6 @@ package source
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/pusher"
 )
 
@@ -97,7 +97,7 @@ func layoutImage(ctx context.Context, p place, top *v1.IndexManifest, desc v1.De
 	if !desc.MediaType.IsImage() && !desc.MediaType.IsIndex() && desc.MediaType != artifactManifest {
 		return nil, bad("%s: %s is neither an image nor an index but %q", p, desc.Digest, desc.MediaType)
 	}
-	c := checker{ctx: ctx, p: p, nondistributable: o.Nondistributable, seen: map[visit]bool{}}
+	c := checker{ctx: ctx, p: p, nondistributable: o.Nondistributable}
 	img, err := o.pick(ctx, &pusher.Stored{Content: p, Descriptor: desc})
 	if err != nil {
 		return nil, err
@@ -231,7 +231,7 @@ func readJSON(p place, name string, into any) error {
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(b, into); err != nil {
+	if err := manifest.Unmarshal(b, into); err != nil {
 		return fmt.Errorf("%s in %s: %w", name, p, err)
 	}
 	return nil
@@ -242,14 +242,7 @@ type checker struct {
 	ctx              context.Context // of one call
 	p                place
 	nondistributable bool
-	seen             map[visit]bool
-}
-
-// visit is what makes a check of a blob different from another.
-type visit struct {
-	digest    v1.Hash
-	size      int64
-	mediaType types.MediaType
+	visits           manifest.Visits
 }
 
 // checkStored verifies a manifest, which may have been made here, and all that
@@ -258,7 +251,7 @@ func (c *checker) checkStored(s *pusher.Stored) error {
 	if _, ok := s.Content.(*edited); !ok {
 		return c.check(s.Descriptor, 0)
 	}
-	raw, err := s.RawManifest()
+	raw, err := s.Manifest(c.ctx)
 	if err != nil {
 		return bad("%w", err)
 	}
@@ -270,16 +263,18 @@ func (c *checker) check(d v1.Descriptor, depth int) error {
 	if c.ctx.Err() != nil {
 		return context.Cause(c.ctx)
 	}
-	at := visit{d.Digest, d.Size, d.MediaType}
-	if c.seen[at] {
+	if err := c.valid(d); err != nil {
+		return err
+	}
+	isManifest := d.MediaType.IsImage() || d.MediaType.IsIndex() || d.MediaType == artifactManifest
+	first, err := c.visits.First(d, isManifest)
+	switch {
+	case err != nil:
+		return bad("%s: %w", c.p, err)
+	case !first:
 		return nil
 	}
-	if c.seen[at] = true; len(c.seen) > maxVisits {
-		return bad("%s: an image that names more than %d blobs", c.p, maxVisits)
-	}
-
-	isManifest := d.MediaType.IsImage() || d.MediaType.IsIndex() || d.MediaType == artifactManifest
-	err := c.stat(d)
+	err = c.p.stat(d)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && !d.MediaType.IsDistributable() && !c.nondistributable:
 		return nil // a foreign layer: the registry is not sent it either
@@ -291,8 +286,6 @@ func (c *checker) check(d v1.Descriptor, depth int) error {
 		return nil
 	case depth >= maxDepth:
 		return bad("%s: indexes nested deeper than %d at %s", c.p, maxDepth, d.Digest)
-	case d.Size > maxDocument:
-		return bad("manifest %s has %d bytes, more than %d", d.Digest, d.Size, maxDocument)
 	}
 	raw, err := (&pusher.Stored{Content: c.p, Descriptor: d}).Manifest(c.ctx)
 	if err != nil {
@@ -300,8 +293,6 @@ func (c *checker) check(d v1.Descriptor, depth int) error {
 	}
 	return c.children(d, raw, depth)
 }
-
-const maxVisits = 1 << 20
 
 func (c *checker) children(d v1.Descriptor, raw []byte, depth int) error {
 	children, err := readManifest(raw, d)
@@ -316,42 +307,35 @@ func (c *checker) children(d v1.Descriptor, raw []byte, depth int) error {
 	return nil
 }
 
-// stat checks a descriptor before the place is asked. The digest was parsed by
+// valid checks a descriptor before the place is asked. The digest was parsed by
 // v1.Hash: nothing but hex digits of the right number comes in, so that a path
 // made of it cannot leave the layout.
-func (c *checker) stat(d v1.Descriptor) error {
+func (c *checker) valid(d v1.Descriptor) error {
 	if d.Digest == (v1.Hash{}) {
 		return bad("%s: a descriptor of type %q has no digest", c.p, d.MediaType)
 	}
 	if d.Size < 0 {
 		return bad("blob %s has the size %d in its descriptor", d.Digest, d.Size)
 	}
-	return c.p.stat(d)
+	return nil
 }
 
 // readManifest gives what a manifest names.
 func readManifest(raw []byte, d v1.Descriptor) ([]v1.Descriptor, error) {
-	// One document may be valid as both kinds; its own word must agree with the
-	// descriptor's, or the check would not be about what is pushed.
-	var m struct {
-		MediaType types.MediaType `json:"mediaType"`
-		Config    *v1.Descriptor  `json:"config"`
-		Layers    []v1.Descriptor `json:"layers"`
-		Blobs     []v1.Descriptor `json:"blobs"`
-		Manifests []v1.Descriptor `json:"manifests"`
+	m, err := manifest.Parse(raw, d.MediaType)
+	if err != nil {
+		return nil, bad("manifest %s: %w", d.Digest, err)
 	}
-	if err := json.Unmarshal(raw, &m); err != nil {
-		return nil, bad("manifest %s: it is no JSON: %w", d.Digest, err)
+	below := m.Manifests
+	if !d.MediaType.IsIndex() {
+		below = slices.Concat(m.Layers, m.Blobs)
+		if m.Config != nil {
+			below = append(below, *m.Config)
+		}
 	}
-	if m.MediaType != "" && m.MediaType != d.MediaType {
-		return nil, bad("manifest %s says it is %q, its descriptor %q", d.Digest, m.MediaType, d.MediaType)
-	}
-	if d.MediaType.IsIndex() {
-		return m.Manifests, nil
-	}
-	all := slices.Concat(m.Layers, m.Blobs)
-	if m.Config != nil {
-		all = append(all, *m.Config)
+	all := make([]v1.Descriptor, len(below))
+	for i, b := range below {
+		all[i] = b.V1()
 	}
 	return all, nil
 }
@@ -377,17 +361,41 @@ func (d dir) document(name string) ([]byte, error) {
 func (d dir) path(h v1.Hash) string { return filepath.Join(string(d), "blobs", h.Algorithm, h.Hex) }
 
 func (d dir) stat(desc v1.Descriptor) error {
+	_, err := d.regular(desc)
+	return err
+}
+
+// regular looks at the file of a blob.
+func (d dir) regular(desc v1.Descriptor) (fs.FileInfo, error) {
 	file := d.path(desc.Digest)
 	fi, err := os.Lstat(file) // a link could lead anywhere
 	switch {
 	case err != nil:
-		return bad("blob %s: %w", desc.Digest, err)
+		return nil, bad("blob %s: %w", desc.Digest, err)
 	case !fi.Mode().IsRegular():
-		return bad("blob %s: %s is not a regular file", desc.Digest, file)
+		return nil, bad("blob %s: %s is not a regular file", desc.Digest, file)
 	case fi.Size() != desc.Size:
-		return bad("blob %s: %s has %d bytes, want %d", desc.Digest, file, fi.Size(), desc.Size)
+		return nil, bad("blob %s: %s has %d bytes, want %d", desc.Digest, file, fi.Size(), desc.Size)
 	}
-	return nil
+	return fi, nil
+}
+
+// openSame opens the file that fi was of: a link to another file may have taken
+// its place since.
+func openSame(file string, fi fs.FileInfo) (*os.File, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	now, err := f.Stat()
+	if err == nil && !os.SameFile(fi, now) {
+		err = fmt.Errorf("%s was replaced while it was read", file)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // Manifest implements pusher.Content.
@@ -397,17 +405,20 @@ func (d dir) Manifest(ctx context.Context, desc v1.Descriptor) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxDocument+1))
+	b := make([]byte, min(desc.Size, maxDocument))
+	_, err = io.ReadFull(f, b)
+	return b, err
 }
 
 // Open implements pusher.Content.
 func (d dir) Open(_ context.Context, desc v1.Descriptor, offset int64) (io.ReadCloser, error) {
-	if err := d.stat(desc); err != nil {
-		return nil, err
-	}
-	f, err := os.Open(d.path(desc.Digest))
+	fi, err := d.regular(desc)
 	if err != nil {
 		return nil, err
+	}
+	f, err := openSame(d.path(desc.Digest), fi)
+	if err != nil {
+		return nil, bad("blob %s: %w", desc.Digest, err)
 	}
 	if _, err := f.Seek(offset, io.SeekStart); err != nil {
 		f.Close()

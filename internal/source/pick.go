@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
@@ -53,9 +54,12 @@ func (o Options) pick(ctx context.Context, s *pusher.Stored) (*pusher.Stored, er
 	if len(o.Platforms) == 1 {
 		return &pusher.Stored{Content: s.Content, Descriptor: picked[0], MountFrom: s.MountFrom}, nil
 	}
+	is := map[string]bool{}
+	for _, d := range picked {
+		is[d.Digest.String()] = true
+	}
 	for _, d := range idx.Manifests {
-		about := d.Annotations[saved.AttestsTo]
-		if about != "" && slices.ContainsFunc(picked, func(o v1.Descriptor) bool { return o.Digest.String() == about }) {
+		if is[d.Annotations[saved.AttestsTo]] {
 			picked = append(picked, d)
 		}
 	}
@@ -65,7 +69,7 @@ func (o Options) pick(ctx context.Context, s *pusher.Stored) (*pusher.Stored, er
 // readIndex is strict about nothing but size and shape.
 func readIndex(raw []byte) (*v1.IndexManifest, error) {
 	var m v1.IndexManifest
-	return &m, json.Unmarshal(raw, &m)
+	return &m, manifest.Unmarshal(raw, &m)
 }
 
 // one finds the image for a platform: the one that says exactly the same, or
@@ -99,7 +103,7 @@ func readConfig(ctx context.Context, s *pusher.Stored, raw []byte) ([]byte, erro
 	var m struct {
 		Config *v1.Descriptor `json:"config"`
 	}
-	if err := json.Unmarshal(raw, &m); err != nil || m.Config == nil {
+	if err := manifest.Unmarshal(raw, &m); err != nil || m.Config == nil {
 		return nil, bad("manifest %s is no image, and for no platform", s.Descriptor.Digest)
 	}
 	r, err := s.Content.Open(ctx, *m.Config, 0)
@@ -120,7 +124,7 @@ func (o Options) fits(config []byte, image string) error {
 		return nil
 	}
 	var p v1.Platform
-	if err := json.Unmarshal(config, &p); err != nil || p.OS == "" {
+	if err := manifest.Unmarshal(config, &p); err != nil || p.OS == "" {
 		return bad("the image %s does not say which platform it is for", image)
 	}
 	for _, want := range o.Platforms {
@@ -158,17 +162,21 @@ func (e *edited) Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error) 
 // edit makes an index of some manifests of another; all else it says stays.
 func edit(s *pusher.Stored, raw []byte, manifests []v1.Descriptor) (*pusher.Stored, error) {
 	all := map[string]json.RawMessage{}
-	if err := json.Unmarshal(raw, &all); err != nil {
+	if err := manifest.Unmarshal(raw, &all); err != nil {
 		return nil, bad("index %s: %w", s.Descriptor.Digest, err)
 	}
 	var old []json.RawMessage
 	if err := json.Unmarshal(all["manifests"], &old); err != nil {
 		return nil, bad("index %s: %w", s.Descriptor.Digest, err)
 	}
+	is := map[v1.Hash]bool{}
+	for _, d := range manifests {
+		is[d.Digest] = true
+	}
 	var left []json.RawMessage
 	for _, one := range old {
 		var d v1.Descriptor
-		if err := json.Unmarshal(one, &d); err == nil && slices.ContainsFunc(manifests, func(o v1.Descriptor) bool { return o.Digest == d.Digest }) {
+		if err := json.Unmarshal(one, &d); err == nil && is[d.Digest] {
 			left = append(left, one)
 		}
 	}
@@ -222,6 +230,9 @@ func (o Options) accompany(ctx context.Context, s *pusher.Stored, f friends) (re
 		return true
 	}
 	for len(queue) > 0 {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		if len(known) > maxFriends {
 			return nil, bad("more than %d manifests belong to %s", maxFriends, s.Descriptor.Digest)
 		}
@@ -238,7 +249,7 @@ func (o Options) accompany(ctx context.Context, s *pusher.Stored, f friends) (re
 			}
 			for _, d := range idx.Manifests {
 				if d.MediaType.IsImage() || d.MediaType.IsIndex() {
-					add(&pusher.Stored{Content: m.Content, Descriptor: d, MountFrom: m.MountFrom})
+					add(&pusher.Stored{Content: m.Content, Descriptor: manifest.Bare(d), MountFrom: m.MountFrom})
 				}
 			}
 		}
@@ -303,11 +314,16 @@ func (l *layoutFriends) referrers(ctx context.Context, h v1.Hash) ([]*pusher.Sto
 	l.about = map[v1.Hash][]*pusher.Stored{}
 	// A fallback tag in the layout lists what index.json need not name.
 	all := slices.Clone(l.top.Manifests)
+	read := map[v1.Hash]bool{} // each once
 	for _, d := range l.top.Manifests {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		tag := d.Annotations[refName]
-		if !d.MediaType.IsIndex() || !digestTag().MatchString(tag) || strings.Contains(tag, ".") {
+		if read[d.Digest] || len(all) > maxFriends || !d.MediaType.IsIndex() || !digestTag().MatchString(tag) || strings.Contains(tag, ".") {
 			continue
 		}
+		read[d.Digest] = true
 		raw, err := (&pusher.Stored{Content: l.p, Descriptor: d}).Manifest(ctx)
 		if err != nil {
 			return nil, kept(err)
@@ -316,22 +332,24 @@ func (l *layoutFriends) referrers(ctx context.Context, h v1.Hash) ([]*pusher.Sto
 			all = append(all, idx.Manifests...)
 		}
 	}
+	clear(read)
 	for _, d := range all[:min(len(all), maxFriends)] {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if !d.MediaType.IsImage() && !d.MediaType.IsIndex() && d.MediaType != artifactManifest {
+		if read[d.Digest] || !d.MediaType.IsImage() && !d.MediaType.IsIndex() && d.MediaType != artifactManifest {
 			continue
 		}
-		s := &pusher.Stored{Content: l.p, Descriptor: d}
+		read[d.Digest] = true
+		s := &pusher.Stored{Content: l.p, Descriptor: manifest.Bare(d)}
 		raw, err := s.Manifest(ctx)
 		if err != nil {
 			return nil, kept(err)
 		}
 		var m struct {
-			Subject *v1.Descriptor `json:"subject"`
+			Subject *manifest.Descriptor `json:"subject"`
 		}
-		if json.Unmarshal(raw, &m) == nil && m.Subject != nil {
+		if manifest.Unmarshal(raw, &m) == nil && m.Subject != nil {
 			l.about[m.Subject.Digest] = append(l.about[m.Subject.Digest], s)
 		}
 	}
@@ -340,10 +358,11 @@ func (l *layoutFriends) referrers(ctx context.Context, h v1.Hash) ([]*pusher.Sto
 
 func (l *layoutFriends) tagged(_ context.Context, h v1.Hash) (map[string]*pusher.Stored, error) {
 	all := map[string]*pusher.Stored{}
+	prefix := h.Algorithm + "-" + h.Hex + "."
 	for _, d := range l.top.Manifests {
 		tag := d.Annotations[refName]
-		if strings.HasPrefix(tag, h.Algorithm+"-"+h.Hex+".") && digestTag().MatchString(tag) {
-			all[tag] = &pusher.Stored{Content: l.p, Descriptor: d}
+		if strings.HasPrefix(tag, prefix) && digestTag().MatchString(tag) {
+			all[tag] = &pusher.Stored{Content: l.p, Descriptor: manifest.Bare(d)}
 		}
 	}
 	return all, nil

@@ -90,8 +90,9 @@ func (f *registryFriends) tagged(ctx context.Context, h v1.Hash) (map[string]*pu
 		f.read = true
 	}
 	all := map[string]*pusher.Stored{}
+	prefix := h.Algorithm + "-" + h.Hex + "."
 	for _, tag := range f.tags {
-		if !strings.HasPrefix(tag, h.Algorithm+"-"+h.Hex+".") || !digestTag().MatchString(tag) {
+		if !strings.HasPrefix(tag, prefix) || !digestTag().MatchString(tag) {
 			continue
 		}
 		s, err := f.r.Find(ctx, f.r.Tag(tag))

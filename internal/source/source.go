@@ -18,6 +18,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
+	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
@@ -32,8 +33,7 @@ const Supported = "docker://REF, oci:DIR[:TAG|@DIGEST], oci-archive:PATH[:TAG|@D
 var ErrSpec = errors.New("not a source")
 
 // maxDocument bounds what is read into memory: manifests, indexes, configs.
-// 4 MiB is what registries accept (distribution-spec v1.1, "Pushing manifests").
-const maxDocument = 4 << 20
+const maxDocument = manifest.MaxSize
 
 // Options say which part of a source is wanted. The zero value is all of it.
 type Options struct {

@@ -121,6 +121,7 @@ type Client struct {
 	pace       *pacer
 	saidMended atomic.Bool
 	saidUnkept atomic.Bool
+	places     sync.Map // where the registry was seen to put uploads, as place says
 	// heard, unless nil, is told every answer.
 	heard func(*wire.Answer)
 	// slowSource: bodies are another client's, who may take their time.

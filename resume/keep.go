@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -80,10 +82,9 @@ func (u *upload) recall(ctx context.Context) error {
 	if err == nil && (!r.valid(u.c.key(u.blob.Digest), u.blob.Size) || r.Expired(time.Now())) {
 		err = errors.New("it is of another blob, or has expired")
 	}
-	var l protocol.Location
+	var at *url.URL
 	if err == nil {
-		// It may be from anywhere, and is checked like a fresh one.
-		l, err = protocol.ParseLocation(u.c.base, u.c.base, http.Header{"Location": {r.Location}})
+		at, err = u.c.located(r)
 	}
 	if errors.Is(err, ErrNoRecord) {
 		return nil
@@ -96,7 +97,7 @@ func (u *upload) recall(ctx context.Context) error {
 	u.saved = r
 	u.c.pace.needs(r.MinChunk)
 	u.sess = &session{
-		location: l.URL, kept: &r, opened: r.Opened, draining: true, broken: true,
+		location: at, kept: &r, recorded: true, opened: r.Opened, draining: true, broken: true,
 		acked: r.Acked, sent: u.blob.Size, minChunk: r.MinChunk,
 	}
 	return nil
@@ -289,14 +290,42 @@ func (c *Client) Cancel(ctx context.Context, r Record) error {
 	return nil
 }
 
-// recorded makes an upload of a record, as far as its location may be followed.
-func (c *Client) recorded(r Record) (*upload, error) {
-	l, err := protocol.ParseLocation(c.base, c.base, http.Header{"Location": {r.Location}})
+// located returns the location of a record, which may be anybody's work. It is
+// an error unless the record is about this client's registry and repository,
+// and the location is at that registry, in the same scheme, and that of an
+// upload; or where this client saw the registry put uploads.
+func (c *Client) located(r Record) (*url.URL, error) {
 	if k := c.key(r.Digest); r.Key != k {
-		err = fmt.Errorf("the upload goes to %s/%s, not to %s/%s", r.Registry, r.Repository, k.Registry, k.Repository)
+		return nil, fmt.Errorf("the upload goes to %s/%s, not to %s/%s", r.Registry, r.Repository, k.Registry, k.Repository)
 	}
+	l, err := protocol.ParseLocation(c.base, c.base, http.Header{"Location": {r.Location}})
+	if err != nil {
+		return nil, err
+	}
+	if _, seen := c.places.Load(place(l.URL)); seen && !strings.Contains(l.URL.Path, "/.") {
+		return l.URL, nil
+	}
+	switch {
+	case !protocol.SameOrigin(c.base, l.URL):
+		return nil, errors.New("its location is not at the registry")
+	case !protocol.IsUpload(l.URL):
+		return nil, errors.New("its location is not that of an upload")
+	}
+	return l.URL, nil
+}
+
+// place is where an upload location is: its origin and its path without the
+// last segment.
+func place(u *url.URL) string {
+	path := u.EscapedPath()
+	return u.Scheme + "://" + protocol.HostPort(u) + path[:strings.LastIndexByte(path, '/')+1]
+}
+
+// recorded makes an upload of a record, if its location may be used.
+func (c *Client) recorded(r Record) (*upload, error) {
+	at, err := c.located(r)
 	if err != nil {
 		return nil, c.failure("status", r.Digest, r.Offset, r.Size, 0, protocol.Kind(protocol.ErrEndpoint, err))
 	}
-	return &upload{c: c, blob: Blob{Digest: r.Digest, Size: r.Size}, sess: &session{location: l.URL, acked: r.Acked}}, nil
+	return &upload{c: c, blob: Blob{Digest: r.Digest, Size: r.Size}, sess: &session{location: at, acked: r.Acked}}, nil
 }

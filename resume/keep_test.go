@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -527,24 +528,100 @@ func TestCheckAndCancel(t *testing.T) {
 	})
 }
 
-// Credentials go to the registry's own host only, also where a record says
-// otherwise.
+// A record may be anybody's work. A location that is not one of an upload at
+// the registry gets no request from a push, a check or a cancellation, and the
+// push forgets it.
 func TestPlantedRecord(t *testing.T) {
-	store := resume.MemoryStore()
-	ro := scripted.Options{OtherHost: "other.test", Auth: scripted.Auth{Scheme: scripted.Basic, User: "me", Password: "secret"}}
-	tr := &basic{}
-	inLab(t, ro, resume.Options{Store: store, Transport: tr}, func(l *lab) {
-		data := content(kept)
-		k := resume.Key{Registry: "http://reg.test:80", Repository: "team/app", Digest: digest.FromBytes(data)}
-		lease, err := store.Reserve(context.Background(), k)
-		if err != nil {
-			t.Fatal(err)
+	for name, location := range map[string]string{
+		"another host":       "http://other.test/v2/team/app/blobs/uploads/session-0001",
+		"another port":       "http://reg.test:81/v2/team/app/blobs/uploads/session-0001",
+		"a manifest":         "http://reg.test/v2/team/app/manifests/latest",
+		"a blob":             "http://reg.test/v2/team/app/blobs/sha256:0000",
+		"no registry's path": "http://reg.test/api/projects/1",
+		"dots":               "http://reg.test/v2/team/app/blobs/uploads/../manifests/latest",
+		"escaped dots":       "http://reg.test/v2/team/app/blobs/uploads/%2e%2e%2f%2e%2e%2fmanifests%2flatest",
+		"all uploads":        "http://reg.test/v2/team/app/blobs/uploads/",
+		"a long repository":  "http://reg.test/v2/team/app/blobs/uploads/x/manifests/latest",
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := resume.MemoryStore()
+			var followed atomic.Int64
+			ro := scripted.Options{OtherHost: "other.test", Intercept: func(q scripted.Request) scripted.Action {
+				u, err := url.Parse(location)
+				if err == nil && (q.Host == "other.test" || q.Path == u.Path && q.Method != http.MethodPost || q.Method == http.MethodDelete) {
+					followed.Add(1)
+					return scripted.Action{Before: http.StatusCreated}
+				}
+				return scripted.Action{}
+			}}
+			inLab(t, ro, resume.Options{Store: store, RetryFor: time.Minute}, func(l *lab) {
+				data := content(kept)
+				k := resume.Key{Registry: "http://reg.test:80", Repository: "team/app", Digest: digest.FromBytes(data)}
+				lease, err := store.Reserve(context.Background(), k)
+				if err != nil {
+					t.Fatal(err)
+				}
+				r := resume.Record{Key: k, Location: location, Size: kept, Offset: kept, Acked: kept, Opened: time.Now(), Updated: time.Now()}
+				if err := errors.Join(lease.Save(context.Background(), r), lease.Release()); err != nil {
+					t.Fatal(err)
+				}
+				if _, _, err := l.client.Check(context.Background(), r); !errors.Is(err, resume.ErrEndpoint) {
+					t.Errorf("check: got %v", err)
+				}
+				if err := l.client.Cancel(context.Background(), r); !errors.Is(err, resume.ErrEndpoint) {
+					t.Errorf("cancel: got %v", err)
+				}
+				if n := followed.Load(); n != 0 {
+					t.Errorf("the planted location got %d requests", n)
+				}
+				if res := l.delivers(data); res.Continued != 0 || res.Sent != kept {
+					t.Errorf("%+v", res)
+				}
+				l.has(data)
+				if n := followed.Load(); n != 0 {
+					t.Errorf("the planted location got %d requests", n)
+				}
+			})
+		})
+	}
+}
+
+// A commit counts if the registry answered it, or has the blob.
+func TestCommitElsewhereIsConfirmed(t *testing.T) {
+	lies := func(q scripted.Request) scripted.Action {
+		if q.Kind == scripted.Put {
+			return scripted.Action{Before: http.StatusCreated}
 		}
-		r := resume.Record{Key: k, Location: "http://other.test/v2/team/app/blobs/uploads/x", Size: kept, Opened: time.Now()}
-		if err := errors.Join(lease.Save(context.Background(), r), lease.Release()); err != nil {
-			t.Fatal(err)
-		}
-		l.delivers(data)
+		return scripted.Action{}
+	}
+	t.Run("another host", func(t *testing.T) {
+		ro := scripted.Options{Location: scripted.OtherHost, OtherHost: "other.test", Intercept: lies}
+		inLab(t, ro, resume.Options{RetryFor: time.Minute}, func(l *lab) {
+			if _, err := l.client.Upload(context.Background(), blobOf(content(kept))); err == nil {
+				t.Error("the upload succeeded, and the registry does not have the blob")
+			}
+		})
+	})
+	t.Run("a recorded session", func(t *testing.T) {
+		ro := scripted.Options{Intercept: lies}
+		inLab(t, ro, resume.Options{Store: resume.MemoryStore(), RetryFor: time.Minute}, func(l *lab) {
+			data := content(kept)
+			l.dies(data, 600_000)
+			if _, err := l.client.Upload(context.Background(), blobOf(data)); err == nil {
+				t.Error("the upload succeeded, and the registry does not have the blob")
+			}
+		})
+	})
+	t.Run("another host that is honest", func(t *testing.T) {
+		ro := scripted.Options{Location: scripted.OtherHost, OtherHost: "other.test"}
+		inLab(t, ro, resume.Options{Store: resume.MemoryStore()}, func(l *lab) {
+			data := content(kept)
+			l.dies(data, 600_000)
+			if res := l.delivers(data); res.Continued != 600_000 {
+				t.Errorf("a location of this process is not continued: %+v", res)
+			}
+			l.has(data)
+		})
 	})
 }
 

@@ -90,6 +90,7 @@ type session struct {
 	refused  int
 	guessed  bool
 	failures int     // to ask, while kept
+	recorded bool    // the session comes from a record
 	kept     *Record // what is known of it came from this record, and is not yet confirmed
 	opened   time.Time
 	idle     int
@@ -642,6 +643,8 @@ func (u *upload) commit(ctx context.Context) error {
 		return err
 	}
 	switch {
+	case a.Status == http.StatusCreated && (s.recorded || !protocol.SameOrigin(u.c.base, a.Request.URL)):
+		return u.confirm(ctx)
 	case a.Status == http.StatusCreated:
 		u.proved()
 		u.finish(Committed)
@@ -677,6 +680,22 @@ func (u *upload) commit(ctx context.Context) error {
 		return u.reject(ctx, refusal)
 	}
 	return refusal
+}
+
+// confirm asks the registry for the blob after a commit that another host
+// answered, or that belongs to a session of a record: neither answer proves
+// that the registry has the blob.
+func (u *upload) confirm(ctx context.Context) error {
+	exists, err := u.arrived(ctx)
+	if err == nil && exists {
+		u.finish(Committed)
+		return nil
+	}
+	u.doubt = time.Now()
+	if err == nil {
+		err = protocol.Transient(errors.New("the commit was answered, and the registry does not have the blob yet"))
+	}
+	return err
 }
 
 // reject finds out whose fault a refused digest is. Registries say it with
@@ -770,6 +789,7 @@ func (u *upload) relocate(s *session, asked *url.URL, a *wire.Answer) error {
 		return err
 	}
 	s.location = l.URL
+	u.c.places.Store(place(l.URL), true)
 	if l.Mended && !u.c.saidMended.Swap(true) {
 		u.warn(errors.New("the registry names its own address with http although it is reached over https; staying with https. " +
 			"Its proxy should send X-Forwarded-Proto, or the registry be told its external URL"))

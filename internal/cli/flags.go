@@ -69,6 +69,7 @@ func (o *options) sessionsFlags() (common []flagGroup, list, forget flagGroup) {
 	forget = newGroup("Forget")
 	forget.BoolVar(&o.all, "all", false, "all of them")
 	c := newGroup("Connection")
+	c.BoolVar(&o.to.plainHTTP, "plain-http", false, "also speak to registries over HTTP, for uploads kept by such a push")
 	o.to.trustFlags(c.FlagSet)
 	return []flagGroup{s, c, o.outputFlags()}, list, forget
 }

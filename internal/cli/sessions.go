@@ -239,8 +239,8 @@ func (a *app) asks(ctx context.Context, o *options, r resume.Record, f func(cont
 			return nil, err
 		}
 		po.Store = resume.NoStore()
-		if strings.HasPrefix(r.Registry, "http://") {
-			po.Scheme = pusher.SchemeHTTP // as the push that left it was told
+		if po.Scheme == pusher.SchemeHTTP && strings.HasPrefix(r.Registry, "https://") {
+			po.Scheme = pusher.SchemeAuto // --plain-http is about other records
 		}
 		p, err := pusher.New(po)
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -205,6 +206,31 @@ func ParseLocation(registry, asked *url.URL, h http.Header) (Location, error) {
 		return Location{}, ErrDowngrade
 	}
 	return Location{URL: u}, nil
+}
+
+// IsUpload reports whether u has the form of an upload location: below /v2/,
+// one segment after blobs/uploads/, or blobs/upload/ as on GHCR, or below
+// /artifacts-uploads/ as on Artifact Registry. It is never the URL of a
+// manifest or a blob, whatever a server makes of dots and escapes in it.
+func IsUpload(u *url.URL) bool {
+	if u.Opaque != "" || strings.ContainsAny(u.Path, `%\`) || strings.Contains(u.Path, "//") {
+		return false
+	}
+	path, rooted := strings.CutPrefix(u.Path, "/")
+	parts := strings.Split(path, "/")
+	if !rooted || slices.Contains(parts, ".") || slices.Contains(parts, "..") {
+		return false
+	}
+	n := len(parts)
+	if parts[n-1] == "" {
+		return false
+	}
+	if parts[0] == "artifacts-uploads" {
+		return n > 1
+	}
+	// Proxies serve a registry below a prefix, such as /artifactory/api/docker/team.
+	return n >= 5 && slices.Contains(parts[:n-4], "v2") &&
+		parts[n-3] == "blobs" && (parts[n-2] == "uploads" || parts[n-2] == "upload")
 }
 
 // SameOrigin reports whether two URLs agree in scheme, host and port: whether

@@ -155,6 +155,35 @@ func parse(t testing.TB, s string) *url.URL {
 }
 
 // A location never leads from https to http, and never carries a user.
+func TestIsUpload(t *testing.T) {
+	for u, want := range map[string]bool{
+		"https://reg.test/v2/app/blobs/uploads/1?_state=x":               true,
+		"https://reg.test/v2/a/b/c/blobs/uploads/u-u_i.d=":               true,
+		"https://ghcr.io/v2/a/b/blobs/upload/1":                          true,
+		"https://reg.test/artifactory/api/docker/r/v2/a/blobs/uploads/1": true,
+		"https://reg.test/artifacts-uploads/namespaces/p/repositories/r": true,
+		"https://reg.test/artifacts-uploads/":                            false,
+		"https://reg.test/x/artifacts-uploads/y":                         false,
+		"https://reg.test/v2/a/blobs/uploads/":                           false,
+		"https://reg.test/v2/blobs/uploads/1":                            false,
+		"https://reg.test/a/blobs/uploads/1":                             false,
+		"https://reg.test/v2/a/manifests/latest":                         false,
+		"https://reg.test/v2/a/blobs/sha256:00":                          false,
+		"https://reg.test/v2/a/blobs/uploads/b/manifests/latest":         false,
+		"https://reg.test/v2/a/blobs/uploads/..":                         false,
+		"https://reg.test/v2/a/blobs/uploads/%2e%2e%2fsha256:00":         false,
+		"https://reg.test/v2/a/blobs/uploads/%252e%252e":                 false,
+		"https://reg.test/artifacts-uploads/../v2/a/manifests/latest":    false,
+		"https://reg.test//v2/a/blobs/uploads/1":                         false,
+		"https://reg.test":                                               false,
+		"https:opaque":                                                   false,
+	} {
+		if got := IsUpload(parse(t, u)); got != want {
+			t.Errorf("%s: got %v, want %v", u, got, want)
+		}
+	}
+}
+
 func FuzzParseLocation(f *testing.F) {
 	for _, s := range []string{"/u", "http://reg.example/u", "https://x@y/z", "//h/p", "http:/x", "?a", "https://reg.example:443"} {
 		f.Add(s)

@@ -856,7 +856,14 @@ func compare(op expr.CmpOp, r register, data []byte, p packet) tri {
 		return compareInterface(op, r, data, p)
 	}
 	if r.kind == addrValue && r.what == "daddr" && p.outside && loopbackData(data) {
-		return map[expr.CmpOp]tri{expr.CmpOpEq: no, expr.CmpOpNeq: yes}[op]
+		// The address is not known, only that it is no loopback address.
+		switch op {
+		case expr.CmpOpEq:
+			return no
+		case expr.CmpOpNeq:
+			return yes
+		}
+		return maybe
 	}
 	if r.value == nil || len(r.value) < len(data) {
 		return maybe

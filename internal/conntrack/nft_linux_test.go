@@ -107,3 +107,18 @@ func TestRangeIsJudgedWhole(t *testing.T) {
 		}
 	}
 }
+
+// Of an address that comes from outside only one thing is known: it is no
+// loopback address. What an order says about it is not.
+func TestCompareUnknownAddress(t *testing.T) {
+	r := register{what: "daddr", kind: addrValue}
+	loopback := []byte{127, 0, 0, 0}
+	for op, want := range map[expr.CmpOp]tri{
+		expr.CmpOpEq: no, expr.CmpOpNeq: yes,
+		expr.CmpOpLt: maybe, expr.CmpOpLte: maybe, expr.CmpOpGt: maybe, expr.CmpOpGte: maybe,
+	} {
+		if got := compare(op, r, loopback, packet{outside: true}); got != want {
+			t.Errorf("compare(%v) = %v, want %v", op, got, want)
+		}
+	}
+}

@@ -30,9 +30,15 @@ type dropRecord struct {
 	Ports []PortRange `json:"ports"`
 	Netns string      `json:"netns"`
 	Boot  string      `json:"boot"`
-	// Table is how nft lists it; empty where the making was cut off.
+	// Table is how nft lists it. It is empty from before the table is made until
+	// it has been listed, so if rpush doctor is killed in between, the table is
+	// known to be its own: no other table of this name was there.
 	Table string `json:"table"`
 }
+
+// isOurs reports whether live, a listing of nft, is the table as this record
+// left it.
+func (r *dropRecord) isOurs(live string) bool { return live == r.Table || r.Table == "" }
 
 type valueRecord struct {
 	Path     string `json:"path"`
@@ -44,6 +50,15 @@ type valueRecord struct {
 type fileRecord struct {
 	Path   string `json:"path"`
 	SHA256 string `json:"sha256"`
+	// Previous is the hash of what the file held before, in case rpush doctor is
+	// killed before it replaces the file. Empty means that there was no file.
+	Previous string `json:"previous,omitempty"`
+}
+
+// isOurs reports whether content is what rpush doctor wrote to the file.
+func (r *fileRecord) isOurs(content []byte) bool {
+	h := hash(content)
+	return h == r.SHA256 || h == r.Previous
 }
 
 const recordVersion = 1
@@ -181,11 +196,11 @@ func (f *fixer) planDrop(ctx context.Context, p *Plan, rec *record, ports []Port
 	case live == "":
 	case rec.Drop == nil:
 		return ErrForeign
-	case live != rec.Drop.Table:
+	case !rec.Drop.isOurs(live):
 		return fmt.Errorf("table inet %s: %w", tableName, ErrEdited)
 	}
 	script, was := dropScript(ports), live
-	if live == "" || !slices.Equal(ports, rec.Drop.Ports) {
+	if live == "" || rec.Drop.Table == "" || !slices.Equal(ports, rec.Drop.Ports) {
 		p.Steps = append(p.Steps, Step{
 			What:    fmt.Sprintf("drop INVALID packets for port %s of this host, in a table of its own", joinPorts(ports)),
 			Command: "nft -f - <<'EOF'\n" + script + "EOF",
@@ -257,7 +272,7 @@ func (f *fixer) file(p *Plan, rec *record, path, content string) {
 	switch {
 	case err == nil && string(old) == content && known >= 0:
 		return
-	case err == nil && (known < 0 || rec.Files[known].SHA256 != hash(old)):
+	case err == nil && (known < 0 || !rec.Files[known].isOurs(old)):
 		p.Refused = append(p.Refused, fmt.Sprintf("/%s is there, and is not as rpush doctor wrote it: it is left alone", path))
 		return
 	}
@@ -269,7 +284,11 @@ func (f *fixer) file(p *Plan, rec *record, path, content string) {
 				rec.Files = append(rec.Files, &fileRecord{Path: path})
 				known = len(rec.Files) - 1
 			}
-			rec.Files[known].SHA256 = hash([]byte(content))
+			r := rec.Files[known]
+			r.SHA256, r.Previous = hash([]byte(content)), ""
+			if err == nil {
+				r.Previous = hash(old)
+			}
 			if err := f.save(rec); err != nil {
 				return err
 			}
@@ -426,7 +445,7 @@ func (f *fixer) undoFile(p *Plan, rec *record, file *fileRecord) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		p.Steps = append(p.Steps, Step{What: "forget /" + file.Path + ", which is gone", do: func(context.Context) error { return forget() }})
-	case err != nil || hash(b) != file.SHA256:
+	case err != nil || !file.isOurs(b):
 		p.Refused = append(p.Refused, fmt.Sprintf("/%s: %v: it is left alone", file.Path, ErrEdited))
 	default:
 		p.Steps = append(p.Steps, Step{What: "delete /" + file.Path, Command: "rm /" + file.Path, do: func(context.Context) error {
@@ -458,10 +477,10 @@ func (f *fixer) undoDrop(ctx context.Context, p *Plan, rec *record) error {
 		rec.Drop = nil
 		return f.save(rec)
 	}
-	switch live {
-	case "":
+	switch {
+	case live == "":
 		p.Steps = append(p.Steps, Step{What: "forget the table, which is gone", do: func(context.Context) error { return forget() }})
-	case rec.Drop.Table:
+	case rec.Drop.isOurs(live):
 		command := []string{"delete", "table", "inet", tableName}
 		p.Steps = append(p.Steps, Step{
 			What: "delete the table inet " + tableName, Command: "nft " + strings.Join(command, " "),

@@ -158,6 +158,78 @@ func TestFixAndUndo(t *testing.T) {
 	}
 }
 
+// killed is what a program panics with when rpush doctor is killed there.
+type killed struct{}
+
+// TestFixKilledAndUndone kills a fix before and after each program that it runs,
+// and undoes it in a new process. The machine is then as before.
+func TestFixKilledAndUndone(t *testing.T) {
+	for _, remedy := range []Remedy{Drop, Liberal} {
+		for _, after := range []bool{false, true} {
+			for _, grown := range []bool{false, true} { // a fix for one port is in place
+				for n, done := 0, false; !done; n++ {
+					b := newBench(t, nil)
+					before := b.tree(t)
+					if grown {
+						apply(t, b.fix(t, remedy, true, 5000))
+					}
+					whole, ran := b.run, 0
+					b.run = func(ctx context.Context, in []byte, path string, args ...string) ([]byte, error) {
+						ran++
+						if ran > n && !after {
+							panic(killed{})
+						}
+						out, err := whole(ctx, in, path, args...)
+						if ran > n {
+							panic(killed{})
+						}
+						return out, err
+					}
+					func() {
+						defer func() {
+							if r := recover(); r != nil && r != (killed{}) {
+								panic(r)
+							}
+						}()
+						apply(t, b.fix(t, remedy, true, 5001))
+						done = true
+					}()
+					b.run = whole
+					for range 2 { // undo itself may be run again
+						if p := b.takeBack(t); len(p.Refused) != 0 {
+							t.Fatalf("%s, program %d, after %t, grown %t: undo refused %q", remedy, n, after, grown, p.Refused)
+						}
+					}
+					if got := b.tree(t); got != before || b.table != "" {
+						t.Fatalf("%s, program %d, after %t, grown %t: undo left\n%s\n%s\nwant\n%s", remedy, n, after, grown, got, b.table, before)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestFixKilledBeforeAFileIsReplaced stands for a kill between the record and
+// the file: the record has the new hash, the file the old content.
+func TestFixKilledBeforeAFileIsReplaced(t *testing.T) {
+	b := newBench(t, nil)
+	before := b.tree(t)
+	apply(t, b.fix(t, Drop, true, 5000))
+	at := filepath.Join(b.m.root, dropFile)
+	old, err := os.ReadFile(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	apply(t, b.fix(t, Drop, true, 5001))
+	write(t, at, old)
+	if p := b.takeBack(t); len(p.Refused) != 0 {
+		t.Errorf("undo refused %q", p.Refused)
+	}
+	if got := b.tree(t); got != before {
+		t.Errorf("undo left\n%s\nwant\n%s", got, before)
+	}
+}
+
 // Persisting what is in place, another port, and both remedies at once.
 func TestFixGrows(t *testing.T) {
 	b := newBench(t, nil)

@@ -592,3 +592,27 @@ func TestBudgetError(t *testing.T) {
 		})
 	}
 }
+
+// A 403 that is a rate limit, as on GHCR, is waited out.
+func TestRateLimit(t *testing.T) {
+	words := []byte(`{"errors":[{"code":"DENIED","message":"permission_denied: You have exceeded a secondary rate limit. Please wait a few minutes"}]}`)
+	for _, k := range []scripted.Kind{scripted.Post, scripted.Patch, scripted.Put} {
+		f := on(k, 1, scripted.Action{Before: 403, Body: words})
+		inLab(t, scripted.Options{Intercept: f}, resume.Options{}, func(l *lab) {
+			began := time.Now()
+			if res := l.delivers(content(1000)); res.Restarts != 0 {
+				t.Errorf("%s: result %+v", k, res)
+			}
+			if took := time.Since(began); took < time.Minute {
+				t.Errorf("%s: went on after %s, want a minute", k, took)
+			}
+		})
+	}
+	forever := always(scripted.Post, scripted.Action{Before: 403, Body: words})
+	inLab(t, scripted.Options{Intercept: forever}, resume.Options{}, func(l *lab) {
+		l.fails(blobOf(content(1000)), resume.ErrInterrupted)
+		if n := l.count(scripted.Post); n > 12 {
+			t.Errorf("%d POSTs in ten minutes", n)
+		}
+	})
+}

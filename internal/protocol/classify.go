@@ -81,9 +81,9 @@ func Classify(err error) Verdict {
 	// A token server's answer comes out of the authorising transport as an error.
 	var te *transport.Error
 	if errors.As(err, &te) {
-		c := classOf(te.StatusCode)
-		err = &StatusError{Status: te.StatusCode, Err: clean(te, nil), Token: true}
-		return Verdict{Class: c, Err: err}
+		status := &StatusError{Status: te.StatusCode, Err: clean(te, nil), Token: true}
+		status.limit(nil)
+		return Verdict{Class: status.class(), After: status.After, Err: status}
 	}
 	var dns *net.DNSError
 	var proxy *wire.ProxyError
@@ -176,7 +176,9 @@ type StatusError struct {
 	Conn      wire.Info
 	// Token is set for the answer of a token server.
 	Token bool
-	Err   *transport.Error
+	// Limited is set for a 403 that is a rate limit and no denial.
+	Limited bool
+	Err     *transport.Error
 }
 
 func (e *StatusError) Error() string {
@@ -207,7 +209,45 @@ func (e *StatusError) class() Class {
 			return Final
 		}
 	}
+	if e.Limited {
+		return Break
+	}
 	return classOf(e.Status)
+}
+
+// limitWait is how long to wait after a 403 that is a rate limit and does not say
+// how long. GHCR: "Please wait a few minutes before you try again."
+const limitWait = time.Minute
+
+// delayInWords is how GHCR says in the message of a 429 how long to wait:
+// "retry-after: 10.48ms, allowed: 2000/minute".
+var delayInWords = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?i)\bretry-after:\s*([0-9][0-9a-zµ.]{0,30})`)
+})
+
+// limit finds out whether the answer is a rate limit, and how long to wait. h is
+// nil if the headers are not known. GHCR answers 403 to many requests, in the
+// words "You have exceeded a secondary rate limit". GitHub sends
+// X-RateLimit-Remaining.
+func (e *StatusError) limit(h http.Header, body ...byte) {
+	text := string(body)
+	for _, d := range e.Err.Errors {
+		text += "\n" + d.Message
+	}
+	switch e.Status {
+	case http.StatusForbidden:
+		e.Limited = h.Get("Retry-After") != "" || strings.TrimSpace(h.Get("X-RateLimit-Remaining")) == "0" ||
+			strings.Contains(strings.ToLower(text), "rate limit")
+		if e.Limited && e.After == 0 {
+			e.After = limitWait
+		}
+	case http.StatusTooManyRequests:
+		if m := delayInWords().FindStringSubmatch(text); m != nil && e.After == 0 {
+			if d, err := time.ParseDuration(m[1]); err == nil {
+				e.After = min(max(d, 0), MaxWait)
+			}
+		}
+	}
 }
 
 var finalCodes = []transport.ErrorCode{
@@ -346,7 +386,9 @@ func Unexpected(a *wire.Answer, now time.Time) *StatusError {
 	if len(a.Body) <= 64<<10 && json.Unmarshal(a.Body, &doc) == nil {
 		te.Errors = doc.Errors
 	}
-	return &StatusError{Status: a.Status, After: RetryAfter(a.Header, now), RequestID: printable(RequestID(a.Header)), Conn: a.Conn, Err: clean(te, a.Request)}
+	e := &StatusError{Status: a.Status, After: RetryAfter(a.Header, now), RequestID: printable(RequestID(a.Header)), Conn: a.Conn, Err: clean(te, a.Request)}
+	e.limit(a.Header, a.Body[:min(len(a.Body), 64<<10)]...)
+	return e
 }
 
 // clean makes a registry's error fit to be shown: without the body that it may

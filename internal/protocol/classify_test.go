@@ -230,3 +230,55 @@ func FuzzExpects(f *testing.F) {
 		}
 	})
 }
+
+func TestRateLimits(t *testing.T) {
+	const github = `{"errors":[{"code":"DENIED","message":"permission_denied: Error from intermediary with HTTP status code 403 \\"Forbidden\\" - with-body: {\\"message\\":\\"You have exceeded a secondary rate limit. Please wait a few minutes before you try again.\\"}"}]}`
+	const ghcr = `{"errors":[{"code":"TOOMANYREQUESTS","message":"retry-after: %s, allowed: 2000/minute"}]}`
+	for name, c := range map[string]struct {
+		status int
+		header http.Header
+		body   string
+		class  Class
+		after  time.Duration
+	}{
+		"403":                       {403, nil, `{"errors":[{"code":"DENIED","message":"no"}]}`, Final, 0},
+		"403, text":                 {403, nil, github, Break, time.Minute},
+		"403, text that is no JSON": {403, nil, "You have exceeded a Rate Limit", Break, time.Minute},
+		"403, Retry-After":          {403, http.Header{"Retry-After": {"7"}}, "", Break, 7 * time.Second},
+		"403, Retry-After of 0":     {403, http.Header{"Retry-After": {"0"}}, "", Break, time.Minute},
+		"403, nothing remains":      {403, http.Header{"X-Ratelimit-Remaining": {"0"}}, "", Break, time.Minute},
+		"403, some remain":          {403, http.Header{"X-Ratelimit-Remaining": {"10"}}, "", Final, 0},
+		"401, text":                 {401, nil, "rate limit", Final, 0},
+		"429, milliseconds":         {429, nil, fmt.Sprintf(ghcr, "10.48ms"), Break, 10480 * time.Microsecond},
+		"429, longer":               {429, nil, fmt.Sprintf(ghcr, "1m30s"), Break, 90 * time.Second},
+		"429, for ever":             {429, nil, fmt.Sprintf(ghcr, "1000000h"), Break, MaxWait},
+		"429, no duration":          {429, nil, fmt.Sprintf(ghcr, "5 apples"), Break, 0},
+		"429, header first":         {429, http.Header{"Retry-After": {"3"}}, fmt.Sprintf(ghcr, "1m"), Break, 3 * time.Second},
+	} {
+		h := c.header
+		if h == nil {
+			h = http.Header{}
+		}
+		e := Unexpected(&wire.Answer{Status: c.status, Header: h, Body: []byte(c.body)}, time.Now())
+		if v := Classify(e); v.Class != c.class || v.After != c.after || errors.Is(e, ErrDenied) != (c.class == Final) {
+			t.Errorf("%s: got %+v, want class %d after %s", name, v, c.class, c.after)
+		}
+	}
+	// A token server's answer has no headers left.
+	limited := &transport.Error{StatusCode: 403, Errors: []transport.Diagnostic{{Code: "DENIED", Message: "secondary rate limit"}}}
+	if v := Classify(limited); v.Class != Break || v.After != time.Minute {
+		t.Errorf("token server: got %+v", v)
+	}
+}
+
+func FuzzRateLimit(f *testing.F) {
+	f.Add("retry-after: 10.48ms, allowed: 2000/minute")
+	f.Add("retry-after: -5s")
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, status := range []int{403, 429} {
+			if e := refusal(status, s); e.After < 0 || e.After > MaxWait {
+				t.Fatalf("%d %q: wait %s", status, s, e.After)
+			}
+		}
+	})
+}

@@ -11,7 +11,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,18 +20,18 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/resume"
 )
 
 // The bounds of what is kept of an archive in memory.
 const (
-	// MaxDocument is the largest manifest, index or config: what registries
-	// accept (distribution-spec v1.1, "Pushing manifests").
-	MaxDocument = 4 << 20
+	// MaxDocument is the largest manifest, index or config.
+	MaxDocument = manifest.MaxSize
 
-	maxDocuments = 24 << 20 // all of them together
+	maxDocuments = 16 << 20 // all of them together
 	maxEntries   = 1 << 16
-	maxNames     = 16 << 20 // bytes of all names and links
+	maxNames     = 8 << 20  // bytes of all names and links
 	maxLinks     = 16       // in a chain
 	maxTrailer   = 64 << 20 // bytes after the end of the tar
 )
@@ -73,6 +72,15 @@ type Archive struct {
 	docs  map[string][]byte
 	kept  int // bytes of docs
 	names int // bytes of all names
+
+	digests map[hashed]digest.Digest // of docs, once asked for
+	tried   int64                    // bytes that Position has hashed
+}
+
+// hashed is a file that was hashed with an algorithm.
+type hashed struct {
+	file      string
+	algorithm digest.Algorithm
 }
 
 // Walk reads the archive r, compressed with gzip or zstd or not at all, in one
@@ -283,11 +291,22 @@ func (a *Archive) Blob(d digest.Digest) ([]byte, error) {
 	if err := d.Validate(); err != nil {
 		return nil, bad("digest %q: %w", d, err)
 	}
-	b, ok := a.Document(BlobName(d))
+	file, _, _ := a.Resolve(BlobName(d))
+	b, ok := a.docs[file]
 	if !ok {
 		return nil, bad("%s is missing, or no manifest", d)
 	}
-	if got := d.Algorithm().FromBytes(b); got != d {
+	// Many names may lead to one file: it is hashed once.
+	at := hashed{file, d.Algorithm()}
+	got, ok := a.digests[at]
+	if !ok {
+		got = d.Algorithm().FromBytes(b)
+		if a.digests == nil {
+			a.digests = map[hashed]digest.Digest{}
+		}
+		a.digests[at] = got
+	}
+	if got != d {
 		return nil, bad("%s is damaged: it has the digest %s", d, got)
 	}
 	return b, nil
@@ -310,7 +329,7 @@ func (a *Archive) Docker() (all []DockerImage, err error) {
 	if !ok {
 		return nil, nil
 	}
-	if err := json.Unmarshal(b, &all); err != nil {
+	if err := manifest.Unmarshal(b, &all); err != nil {
 		return nil, bad("%s: %w", manifestFile, err)
 	}
 	return all, nil
@@ -325,8 +344,8 @@ func (a *Archive) Index() (*v1.IndexManifest, error) {
 	if _, ok := a.Document(layoutFile); !ok {
 		return nil, nil
 	}
-	m, err := v1.ParseIndexManifest(bytes.NewReader(b))
-	if err != nil {
+	m := &v1.IndexManifest{}
+	if err := manifest.Unmarshal(b, m); err != nil {
 		return nil, bad("%s: %w", indexFile, err)
 	}
 	return m, nil

@@ -1,0 +1,103 @@
+package saved
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/rpush-go/rpush/resume"
+)
+
+// mostMemory is what one hostile archive may make the reader allocate, all in
+// all.
+const mostMemory = 64 << 20
+
+// allocated runs f and returns the bytes that it allocated.
+func allocated(f func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+func TestDocumentsOfEmptyEntries(t *testing.T) {
+	for _, member := range []string{"{}", `{"Layers":[""]}`, `{"annotations":{"":""}}`} {
+		all := strings.Repeat(member+",", (MaxDocument-100)/(len(member)+1)) + member
+		b := archive(t, file{name: "manifest.json", body: "[" + all + "]"}, file{name: "oci-layout", body: "{}"},
+			file{name: "index.json", body: `{"manifests":[` + all + `]}`})
+		var a *Archive
+		var docker, index error
+		used := allocated(func() {
+			a, _, _ = walk(b)
+			_, docker = a.Docker()
+			_, index = a.Index()
+		})
+		if !errors.Is(docker, resume.ErrSource) || !errors.Is(index, resume.ErrSource) || used > mostMemory {
+			t.Errorf("lists of %s: %.200s, %.200s, %d bytes", member, fmt.Sprint(docker), fmt.Sprint(index), used)
+		}
+	}
+}
+
+// One large JSON under the names of many layers is not hashed for each layer of
+// the image, for each of the names.
+func TestPositionIsBounded(t *testing.T) {
+	chain := make([]digest.Digest, 50)
+	for i := range chain {
+		chain[i] = digest.FromString(fmt.Sprint(i))
+	}
+	for _, size := range []int{100_000, 500_000, 4_000_000} {
+		files := []file{{name: "big/json", body: `{"config":"` + strings.Repeat("x", size) + `"}`}}
+		for i := range 10 {
+			dir := fmt.Sprintf("%064x", i)
+			files = append(files, file{name: dir + "/json", link: "../big/json", kind: tar.TypeSymlink}, file{name: dir + "/layer.tar", body: "layer"})
+		}
+		b := archive(t, files...)
+		layers := 0
+		used := allocated(func() {
+			a, err := Walk(context.Background(), bytes.NewReader(b), func(a *Archive, e Entry, _ io.Reader) error {
+				layers++
+				if at := a.Position(e, chain); at != -1 {
+					t.Errorf("%s is layer %d", e.Name, at)
+				}
+				return nil
+			})
+			if err != nil || a.tried > maxTried {
+				t.Errorf("%v, %d bytes were hashed", err, a.tried)
+			}
+		})
+		if layers != 10 || used > mostMemory {
+			t.Errorf("JSON of %d bytes: %d layers, %d bytes", size, layers, used)
+		}
+	}
+}
+
+// A document with many names is hashed once.
+func TestBlobIsHashedOnce(t *testing.T) {
+	doc := `{"a":1}`
+	d := digest.FromString(doc)
+	files := []file{{name: BlobName(d), body: doc}}
+	for i := range 10 {
+		files = append(files, file{name: fmt.Sprintf("blobs/sha256/%064x", i), link: d.Encoded(), kind: tar.TypeSymlink})
+	}
+	a, _, err := walk(archive(t, files...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 10 {
+		if _, err := a.Blob(digest.Digest(fmt.Sprintf("sha256:%064x", i))); !errors.Is(err, resume.ErrSource) {
+			t.Errorf("a document under the digest of another: %v", err)
+		}
+	}
+	if b, err := a.Blob(d); string(b) != doc || err != nil || len(a.digests) != 1 {
+		t.Errorf("%q, %v, hashed %d times", b, err, len(a.digests))
+	}
+}

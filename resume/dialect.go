@@ -88,6 +88,8 @@ const (
 	leastChunk = 1 * mib
 	mostChunk  = 30 * mib
 	leastBody  = 64 << 10
+	// partSize is the least size of a part in object storage, but the last.
+	partSize = 5 * mib
 	// proof is so much that a registry which kept nothing of it keeps only whole
 	// PATCHes. Less may have been in buffers on the way.
 	proof = 32 * mib
@@ -224,9 +226,9 @@ func (p *pacer) keptNothing(handed, survived int64) {
 		p.empty++
 		switch {
 		case p.d.Class == Boundary && p.d.Chunk > 0:
-			p.d.Chunk = limit(min(p.d.Chunk/2, survived/4))
+			p.d.Chunk = part(min(p.d.Chunk/2, survived/4), survived)
 		case handed >= proof || p.empty > 1 && handed > 0:
-			p.d.Class, p.d.Chunk = Boundary, limit(survived/4)
+			p.d.Class, p.d.Chunk = Boundary, part(survived/4, survived)
 		}
 	})
 }
@@ -260,6 +262,16 @@ func (p *pacer) wentOn(n int64) {
 // limit keeps a chunk size within its bounds.
 func limit(n int64) int64 { return min(max(n, leastChunk), mostChunk) }
 
+// part is limit for chunks that a connection can carry which survived so many
+// bytes. Object storage takes no smaller parts than partSize: ECR fails the
+// commit, and distribution on S3 loses its place.
+func part(n, survived int64) int64 {
+	if survived >= partSize {
+		n = max(n, partSize)
+	}
+	return limit(n)
+}
+
 // lost: a body broke after its connection had carried survived bytes, and the
 // session is gone.
 func (p *pacer) lost(survived int64) {
@@ -272,9 +284,9 @@ func (p *pacer) lost(survived int64) {
 		case p.d.Class == Fragile && p.gone > maxGone:
 			p.d.Chunk = 0 // no better than in one PATCH
 		case p.d.Class == Fragile && p.d.Chunk > 0:
-			p.d.Chunk = limit(p.d.Chunk / 2)
+			p.d.Chunk = part(p.d.Chunk/2, survived)
 		default:
-			p.d.Class, p.d.Chunk = Fragile, limit(survived/2)
+			p.d.Class, p.d.Chunk = Fragile, part(survived/2, survived)
 		}
 	})
 }

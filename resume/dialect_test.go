@@ -84,7 +84,7 @@ func TestFragile(t *testing.T) {
 		if res.Restarts != 1 || l.received() > 39*mib {
 			t.Errorf("result %+v, received %.1f MiB", res, float64(l.received())/mib)
 		}
-		if d := learns(t, ds, resume.Fragile); d.Chunk > 4*mib {
+		if d := learns(t, ds, resume.Fragile); d.Chunk > 5*mib {
 			t.Errorf("chunks of %d bytes", d.Chunk)
 		}
 	})
@@ -382,7 +382,7 @@ func TestECR(t *testing.T) {
 	breaks := func(nth ...int) func(scripted.Request) scripted.Action {
 		return func(r scripted.Request) scripted.Action {
 			if r.Kind == scripted.Patch && slices.Contains(nth, r.Seq) {
-				return scripted.Action{BreakBody: true, BodyLimit: min(12*mib, r.Length-1)}
+				return scripted.Action{BreakBody: true, BodyLimit: min(12*mib, r.Length/2)}
 			}
 			return scripted.Action{}
 		}
@@ -438,4 +438,17 @@ func TestNoStatusCorrected(t *testing.T) {
 			t.Errorf("learnt %+v", d)
 		}
 	})
+}
+
+// Object storage takes parts of 5 MiB and more. Chunks are not smaller if a
+// connection carries as much.
+func TestLeastPart(t *testing.T) {
+	for name, store := range map[string]scripted.Store{"boundary": scripted.Boundary, "fragile": scripted.Fragile} {
+		t.Run(name, func(t *testing.T) {
+			inLab(t, scripted.Options{Store: store, MinPart: 5 * mib}, resume.Options{RetryFor: time.Minute}, func(l *lab) {
+				l.net.Plan = func(int) memnet.Limits { return memnet.Limits{Up: 8 * mib, Down: -1} }
+				l.delivers(content(40 * mib))
+			})
+		})
+	}
 }

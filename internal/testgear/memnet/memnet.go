@@ -52,6 +52,26 @@ type Network struct {
 	// whatever an earlier connection had set going has come to rest before: a
 	// client that dials anew after a break sees the same every time.
 	Connecting time.Duration
+	// Latency is how long bytes, freed buffer space and the end of a stream take
+	// to the peer. Above 0, in a bubble of virtual time, what an end sees depends
+	// on the instants and the positions at which its peer acts, and not on which
+	// goroutine runs first:
+	//
+	//   - Bytes arrive together with all others written at the same instant.
+	//   - A limit or a break point stops its direction at that byte, and resets the
+	//     connection, at both ends, one and a half Latency later: the bytes before
+	//     it have arrived, and an answer to them has not. With Lose and no
+	//     LateBytes the reset comes after half a Latency, and the bytes written
+	//     last are lost.
+	//   - The reset that Close sends after SetLinger(0) arrives after three
+	//     eighths of a Latency and loses what is in flight.
+	//   - An end that closes refuses what its peer still writes. On connections of
+	//     an even number the peer reads what the end wrote last before its writes
+	//     fail, and a reset fails reads before writes. On the others it is the other
+	//     way round.
+	//
+	// 0 is no delay: what runs at the same instant then races.
+	Latency time.Duration
 
 	mu        sync.Mutex
 	listeners map[string]*listener
@@ -112,25 +132,31 @@ func (n *Network) Breaks() int {
 }
 
 // admit counts up to want bytes, and says whether the connection breaks after
-// them and loses what is in flight.
+// them and loses what is in flight. With a Latency a break is reported once, and
+// the direction that is not broken admits bytes until the reset.
 func (n *Network) admit(l *link, way, want int) (k int, broken, lose bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if l.broken {
+	switch {
+	case l.broken && n.Latency <= 0:
 		return 0, true, l.limits.Lose
+	case l.stopped[way]:
+		return 0, false, false
 	}
 	k = want
-	if at := l.limit(way); at >= 0 && l.passed[way]+int64(k) >= at {
-		k, broken, lose = int(at-l.passed[way]), true, l.limits.Lose
-	}
-	if p := n.points[way]; len(p) > 0 && n.total[way]+int64(k) >= p[0] {
-		k, broken, lose = int(max(p[0]-n.total[way], 0)), true, n.Lose
-		n.points[way] = p[1:]
+	if !l.broken {
+		if at := l.limit(way); at >= 0 && l.passed[way]+int64(k) >= at {
+			k, broken, lose = int(at-l.passed[way]), true, l.limits.Lose
+		}
+		if p := n.points[way]; len(p) > 0 && n.total[way]+int64(k) >= p[0] {
+			k, broken, lose = int(max(p[0]-n.total[way], 0)), true, n.Lose
+			n.points[way] = p[1:]
+		}
 	}
 	n.total[way] += int64(k)
 	l.passed[way] += int64(k)
 	if broken {
-		l.broken = true
+		l.broken, l.stopped[way] = true, true
 		n.breaks++
 	}
 	return k, broken, lose
@@ -167,11 +193,11 @@ func (n *Network) Dial(ctx context.Context, _, addr string) (net.Conn, error) {
 		time.Sleep(n.Connecting)
 	}
 
-	k := &link{n: n, limits: Unlimited()}
+	k := &link{n: n, number: number, limits: Unlimited()}
 	if n.Plan != nil {
 		k.limits = n.Plan(number)
 	}
-	k.pipes[up], k.pipes[down] = newPipe(), newPipe()
+	k.pipes[up], k.pipes[down] = newPipe(n.Latency), newPipe(n.Latency)
 	if k.limits.Up >= 0 && k.limits.Late > 0 {
 		k.pipes[up].gate = max(k.limits.Up-k.limits.LateBytes, 0)
 		k.pipes[up].late = k.limits.Late
@@ -245,11 +271,13 @@ func (l *listener) Close() error {
 
 // link is what both ends of a connection share. The counters are under n.mu.
 type link struct {
-	n      *Network
-	limits Limits
-	pipes  [2]*pipe // by direction
-	passed [2]int64
-	broken bool
+	n       *Network
+	number  int
+	limits  Limits
+	pipes   [2]*pipe // by direction
+	passed  [2]int64
+	stopped [2]bool // the direction was broken
+	broken  bool
 }
 
 func (k *link) limit(way int) int64 {
@@ -259,15 +287,56 @@ func (k *link) limit(way int) int64 {
 	return k.limits.Down
 }
 
-// reset breaks both directions. What was delivered before an earlier break
-// stays readable: no second reset reaches the peer.
-func (k *link) reset(lose bool) {
+// snap resets the connection after a break.
+func (k *link) snap(lose bool) {
+	wait := k.n.Latency + k.n.Latency/2
+	if lose && k.pipes[up].late == 0 {
+		wait = k.n.Latency / 2
+	}
+	k.reset(wait, lose)
+}
+
+// reset breaks both directions after a while. What was delivered before an
+// earlier break stays readable: no second reset reaches the peer.
+func (k *link) reset(wait time.Duration, lose bool) {
+	if k.n.Latency <= 0 {
+		k.cut(lose)
+		k.notify(true, true)
+		return
+	}
+	readersFirst := k.readersFirst()
+	time.AfterFunc(wait, func() {
+		k.cut(lose)
+		k.notify(readersFirst, !readersFirst)
+	})
+	time.AfterFunc(wait+k.n.Latency/4, func() { k.notify(true, true) })
+}
+
+// readersFirst tells which of two goroutines of an end learns of a break first.
+func (k *link) readersFirst() bool { return k.number%2 == 0 }
+
+// cut ends both directions and discards what is in flight.
+func (k *link) cut(lose bool) {
 	for _, p := range k.pipes {
 		p.mu.Lock()
-		if lose && !p.reset {
+		switch {
+		case p.reset:
+		case lose:
 			p.lose()
+		case p.gate < 0:
+			p.data = p.data[:p.readable()]
 		}
 		p.reset = true
+		p.mu.Unlock()
+	}
+}
+
+// notify lets readers or writers see that the connection was cut.
+func (k *link) notify(readers, writers bool) {
+	for _, p := range k.pipes {
+		p.mu.Lock()
+		p.readReset = p.readReset || readers
+		p.writeReset = p.writeReset || writers
 		p.changed()
 		p.mu.Unlock()
 	}
@@ -275,29 +344,93 @@ func (k *link) reset(lose bool) {
 
 // pipe is one direction.
 type pipe struct {
+	latency time.Duration
+
 	mu    sync.Mutex // never held while waiting
 	base  []byte
-	data  []byte // unread part of base
-	fin   bool   // the writer has closed
-	gone  bool   // the reader has closed
-	reset bool
+	data  []byte        // unread part of base, in flight or arrived
+	fin   bool          // the writer has closed
+	ended bool          // the reader has been told
+	gone  bool          // the writer has been told that the reader has closed
+	reset bool          // nothing arrives any more
 	wake  chan struct{} // closed and replaced at every change
+
+	readReset, writeReset bool // the end has been told of the reset
+
+	// Positions in the stream: what the reader took and what the writer wrote,
+	// and how much of it the other end knows.
+	taken, written int64
+	freed, arrived delayed
 
 	// Bytes from gate on are readable only late after the first of them was
 	// written; -1 is no gate.
-	gate, taken, written int64
-	late                 time.Duration
+	gate int64
+	late time.Duration
 }
 
-func newPipe() *pipe { return &pipe{wake: make(chan struct{}), gate: -1} }
+// delayed is a position that the other end learns of a latency later.
+type delayed struct {
+	seen  int64
+	under []moved
+}
+
+// moved is a position reached at an instant.
+type moved struct {
+	at time.Time
+	to int64
+}
+
+// move wants p.mu held, for the d of p.
+func (p *pipe) move(d *delayed, to int64) {
+	if p.latency <= 0 {
+		d.seen = to
+		return
+	}
+	now := time.Now()
+	if n := len(d.under); n > 0 && d.under[n-1].at.Equal(now) {
+		d.under[n-1].to = to
+		return
+	}
+	d.under = append(d.under, moved{now, to})
+	p.later(p.latency, func() {
+		if !p.reset {
+			d.seen = d.under[0].to
+		}
+		d.under = d.under[1:]
+	})
+}
+
+// later runs f after a while, or at once without a latency. It wants p.mu held,
+// and f runs with p.mu held.
+func (p *pipe) later(wait time.Duration, f func()) {
+	if p.latency <= 0 {
+		f()
+		p.changed()
+		return
+	}
+	time.AfterFunc(wait, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		f()
+		p.changed()
+	})
+}
+
+func newPipe(latency time.Duration) *pipe {
+	return &pipe{latency: latency, wake: make(chan struct{}), gate: -1}
+}
 
 // readable is how many bytes may be read now.
 func (p *pipe) readable() int {
-	if p.gate < 0 {
-		return len(p.data)
+	n := min(int64(len(p.data)), p.arrived.seen-p.taken)
+	if p.gate >= 0 {
+		n = min(n, p.gate-p.taken)
 	}
-	return int(min(int64(len(p.data)), p.gate-p.taken))
+	return int(n)
 }
+
+// room is how many bytes the writer may add.
+func (p *pipe) room() int { return int(bufferSize - (p.written - p.freed.seen)) }
 
 // isHeld tells bytes that are still under way.
 func (p *pipe) isHeld() bool { return p.gate >= 0 && p.written > p.gate }
@@ -338,6 +471,7 @@ func (p *pipe) put(b []byte) {
 	p.data = append(p.data, b...)
 	before := p.isHeld()
 	p.written += int64(len(b))
+	p.move(&p.arrived, p.written)
 	if !before && p.isHeld() {
 		time.AfterFunc(p.late, p.release)
 	}
@@ -405,14 +539,16 @@ func (c *conn) Read(b []byte) (int, error) {
 			if p.data = p.data[n:]; len(p.data) == 0 {
 				p.data = p.base[:0]
 			}
+			p.move(&p.freed, p.taken)
 			p.changed()
 			p.mu.Unlock()
 			return n, nil
 		case p.isHeld():
-		case p.reset:
+		case p.readReset:
 			p.mu.Unlock()
 			return 0, c.fail("read", syscall.ECONNRESET)
-		case p.fin:
+		case p.reset:
+		case p.ended && p.arrived.seen == p.written:
 			p.mu.Unlock()
 			return 0, io.EOF
 		}
@@ -452,7 +588,7 @@ func (c *conn) Write(b []byte) (n int, err error) {
 		p := c.out
 		p.mu.Lock()
 		switch {
-		case p.reset:
+		case p.writeReset:
 			p.mu.Unlock()
 			return n, c.fail("write", syscall.ECONNRESET)
 		case p.fin, p.gone:
@@ -462,21 +598,22 @@ func (c *conn) Write(b []byte) (n int, err error) {
 			p.mu.Unlock()
 			return n, nil
 		}
-		if room := min(len(b), bufferSize-len(p.data)); room > 0 {
-			k, broken, lose := c.link.n.admit(c.link, c.way, room)
-			p.put(b[:k])
-			p.changed()
-			p.mu.Unlock()
-			n += k
-			b = b[k:]
-			if broken {
-				c.link.reset(lose)
+		wake, k, broken, lose := p.wake, 0, false, false
+		if room := min(len(b), p.room()); room > 0 {
+			if k, broken, lose = c.link.n.admit(c.link, c.way, room); k > 0 {
+				p.put(b[:k])
+				p.changed()
 			}
-			continue
 		}
-		wake := p.wake
 		p.mu.Unlock()
-		c.wait(wake, &c.wd)
+		n += k
+		b = b[k:]
+		if broken {
+			c.link.snap(lose)
+		}
+		if k == 0 && !broken {
+			c.wait(wake, &c.wd)
+		}
 	}
 }
 
@@ -502,7 +639,7 @@ func (c *conn) sendFIN() {
 	p := c.out
 	p.mu.Lock()
 	p.fin = true
-	p.changed()
+	p.later(p.latency, func() { p.ended = true })
 	p.mu.Unlock()
 }
 
@@ -521,15 +658,18 @@ func (c *conn) Close() error {
 	c.rd.stop()
 	c.wd.stop()
 	if hard {
-		c.link.reset(true)
+		c.link.reset(3*c.link.n.Latency/8, true) // never at the instant of a break
 		return nil
 	}
 	c.sendFIN()
 	p := c.in
 	p.mu.Lock()
-	p.gone = true
 	p.drop()
-	p.changed()
+	wait := p.latency / 2
+	if c.link.readersFirst() {
+		wait += p.latency
+	}
+	p.later(wait, func() { p.gone = true })
 	p.mu.Unlock()
 	return nil
 }

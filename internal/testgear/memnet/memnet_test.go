@@ -37,7 +37,10 @@ func pair(t *testing.T, n *Network) (client, server net.Conn) {
 
 func bubble(t *testing.T, name string, f func(t *testing.T, n *Network)) {
 	t.Run(name, func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) { f(t, New()) })
+		synctest.Test(t, func(t *testing.T) {
+			f(t, New())
+			time.Sleep(time.Second) // writers may learn of a reset after readers
+		})
 	})
 }
 
@@ -253,6 +256,116 @@ func TestLateBytes(t *testing.T) {
 		wantErrno(t, "read", err, "read", syscall.ECONNRESET)
 		if string(got) != "0123" {
 			t.Errorf("got %q", got)
+		}
+	})
+}
+
+// With a latency, what an end sees depends on instants and positions alone: both
+// ends act at the same instants here, in goroutines of any order.
+func TestLatency(t *testing.T) {
+	const latency = 100 * time.Nanosecond
+	read := func(c net.Conn, began time.Time) func() (string, time.Duration, error) {
+		var b []byte
+		var err error
+		var at time.Duration
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			b, err = io.ReadAll(c)
+			at = time.Since(began)
+		}()
+		return func() (string, time.Duration, error) { <-done; return string(b), at, err }
+	}
+	reset := func(c net.Conn) { c.(interface{ SetLinger(int) error }).SetLinger(0); c.Close() }
+	for range 50 { // each in an order of the scheduler's own
+		bubble(t, "bytes take the latency", func(t *testing.T, n *Network) {
+			n.Latency = latency
+			c, s := pair(t, n)
+			got := read(s, time.Now())
+			for range 10 {
+				c.Write([]byte("x"))
+			}
+			c.Close()
+			if g, at, err := got(); g != "xxxxxxxxxx" || err != nil || at != latency {
+				t.Errorf("got %q after %s, %v", g, at, err)
+			}
+		})
+		bubble(t, "room takes the latency", func(t *testing.T, n *Network) {
+			n.Latency = latency
+			c, s := pair(t, n)
+			began := time.Now()
+			server := read(s, began)
+			c.Write(make([]byte, bufferSize))
+			c.Write([]byte("x"))
+			if took := time.Since(began); took != 2*latency {
+				t.Errorf("took %s", took)
+			}
+			c.Close()
+			server()
+		})
+		bubble(t, "a limit lets pass exactly the bytes before it, and no answer", func(t *testing.T, n *Network) {
+			n.Latency = latency
+			n.Plan = func(int) Limits { return Limits{Up: 7, Down: -1} }
+			c, s := pair(t, n)
+			began := time.Now()
+			go c.Write([]byte("0123456789"))
+			go s.Write([]byte("before"))
+			go func() {
+				time.Sleep(latency)
+				s.Write([]byte("answer"))
+			}()
+			client, server := read(c, began), read(s, began)
+			g, at, err := server()
+			if g != "0123456" || !errors.Is(err, syscall.ECONNRESET) || at != latency*3/2 {
+				t.Errorf("server: got %q after %s, %v", g, at, err)
+			}
+			g, at, err = client()
+			if g != "before" || !errors.Is(err, syscall.ECONNRESET) || at != latency*3/2 {
+				t.Errorf("client: got %q after %s, %v", g, at, err)
+			}
+		})
+		bubble(t, "with Lose, what was written last does not arrive", func(t *testing.T, n *Network) {
+			n.Latency = latency
+			n.Plan = func(int) Limits { return Limits{Up: 7, Down: -1, Lose: true} }
+			c, s := pair(t, n)
+			server := read(s, time.Now())
+			c.Write([]byte("01"))
+			time.Sleep(latency)
+			c.Write([]byte("23456789"))
+			if g, at, err := server(); g != "01" || !errors.Is(err, syscall.ECONNRESET) || at != latency*3/2 {
+				t.Errorf("got %q after %s, %v", g, at, err)
+			}
+		})
+		bubble(t, "a reset by an end loses what is in flight", func(t *testing.T, n *Network) {
+			n.Latency = latency
+			c, s := pair(t, n)
+			server := read(s, time.Now())
+			c.Write([]byte("01"))
+			time.Sleep(latency)
+			go c.Write([]byte("lost either way"))
+			go reset(c)
+			if g, at, err := server(); g != "01" || !errors.Is(err, syscall.ECONNRESET) || at != latency+latency*3/8 {
+				t.Errorf("got %q after %s, %v", g, at, err)
+			}
+		})
+	}
+	bubble(t, "an answer and a close: reads come first on one connection, writes on the next", func(t *testing.T, n *Network) {
+		n.Latency = latency
+		for _, want := range []time.Duration{latency * 3 / 2, latency / 2} {
+			c, s := pair(t, n)
+			began := time.Now()
+			answer := read(c, began)
+			s.Write([]byte("no"))
+			s.Close()
+			_, err := c.Write(make([]byte, 2*bufferSize))
+			wantErrno(t, "write", err, "write", syscall.EPIPE)
+			if at := time.Since(began); at != want {
+				t.Errorf("the write failed after %s, want %s", at, want)
+			}
+			if g, at, err := answer(); g != "no" || err != nil || at != latency {
+				t.Errorf("got %q after %s, %v", g, at, err)
+			}
+			c.Close()
 		}
 	})
 }

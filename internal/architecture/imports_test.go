@@ -19,18 +19,19 @@ var arrows = map[string][]string{
 	"cmd/rpush": {"internal/cli"},
 	"internal/cli": {
 		"internal/certificates", "internal/conntrack", "internal/credentials", "internal/protocol", "internal/source", "pusher", "resume",
-		"internal/compress", "internal/engine", "internal/known", "internal/spool", "internal/stream",
+		"internal/compress", "internal/engine", "internal/known", "internal/owndir", "internal/spool", "internal/stream",
 	},
 	"internal/conntrack":    {"internal/stray"}, // the self-test sends what does the harm
 	"internal/stray":        {},
 	"internal/certificates": {},
 	"internal/credentials":  {},
 	"internal/manifest":     {},
-	"internal/source":       {"internal/manifest", "internal/saved", "pusher", "resume"}, // resume for the kinds of failure
+	"internal/source":       {"internal/manifest", "internal/owndir", "internal/saved", "pusher", "resume"}, // resume for the kinds of failure
 	"internal/saved":        {"internal/manifest", "resume"},
 	"internal/compress":     {},
-	"internal/spool":        {},
-	"internal/known":        {},
+	"internal/owndir":       {},
+	"internal/spool":        {"internal/owndir"},
+	"internal/known":        {"internal/owndir"},
 	"internal/engine":       {"resume"},
 	"internal/stream": {
 		"internal/compress", "internal/known", "internal/manifest", "internal/saved", "internal/spool", "pusher", "resume",

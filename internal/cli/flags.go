@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/rpush-go/rpush/internal/owndir"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -249,7 +250,9 @@ func (o *options) effort() pusher.Options {
 		p.Tries = o.image.retryTimes + 1
 	}
 	if dir := o.cache(); dir != "" { // without a home it is learnt anew each time
-		p.Dialects = resume.FileDialects(filepath.Join(dir, "registries.json"))
+		if own, err := owndir.Make(dir, owndir.Known); err == nil {
+			p.Dialects = resume.FileDialects(filepath.Join(own, "registries.json"))
+		}
 	}
 	return p
 }

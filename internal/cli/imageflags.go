@@ -3,7 +3,9 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -14,6 +16,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/pflag"
 
+	"github.com/rpush-go/rpush/internal/owndir"
 	"github.com/rpush-go/rpush/internal/source"
 	"github.com/rpush-go/rpush/pusher"
 )
@@ -150,21 +153,26 @@ func (o *options) source(p *pusher.Pusher) source.Options {
 		DigestTags:       o.image.digestTags,
 		PreserveDigests:  o.image.preserveDigests,
 		Nondistributable: o.image.nondistributable,
-		Spools:           o.spools(largeTemp()),
+		Spools:           o.spools(),
 		Registry:         p,
 	}
 }
 
-// spools are the places for what waits on disk, the best first. last is where
-// there is no home, or none that can be written to.
-func (o *options) spools(last string) []string {
+// spools are the directories for what waits on disk, the best first. The last
+// one is for users without a home, or with one that cannot be written to.
+func (o *options) spools() (all []string) {
 	if o.image.spoolDir != "" {
 		return []string{o.image.spoolDir}
 	}
 	if dir := o.cache(); dir != "" {
-		return []string{filepath.Join(dir, "spool"), last}
+		all = append(all, dir)
 	}
-	return []string{last}
+	// Another user may have taken the name.
+	last := filepath.Join(largeTemp(), fmt.Sprintf("rpush-%d", os.Getuid()))
+	if err := owndir.Check(last); err == nil || errors.Is(err, fs.ErrNotExist) || len(all) == 0 {
+		all = append(all, last)
+	}
+	return all
 }
 
 // rate is a number of bytes per second.

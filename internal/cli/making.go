@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -191,7 +190,7 @@ func (m *making) unclobbered(ctx context.Context) error {
 // spool is the first place that is good for it, or nil.
 func (m *making) spool() *spool.Dir {
 	var first error
-	for _, place := range m.o.spools(filepath.Join(largeTemp(), fmt.Sprintf("rpush-%d", os.Getuid()))) {
+	for _, place := range m.o.spools() {
 		d, err := spool.Open(place, 0)
 		if err == nil {
 			return d

@@ -556,7 +556,7 @@ func spooled(t *testing.T, l *lab) (names []string) {
 	t.Helper()
 	for _, kv := range l.env {
 		if home, ok := strings.CutPrefix(kv, "HOME="); ok {
-			all, _ := os.ReadDir(filepath.Join(home, ".cache", "rpush", "spool"))
+			all, _ := os.ReadDir(filepath.Join(home, ".cache", "rpush", "rpush-spool"))
 			for _, e := range all {
 				names = append(names, e.Name())
 			}

@@ -24,6 +24,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/rpush-go/rpush/internal/owndir"
 )
 
 const (
@@ -66,27 +68,42 @@ type signedLayer struct {
 // nothing and keeps nothing. It is safe for concurrent use by goroutines and
 // processes; of two that write about one layer at once, one may be forgotten.
 type Cache struct {
-	dir string
+	dir string // of its own; empty: the cache is in memory alone
+	err error  // why nothing is read from dir or written to it
 	key []byte
 
 	mu    sync.Mutex
 	added map[digest.Digest][]Layer
 }
 
-// Open uses dir, which need not exist, and clears it of what is too old or too
-// much. Without a dir, the cache is this process's alone.
+// Open makes a cache in dir, in a directory of its own that is private to this
+// user, and deletes entries of it that are too old or too many. Other files
+// stay, whoever created them. If the directory cannot be used, the cache
+// remembers what is added to it, and AddLayer and AddConfig say why it keeps
+// nothing. Without a dir, the cache is this process's alone.
 func Open(dir string) *Cache {
-	c := &Cache{dir: dir, key: newKey()}
+	c := &Cache{key: newKey()}
 	if dir == "" {
 		return c
 	}
+	if c.dir, c.err = owndir.Make(dir, owndir.Known); c.err != nil {
+		return c
+	}
 	for _, kind := range []string{layers, configs} {
-		prune(filepath.Join(dir, kind), time.Now())
+		path, err := owndir.Make(c.dir, kind)
+		if err != nil {
+			c.err = err
+			return c
+		}
+		prune(path, time.Now())
 	}
 	return c
 }
 
-const layers, configs = "layers", "configs"
+const (
+	layers, configs = "layers", "configs" // directories
+	ext             = ".json"
+)
 
 func prune(dir string, now time.Time) {
 	all, err := os.ReadDir(dir)
@@ -100,7 +117,7 @@ func prune(dir string, now time.Time) {
 	var kept []aged
 	for _, e := range all {
 		fi, err := e.Info()
-		if err != nil {
+		if err != nil || !fi.Mode().IsRegular() || !isEntry(e.Name()) && !owndir.IsTemp(e.Name()) {
 			continue
 		}
 		if now.Sub(fi.ModTime()) > expiry {
@@ -113,6 +130,12 @@ func prune(dir string, now time.Time) {
 	for _, f := range kept[min(len(kept), maxFiles):] {
 		_ = os.Remove(filepath.Join(dir, f.name)) // the next time
 	}
+}
+
+// isEntry reports whether path gives this file name to some entry.
+func isEntry(file string) bool {
+	d, ok := strings.CutSuffix(file, ext)
+	return ok && digest.Digest(strings.Replace(d, "-", ":", 1)).Validate() == nil
 }
 
 // SignWith has the cache sign with a key of ReadKey, and believe what was signed
@@ -221,7 +244,7 @@ func places(now, before []string) []string {
 }
 
 func (c *Cache) path(kind string, d digest.Digest) string {
-	return filepath.Join(c.dir, kind, strings.Replace(string(d), ":", "-", 1)+".json")
+	return filepath.Join(c.dir, kind, strings.Replace(string(d), ":", "-", 1)+ext)
 }
 
 // read is false for what is not there, or damaged.
@@ -231,7 +254,7 @@ func (c *Cache) read(kind string, d digest.Digest, into any) bool {
 }
 
 func (c *Cache) load(kind string, d digest.Digest) ([]byte, bool) {
-	if d.Validate() != nil {
+	if c.err != nil || d.Validate() != nil {
 		return nil, false
 	}
 	path := c.path(kind, d)
@@ -259,17 +282,14 @@ func (c *Cache) write(kind string, d digest.Digest, what any) error {
 
 // store replaces a file, so that no reader sees half of one.
 func (c *Cache) store(kind string, d digest.Digest, b []byte) error {
-	if err := d.Validate(); err != nil {
+	if err := cmp.Or(c.err, d.Validate()); err != nil {
 		return err
 	}
 	if len(b) > maxFile {
 		return errors.New("too large to be kept")
 	}
 	path := c.path(kind, d)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-")
+	f, err := owndir.CreateTemp(filepath.Dir(path))
 	if err != nil {
 		return err
 	}

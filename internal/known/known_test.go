@@ -90,11 +90,11 @@ func TestOldGoes(t *testing.T) {
 	c := open(dir, "key")
 	diff := digest.FromString("diff")
 	c.AddLayer(diff, Layer{Digest: diff})
-	prune(filepath.Join(dir, layers), time.Now().Add(expiry-time.Hour))
+	prune(filepath.Join(c.dir, layers), time.Now().Add(expiry-time.Hour))
 	if len(open(dir, "key").Layers(diff)) != 1 {
 		t.Error("gone before the expiry")
 	}
-	prune(filepath.Join(dir, layers), time.Now().Add(expiry+time.Hour))
+	prune(filepath.Join(c.dir, layers), time.Now().Add(expiry+time.Hour))
 	if len(open(dir, "key").Layers(diff)) != 0 {
 		t.Error("still there after the expiry")
 	}

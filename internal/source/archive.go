@@ -19,6 +19,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/rpush-go/rpush/internal/manifest"
+	"github.com/rpush-go/rpush/internal/owndir"
 	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
@@ -150,12 +151,15 @@ func (a *archive) failed(ctx context.Context, err error) error {
 // ends the process, nothing is left. The error is that of the first directory.
 func newSpool(dirs []string) (f *os.File, err error) {
 	if len(dirs) == 0 {
-		dirs = []string{os.TempDir()}
+		if f, err = owndir.CreateTemp(os.TempDir()); err == nil {
+			_ = os.Remove(f.Name()) // Windows cannot, see close
+		}
+		return f, err
 	}
 	for _, dir := range dirs {
-		made := os.MkdirAll(dir, 0o700)
+		own, made := owndir.Make(dir, owndir.Spool)
 		if made == nil {
-			f, made = os.CreateTemp(dir, "rpush-*")
+			f, made = owndir.CreateTemp(own)
 		}
 		if made == nil {
 			_ = os.Remove(f.Name()) // Windows cannot, see close

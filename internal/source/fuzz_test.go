@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"runtime/metrics"
 	"strings"
 	"testing"
@@ -97,7 +96,7 @@ func readStored(ctx context.Context, s *pusher.Stored, depth int) error {
 func fuzzArchive(t *testing.T, input []byte) {
 	before := allocated()
 	for _, transport := range []string{anyArchive, "docker-archive", "oci-archive"} {
-		o := Options{Stdin: bytes.NewReader(input), Spools: []string{os.TempDir()}, Referrers: true, DigestTags: true}
+		o := Options{Stdin: bytes.NewReader(input), Referrers: true, DigestTags: true}
 		images, err := transports[transport](t.Context(), stdin, o)
 		if err != nil {
 			if !errors.Is(err, resume.ErrSource) && !errors.Is(err, ErrSpec) {

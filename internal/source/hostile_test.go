@@ -37,7 +37,7 @@ func TestBombs(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "--spool-dir") || !strings.Contains(err.Error(), "1048576") {
 			t.Errorf("%s: %v", name, err)
 		}
-		if left := must(os.ReadDir(dir)); len(left) != 0 {
+		if left := must(os.ReadDir(filepath.Join(dir, "rpush-spool"))); len(left) != 0 {
 			t.Errorf("%s: %v is left", name, left)
 		}
 	}

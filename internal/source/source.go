@@ -50,9 +50,9 @@ type Options struct {
 
 	// Stdin is what "-" reads.
 	Stdin io.Reader
-	// Spools are directories for what cannot be read twice where it is. The first
-	// that can be written to is taken, and made if it is missing; none is that of
-	// os.TempDir.
+	// Spools are directories for copies of what cannot be read twice. The first
+	// that can be written to gets a directory of rpush's own; it is created if it
+	// is missing. Without Spools, copies go to os.TempDir.
 	Spools []string
 	// Registry reads what docker:// names.
 	Registry *pusher.Pusher

@@ -4,7 +4,6 @@ package spool
 
 import (
 	"errors"
-	"io/fs"
 	"os"
 	"syscall"
 
@@ -37,9 +36,4 @@ func free(path string) int64 {
 
 func noSpace(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
-}
-
-func private(fi fs.FileInfo) bool {
-	st, ok := fi.Sys().(*syscall.Stat_t)
-	return ok && int(st.Uid) == os.Getuid() && fi.Mode().Perm()&0o022 == 0
 }

@@ -2,7 +2,6 @@ package spool
 
 import (
 	"errors"
-	"io/fs"
 	"os"
 
 	"golang.org/x/sys/windows"
@@ -40,5 +39,3 @@ func free(path string) int64 {
 }
 
 func noSpace(err error) bool { return errors.Is(err, windows.ERROR_DISK_FULL) }
-
-func private(fs.FileInfo) bool { return true }

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/rpush-go/rpush/internal/owndir"
 )
 
 const (
@@ -25,8 +27,6 @@ const (
 	expiry = 72 * time.Hour
 	// step is how often the space is looked at while writing.
 	step = 16 << 20
-
-	tempPrefix = "new-"
 )
 
 // ErrFull says that a blob does not fit.
@@ -46,22 +46,16 @@ type Dir struct {
 	changed chan struct{} // closed when held gets less
 }
 
-// Open makes the directory, private to this user, and clears it of what is too
-// old and of what dead processes left half written. max bounds its bytes
-// further; 0 does not. The error says why there can be no spool there.
-func Open(path string, max int64) (*Dir, error) {
-	if err := os.MkdirAll(path, 0o700); err != nil {
+// Open makes a spool in dir, in a directory of its own that is private to this
+// user, and deletes blobs of it that are too old and those that dead processes
+// left half written. Other files stay, whoever created them. max bounds its
+// bytes further; 0 does not. The error says why there can be no spool there.
+func Open(dir string, max int64) (*Dir, error) {
+	path, err := owndir.Make(dir, owndir.Spool)
+	if err != nil {
 		return nil, err
 	}
-	fi, err := os.Lstat(path)
-	switch {
-	case err != nil:
-		return nil, err
-	case !fi.IsDir():
-		return nil, fmt.Errorf("%s is no directory", path)
-	case !private(fi):
-		return nil, fmt.Errorf("%s belongs to somebody else, or others may write to it", path)
-	case inMemory(path):
+	if inMemory(path) {
 		return nil, fmt.Errorf("%s: %w", path, errUnfit)
 	}
 	if max <= 0 || max > maxBytes {
@@ -84,7 +78,7 @@ func (d *Dir) sweep(now time.Time) {
 		if err != nil || !fi.Mode().IsRegular() {
 			continue
 		}
-		if strings.HasPrefix(e.Name(), tempPrefix) || now.Sub(fi.ModTime()) > expiry {
+		if owndir.IsTemp(e.Name()) || isBlob(e.Name()) && now.Sub(fi.ModTime()) > expiry {
 			d.remove(e.Name())
 		}
 	}
@@ -133,6 +127,11 @@ func (d *Dir) room() int64 {
 
 func name(dgst digest.Digest) string { return strings.Replace(string(dgst), ":", "-", 1) }
 
+// isBlob reports whether name gives this file name to some blob.
+func isBlob(file string) bool {
+	return digest.Digest(strings.Replace(file, "-", ":", 1)).Validate() == nil
+}
+
 // Writer is a blob that is being written.
 type Writer struct {
 	d     *Dir
@@ -144,7 +143,7 @@ type Writer struct {
 
 // Create begins a blob. The context ends the wait for space, see Write.
 func (d *Dir) Create(ctx context.Context) (*Writer, error) {
-	f, err := os.CreateTemp(d.path, tempPrefix)
+	f, err := owndir.CreateTemp(d.path)
 	if err != nil {
 		return nil, err
 	}

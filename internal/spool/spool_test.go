@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/rpush-go/rpush/internal/owndir"
 )
 
 func open(t *testing.T, path string, max int64) *Dir {
@@ -38,9 +40,10 @@ func put(t *testing.T, d *Dir, b []byte) *Blob {
 	return blob
 }
 
+// files counts the files of the spool in dir.
 func files(t *testing.T, dir string) int {
 	t.Helper()
-	all, err := os.ReadDir(dir)
+	all, err := os.ReadDir(filepath.Join(dir, owndir.Spool))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,14 +243,11 @@ func TestBadPlaces(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	open := filepath.Join(dir, "open")
-	if err := os.Mkdir(open, 0o700); err != nil {
+	link := filepath.Join(dir, "link")
+	if err := errors.Join(os.Mkdir(link, 0o700), os.Symlink(t.TempDir(), filepath.Join(link, owndir.Spool))); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(open, 0o777); err != nil { //nolint:gosec // on purpose
-		t.Fatal(err)
-	}
-	for _, path := range []string{file, filepath.Join(file, "below"), open} {
+	for _, path := range []string{file, filepath.Join(file, "below"), link} {
 		if _, err := Open(path, 0); err == nil {
 			t.Errorf("%s was taken", path)
 		}

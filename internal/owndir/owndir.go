@@ -1,0 +1,65 @@
+// Package owndir makes and checks the directories in which rpush deletes and
+// replaces files. Such a directory holds nothing but rpush's files: a directory
+// that the user names may hold anything, so rpush works in a subdirectory.
+package owndir
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// The names of rpush's directories.
+const (
+	Spool = "rpush-spool" // blobs and archives that wait on disk
+	Known = "rpush-known" // hints about registries, layers and images
+)
+
+// tempPrefix begins the names of files that are being written.
+const tempPrefix = "rpush-new-"
+
+// Make creates the directory name inside dir, with mode 0700, and returns its
+// path. If the directory exists, it must pass Check. Make creates dir too, but
+// does not check it: dir belongs to the user.
+func Make(dir, name string) (string, error) {
+	path := filepath.Join(dir, name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return path, err
+	}
+	if err := os.Mkdir(path, 0o700); err != nil && !os.IsExist(err) {
+		return path, err
+	}
+	return path, Check(path)
+}
+
+// Check fails unless path is a directory, not a symbolic link to one, that
+// belongs to this user and to which nobody else can write. On Windows it does
+// not look at owner and mode: the user's directories are private there. The
+// error wraps fs.ErrNotExist if there is nothing at path.
+func Check(path string) error {
+	fi, err := os.Lstat(path)
+	switch {
+	case err != nil:
+		return err
+	case fi.Mode()&os.ModeSymlink != 0:
+		return fmt.Errorf("%s is a symbolic link: rpush needs a directory there", path)
+	case !fi.IsDir():
+		return fmt.Errorf("%s is not a directory", path)
+	}
+	if err := exclusive(fi); err != nil {
+		return fmt.Errorf("%s %w", path, err)
+	}
+	return nil
+}
+
+// CreateTemp creates a file of mode 0600 in path, with a name for which IsTemp
+// holds.
+func CreateTemp(path string) (*os.File, error) { return os.CreateTemp(path, tempPrefix) }
+
+// IsTemp reports whether a file name, without its directory, is one that
+// CreateTemp gives.
+func IsTemp(name string) bool {
+	digits, ok := strings.CutPrefix(name, tempPrefix)
+	return ok && digits != "" && strings.Trim(digits, "0123456789") == ""
+}

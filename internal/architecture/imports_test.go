@@ -30,7 +30,7 @@ var arrows = map[string][]string{
 	"internal/saved":        {"internal/manifest", "resume"},
 	"internal/compress":     {},
 	"internal/owndir":       {},
-	"internal/spool":        {"internal/owndir"},
+	"internal/spool":        {"internal/owndir", "internal/saved"},
 	"internal/known":        {"internal/owndir"},
 	"internal/engine":       {"resume"},
 	"internal/stream": {

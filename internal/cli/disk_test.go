@@ -24,6 +24,11 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/rpush-go/rpush/internal/compress"
+	"github.com/rpush-go/rpush/internal/known"
+	"github.com/rpush-go/rpush/internal/spool"
 )
 
 var plainLayer = bytes.Repeat([]byte("layer"), 1000)
@@ -203,4 +208,41 @@ func TestForeignDirectoriesAreRefused(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A cache that names a blob for a layer, and a spool that has such a blob, may
+// both be planted.
+func TestPlantedSpoolFileIsNotPublished(t *testing.T) {
+	var blob bytes.Buffer
+	z := gzip.NewWriter(&blob)
+	if _, err := z.Write([]byte("not the layer")); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	planted := digest.FromBytes(blob.Bytes())
+	dir := t.TempDir()
+	s, err := spool.Open(dir, 0)
+	if err != nil {
+		t.Skipf("no place for a spool: %v", err)
+	}
+	w, err := s.Create(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(blob.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	b, err := w.Keep(planted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Keep()
+	if err := known.Open(dir).AddLayer(digest.FromBytes(plainLayer), known.Layer{
+		Digest: planted, Size: b.Size, MediaType: string(types.OCILayer), Key: compress.Gzip.Key(),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	pushArchive(t, plainArchive(t), "--spool-dir", dir, "--cache-dir", dir)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/rpush-go/rpush/internal/owndir"
+	"github.com/rpush-go/rpush/internal/saved"
 )
 
 const (
@@ -204,9 +205,42 @@ func (d *Dir) blob(f *os.File, path string, dgst digest.Digest, size int64) *Blo
 	return &Blob{Digest: dgst, Size: size, d: d, f: f, path: path}
 }
 
-// Get gives a blob that an earlier process left, if it is whole. All of it is
-// read.
+// Get gives a blob that an earlier process left, if it has the digest. All of
+// it is read.
 func (d *Dir) Get(ctx context.Context, dgst digest.Digest, size int64) (*Blob, bool) {
+	return d.get(ctx, dgst, size, func(r io.Reader) error {
+		_, err := io.Copy(io.Discard, r)
+		return err
+	})
+}
+
+// GetLayer is Get for the blob of a layer. Whoever names the blob may be wrong
+// about which layer it holds, so GetLayer decompresses the blob too: what it
+// gives has the diffID.
+func (d *Dir) GetLayer(ctx context.Context, diffID, dgst digest.Digest, size int64) (*Blob, bool) {
+	if diffID.Validate() != nil {
+		return nil, false
+	}
+	return d.get(ctx, dgst, size, func(r io.Reader) error {
+		plain, err := saved.Decompress(r)
+		if err != nil {
+			return err
+		}
+		defer plain.Close()
+		v := diffID.Verifier()
+		if _, err := io.Copy(v, io.LimitReader(plain, saved.MaxLayer)); err != nil {
+			return err
+		}
+		if !v.Verified() {
+			return fmt.Errorf("it is not the layer %s", diffID)
+		}
+		return nil
+	})
+}
+
+// get gives a blob if it has the digest and check, which reads all of it,
+// does not fail.
+func (d *Dir) get(ctx context.Context, dgst digest.Digest, size int64, check func(io.Reader) error) (*Blob, bool) {
 	if dgst.Validate() != nil {
 		return nil, false
 	}
@@ -217,7 +251,7 @@ func (d *Dir) Get(ctx context.Context, dgst digest.Digest, size int64) (*Blob, b
 	}
 	lock(f, false)
 	fi, err := f.Stat()
-	if err != nil || !fi.Mode().IsRegular() || fi.Size() != size || !whole(ctx, f, dgst) {
+	if err != nil || !fi.Mode().IsRegular() || fi.Size() != size || !whole(ctx, f, dgst, check) {
 		f.Close()
 		if ctx.Err() == nil {
 			d.remove(name(dgst))
@@ -227,18 +261,15 @@ func (d *Dir) Get(ctx context.Context, dgst digest.Digest, size int64) (*Blob, b
 	return d.blob(f, path, dgst, size), true
 }
 
-func whole(ctx context.Context, f *os.File, dgst digest.Digest) bool {
+// whole reports whether a file has a digest and passes a check.
+func whole(ctx context.Context, f *os.File, dgst digest.Digest, check func(io.Reader) error) bool {
 	v := dgst.Verifier()
-	for ctx.Err() == nil {
-		_, err := io.CopyN(v, f, step)
-		if errors.Is(err, io.EOF) {
-			return v.Verified()
-		}
-		if err != nil {
-			return false
-		}
+	r := io.TeeReader(saved.Cancellable(ctx, f), v)
+	if check(r) != nil {
+		return false
 	}
-	return false
+	_, err := io.Copy(io.Discard, r) // what a decompressor left
+	return err == nil && v.Verified()
 }
 
 // Blob is a blob of the spool that this process delivers.

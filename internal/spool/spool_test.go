@@ -2,6 +2,7 @@ package spool
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"io"
@@ -106,6 +107,61 @@ func TestDamagedBlobIsNone(t *testing.T) {
 		if n := files(t, dir); n != 0 {
 			t.Errorf("%d files are left", n)
 		}
+	}
+}
+
+// A file that is planted in the spool, and named for a layer by a planted cache,
+// is no blob of the layer.
+func TestPlantedBlobIsNone(t *testing.T) {
+	gz := func(parts ...string) []byte {
+		var b bytes.Buffer
+		for _, p := range parts {
+			z := gzip.NewWriter(&b)
+			if _, err := z.Write([]byte(p)); err != nil {
+				t.Fatal(err)
+			}
+			if err := z.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return b.Bytes()
+	}
+	dir := t.TempDir()
+	d := open(t, dir, 0)
+	layer := digest.FromString("layer")
+	for _, tt := range []struct {
+		name string
+		blob []byte
+		want bool
+	}{
+		{"compressed", gz("layer"), true},
+		{"in two members", gz("lay", "er"), true},
+		{"plain", []byte("layer"), true},
+		{"nothing", nil, false},
+		{"another layer", gz("other"), false},
+		{"another plain layer", []byte("other"), false},
+		{"a longer layer", gz("layer", "more"), false},
+		{"cut short", gz("layer")[:20], false},
+		{"bytes that follow", append(gz("layer"), "more"...), false},
+		{"what cannot be decompressed", []byte("\xfd7zXZ\x00layer"), false},
+	} {
+		b := put(t, d, tt.blob)
+		b.Keep()
+		got, ok := d.GetLayer(t.Context(), layer, b.Digest, b.Size)
+		if ok != tt.want {
+			t.Errorf("%s: given out: %t, want %t", tt.name, ok, tt.want)
+		}
+		if ok {
+			got.Delivered()
+		}
+		if n := files(t, dir); n != 0 {
+			t.Errorf("%s: %d files are left", tt.name, n)
+		}
+	}
+	b := put(t, d, nil)
+	b.Keep()
+	if _, ok := d.GetLayer(t.Context(), "", b.Digest, b.Size); ok {
+		t.Error("a blob is given out as a layer without a diffID")
 	}
 }
 

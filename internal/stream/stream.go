@@ -221,7 +221,7 @@ func (j *Job) lookFor(ctx context.Context, diff digest.Digest) error {
 	if own == nil || j.Spool == nil {
 		return nil
 	}
-	if b, ok := j.Spool.Get(ctx, own.Digest, own.Size); ok {
+	if b, ok := j.Spool.GetLayer(ctx, diff, own.Digest, own.Size); ok {
 		j.mu.Lock()
 		defer j.mu.Unlock()
 		j.at[diff] = *own

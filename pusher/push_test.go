@@ -661,3 +661,18 @@ type brokenKeychain struct{}
 var errHelper = errors.New("the helper is not installed")
 
 func (brokenKeychain) Resolve(authn.Resource) (authn.Authenticator, error) { return nil, errHelper }
+
+// A HEAD of an absent tag that is answered 403, as by a virtual repository of
+// Artifactory, does not end a push.
+func TestAbsentTagForbidden(t *testing.T) {
+	forbid := func(r scripted.Request) scripted.Action {
+		if r.Kind == scripted.HeadManifest {
+			return scripted.Action{Before: 403}
+		}
+		return scripted.Action{}
+	}
+	img := newImage(content(1, 1000))
+	inLab(t, scripted.Options{Intercept: forbid}, func(l *lab) {
+		l.pushes("reg.test/a:1", img)
+	})
+}

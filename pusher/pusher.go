@@ -413,6 +413,12 @@ var manifestTypes = []types.MediaType{
 // digest in the answer is believed.
 func (d *Delivery) has(ctx context.Context, id string, m *node) (bool, error) {
 	resp, err := d.head(ctx, id, m)
+	var answer *protocol.StatusError
+	if errors.As(err, &answer) && answer.Status == http.StatusForbidden && !answer.Token {
+		// A virtual repository of Artifactory says so of a tag that is not there.
+		// Whether the push is denied, the PUT tells.
+		return false, nil
+	}
 	if err != nil {
 		return false, err
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/sirupsen/logrus"
 
 	"github.com/rpush-go/rpush/internal/protocol"
 	"github.com/rpush-go/rpush/internal/retry"
@@ -245,6 +246,12 @@ func (u *upload) open(ctx context.Context) error {
 	case a.Status == http.StatusCreated && u.blob.MountFrom != "":
 		u.res.Mounted = true
 		u.finish(Mounted)
+		return nil
+	case a.Status != http.StatusAccepted && u.blob.MountFrom != "" && protocol.Classify(protocol.Unexpected(a, time.Now())).Class == protocol.Final:
+		// Harbor answers 401 and Pulp 404 if the other repository is not there or
+		// not to be read. The registry may still take the blob itself.
+		u.c.log.WithFields(logrus.Fields{"digest": u.blob.Digest, "status": a.Status}).Info("mount refused, sending the blob")
+		u.blob.MountFrom = ""
 		return nil
 	case a.Status != http.StatusAccepted:
 		return protocol.Unexpected(a, time.Now())

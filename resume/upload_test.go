@@ -616,3 +616,22 @@ func TestRateLimit(t *testing.T) {
 		}
 	})
 }
+
+// A mount that is refused, whatever the status, is tried without.
+func TestMountRefused(t *testing.T) {
+	for _, status := range []int{400, 401, 403, 404, 405, 501} {
+		refuse := func(r scripted.Request) scripted.Action {
+			if r.Kind == scripted.Post && r.Reference != "" {
+				return scripted.Action{Before: status}
+			}
+			return scripted.Action{}
+		}
+		inLab(t, scripted.Options{Intercept: refuse}, resume.Options{}, func(l *lab) {
+			blob := blobOf(content(1000))
+			blob.MountFrom = "team/base"
+			if res, err := l.client.Upload(l.t.Context(), blob); err != nil || res.Mounted || res.Sent != 1000 {
+				t.Errorf("%d: result %+v, %v", status, res, err)
+			}
+		})
+	}
+}

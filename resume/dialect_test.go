@@ -376,6 +376,10 @@ func ecr() scripted.Options {
 	}
 }
 
+// latency makes what a client sees of an early answer depend on positions, not
+// on which goroutine is quicker: see memnet.Network.
+const latency = 200 * time.Nanosecond
+
 func TestECR(t *testing.T) {
 	ds := resume.MemoryDialects()
 	learnt := resume.Dialect{Class: resume.Exact, StuckRange: true, NoStatus: true}
@@ -390,6 +394,7 @@ func TestECR(t *testing.T) {
 	o := ecr()
 	o.Intercept = breaks(1)
 	inLab(t, o, resume.Options{Dialects: ds}, func(l *lab) {
+		l.net.Latency = latency
 		if res := l.delivers(content(40 * mib)); res.Restarts != 1 { // nothing is known yet
 			t.Errorf("result %+v", res)
 		}
@@ -399,6 +404,7 @@ func TestECR(t *testing.T) {
 	})
 	o.Intercept = breaks(1, 3)
 	inLab(t, o, resume.Options{Dialects: ds}, func(l *lab) {
+		l.net.Latency = latency
 		res := l.delivers(content(40 * mib))
 		if res.Restarts != 0 || res.Breaks != 2 || res.Resumes < 2 {
 			t.Errorf("result %+v", res)
@@ -414,6 +420,7 @@ func TestECR(t *testing.T) {
 	ds.Save(host, resume.Dialect{MaxBody: 5 * mib, StuckRange: true, NoStatus: true})
 	o.Intercept = nil
 	inLab(t, o, resume.Options{Dialects: ds}, func(l *lab) {
+		l.net.Latency = latency
 		if res := l.delivers(content(22 * mib)); res.Restarts != 0 || l.count(scripted.Status) != 0 {
 			t.Errorf("result %+v, %d status requests", res, l.count(scripted.Status))
 		}

@@ -61,7 +61,7 @@ func (u *upload) sameReader(r interface {
 		"u.doubt = time.Now()\n\t\tu.guest.broke(err)\n\t\treturn err",
 		"u.finish(Committed)\n\t\treturn nil"),
 	one("200 to a commit taken for success", "resume/upload.go",
-		"case a.Status == http.StatusCreated:\n\t\tu.finish", "case a.Status < 300:\n\t\tu.finish"),
+		"case a.Status == http.StatusCreated:\n\t\tu.proved()", "case a.Status < 300:\n\t\tu.proved()"),
 	one("a blob that is not there after a commit in doubt taken for there", "resume/upload.go",
 		"if exists {\n\t\tu.finish(Committed)", "if exists || err == nil {\n\t\tu.finish(Committed)"),
 	one("a failed existence check taken for no", "resume/client.go",
@@ -103,7 +103,7 @@ func (u *upload) sameReader(r interface {
 	one("records kept after the commit and never dropped", "resume/keep.go",
 		"if err := u.lease.Remove(context.Background()); err != nil {", "if err := error(nil); err != nil {"),
 	one("413 taken for final", "resume/upload.go",
-		"case large && u.c.pace.tooLarge", "case a.Status == 0 && u.c.pace.tooLarge"),
+		"case large && u.c.pace.tooLarge", "case large && a.Status == 0 && u.c.pace.tooLarge"),
 }
 
 func (m mistake) and(old, new string) mistake {

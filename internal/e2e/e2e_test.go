@@ -87,6 +87,7 @@ func TestBothSidesReset(t *testing.T) {
 type tap struct {
 	mu     sync.Mutex
 	ranges map[string]string // session: Range of its last status answer
+	sent   map[string]bool   // session: it got a PATCH
 	starts []string          // of PATCHes, and what the status before it said
 	wrong  []string
 }
@@ -108,7 +109,11 @@ func (t *tap) handler(target string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPatch {
 			t.mu.Lock()
-			start, _, _ := strings.Cut(r.Header.Get("Content-Range"), "-")
+			start, _, ranged := strings.Cut(r.Header.Get("Content-Range"), "-")
+			if !ranged && !t.sent[r.URL.Path] {
+				start = "0" // the whole blob, to a session that nothing was sent to
+			}
+			t.sent[r.URL.Path] = true
 			var end int64 = -1
 			said, asked := t.ranges[r.URL.Path]
 			if asked && said != "0-0" {
@@ -128,7 +133,7 @@ func (t *tap) handler(target string) http.Handler {
 func TestContinuesWhereTheRegistryStands(t *testing.T) {
 	reg := realreg.Start(t, realreg.Options{})
 	img := binary.Layout(t, 3, 64*mib)
-	tp := &tap{ranges: map[string]string{}}
+	tp := &tap{ranges: map[string]string{}, sent: map[string]bool{}}
 	srv := newServer(t, tp.handler(reg.Addr))
 	p := binary.Through(t, srv, proxy.Options{Plan: proxy.Every(7*mib, proxy.Fault{Kind: proxy.ResetBoth})})
 	rpush.Push(t, binary.Environ(t), "oci:"+img.Dir, p.Addr()+"/team/app:1")

@@ -64,6 +64,7 @@ func (d *Download) Read(p []byte) (int, error) {
 
 // Answer reads the rest of the body, as Send does.
 func (d *Download) Answer() *Answer {
+	d.w.endBy(d.w.lim.answerTime())
 	body, _ := io.ReadAll(io.LimitReader(d, maxAnswer))
 	return &Answer{Status: d.Status, Header: d.Header, Body: body, Request: d.Request, Conn: d.w.info()}
 }

@@ -26,6 +26,9 @@ var ErrNoAnswer error = &timeout{"no answer to the request"}
 // upload location, for one.
 var errMalformed = errors.New("the answer has a malformed header")
 
+// ErrSlowAnswer means that an answer kept coming in, but would not end.
+var ErrSlowAnswer error = &timeout{"the answer takes too long to arrive"}
+
 type timeout struct{ text string }
 
 func (t *timeout) Error() string   { return t.text }
@@ -34,6 +37,19 @@ func (t *timeout) Temporary() bool { return true }
 
 // maxAnswer bounds what is kept of the body of an answer.
 const maxAnswer = 4 << 20
+
+// answerRate is the least rate, in bytes per second, at which an answer that is
+// kept must arrive: 4 MiB in 256 seconds.
+const answerRate = 16 << 10
+
+// answerTime is the most that reading the body of an answer may take, however
+// steadily its bytes come.
+func (l Limits) answerTime() time.Duration {
+	if l.Stall <= 0 {
+		return 0
+	}
+	return l.Stall + maxAnswer/answerRate*time.Second
+}
 
 // Limits are how long one request may make no progress.
 type Limits struct {
@@ -100,6 +116,7 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 		return nil, err
 	}
 	w.enter(reading)
+	w.endBy(lim.answerTime())
 	// A body cut short does not unsay the status and the headers.
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if len(body) == maxAnswer {
@@ -229,6 +246,7 @@ type watch struct {
 	killed  bool
 	phase   phase
 	since   time.Time // last progress seen in this phase
+	end     time.Time // when the exchange is over whatever moves; zero is never
 	seen    int64
 	conn    *Conn
 	user    *user
@@ -324,11 +342,16 @@ func (w *watch) look() {
 		w.seen, w.since = n, now
 	}
 	limit := w.limit()
-	if idle := now.Sub(w.since); idle < limit {
-		w.timer.Reset(min(limit-idle, interval(limit)))
+	idle := now.Sub(w.since)
+	late := !w.end.IsZero() && !now.Before(w.end)
+	if idle < limit && !late {
+		w.rest(min(limit-idle, interval(limit)))
 		return
 	}
 	err := ErrStall
+	if late && idle < limit {
+		err = ErrSlowAnswer
+	}
 	if w.phase == waiting {
 		err = ErrNoAnswer
 	}
@@ -343,7 +366,26 @@ func (w *watch) enter(p phase) {
 	}
 	w.phase, w.since = p, time.Now()
 	w.seen = w.progress()
-	w.timer.Reset(interval(w.limit()))
+	w.rest(interval(w.limit()))
+}
+
+// endBy ends the exchange after d, whatever moves; 0 does not.
+func (w *watch) endBy(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.stopped || d <= 0 {
+		return
+	}
+	w.end = time.Now().Add(d)
+	w.rest(interval(w.limit()))
+}
+
+// rest looks again after d, or when the exchange is over.
+func (w *watch) rest(d time.Duration) {
+	if !w.end.IsZero() {
+		d = min(d, max(time.Until(w.end), 0))
+	}
+	w.timer.Reset(d)
 }
 
 // interval is how often to look: a stop is noticed at most a quarter late.

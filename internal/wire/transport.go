@@ -40,8 +40,10 @@ type Transport struct {
 	base pair
 	o    Options
 
+	lookup func(ctx context.Context, network, host string) ([]netip.Addr, error) // replaced in tests
+
 	mu     sync.Mutex
-	public map[string]bool // host:port dialled -> is its address public
+	public map[string]bool // host:port -> has it ever had a public address
 }
 
 // New makes a Transport with connections of its own.
@@ -49,7 +51,7 @@ func New(o Options) *Transport {
 	if o.Proxy == nil {
 		o.Proxy = http.ProxyFromEnvironment
 	}
-	t := &Transport{o: o, public: map[string]bool{}}
+	t := &Transport{o: o, lookup: net.DefaultResolver.LookupNetIP, public: map[string]bool{}}
 	t.base = t.pair(o.Proxy, t.dial)
 	return t
 }
@@ -141,11 +143,18 @@ func (t *Transport) dial(ctx context.Context, network, addr string) (net.Conn, e
 		return nil, err
 	}
 	if ap, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
-		t.mu.Lock()
-		t.public[addr] = !internal(ap.Addr())
-		t.mu.Unlock()
+		t.reached(addr, !private(ap.Addr()))
 	}
 	return c, nil
+}
+
+// reached notes whether host:port is public and returns what counts from now
+// on: what was public once stays public, whatever its name resolves to later.
+func (t *Transport) reached(addr string, public bool) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.public[addr] = t.public[addr] || public
+	return t.public[addr]
 }
 
 func (t *Transport) connect(ctx context.Context, network, addr string, control func(string, string, syscall.RawConn) error) (net.Conn, error) {
@@ -238,8 +247,9 @@ func (e *External) dial(ctx context.Context, network, addr string) (net.Conn, er
 	})
 }
 
-// registryPublic judges by the address the registry was reached at, or else by
-// those its name has; what is not known counts as public.
+// registryPublic judges by the addresses the registry was reached at, or else by
+// those its name had when it was first looked up. A registry with any public
+// address is public, and so is one that is not known.
 func (e *External) registryPublic(ctx context.Context) bool {
 	e.t.mu.Lock()
 	public, known := e.t.public[e.registry]
@@ -251,16 +261,66 @@ func (e *External) registryPublic(ctx context.Context) bool {
 	if err != nil {
 		return true
 	}
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-	return err != nil || !slices.ContainsFunc(addrs, internal)
+	addrs, err := e.t.lookup(ctx, "ip", host)
+	if err != nil || len(addrs) == 0 {
+		return true
+	}
+	return e.t.reached(e.registry, slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !private(a) }))
 }
 
 // internal reports whether an address is one that a stranger must not make
-// this machine talk to.
+// this machine talk to. An address that carries an IPv4 address is judged by
+// that one too.
 func internal(a netip.Addr) bool {
-	a = a.Unmap()
+	a = a.Unmap().WithZone("")
+	if v4, ok := embedded(a); ok {
+		return internal(v4)
+	}
 	return a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsUnspecified() ||
-		a.IsMulticast() || cgnat.Contains(a)
+		a.IsMulticast() || within(a, special)
 }
 
-var cgnat = netip.MustParsePrefix("100.64.0.0/10")
+// private reports whether a registry at this address is on a private network,
+// and may name storage there. Behind a translated address anything can be.
+func private(a netip.Addr) bool {
+	a = a.Unmap().WithZone("")
+	return internal(a) && !within(a, translated)
+}
+
+func within(a netip.Addr, prefixes []netip.Prefix) bool {
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// embedded returns the IPv4 address that an IPv6 address carries.
+func embedded(a netip.Addr) (netip.Addr, bool) {
+	b := a.As16()
+	switch {
+	case !a.Is6() || a.IsUnspecified() || a.IsLoopback():
+	case nat64.Contains(a), compatible.Contains(a):
+		return netip.AddrFrom4([4]byte(b[12:])), true
+	case sixToFour.Contains(a):
+		return netip.AddrFrom4([4]byte(b[2:6])), true
+	}
+	return netip.Addr{}, false
+}
+
+var (
+	nat64      = netip.MustParsePrefix("64:ff9b::/96")   // RFC 6052
+	localNAT64 = netip.MustParsePrefix("64:ff9b:1::/48") // RFC 8215: where the IPv4 address is differs
+	sixToFour  = netip.MustParsePrefix("2002::/16")      // RFC 3056
+	compatible = netip.MustParsePrefix("::/96")          // RFC 4291, section 2.5.5.1
+
+	translated = []netip.Prefix{nat64, localNAT64, sixToFour, compatible}
+
+	// special are internal addresses that package netip has no name for.
+	special = []netip.Prefix{
+		localNAT64,
+		netip.MustParsePrefix("0.0.0.0/8"),        // this network
+		netip.MustParsePrefix("100.64.0.0/10"),    // carrier-grade NAT
+		netip.MustParsePrefix("168.63.129.16/32"), // Azure's host, which holds secrets of the machine
+		netip.MustParsePrefix("192.0.0.0/24"),     // protocol assignments; Oracle's metadata service is 192.0.0.192
+		netip.MustParsePrefix("198.18.0.0/15"),    // benchmarks
+		netip.MustParsePrefix("240.0.0.0/4"),      // reserved, and broadcast
+		netip.MustParsePrefix("fec0::/10"),        // site-local
+	}
+)

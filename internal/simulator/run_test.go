@@ -13,6 +13,7 @@ import (
 	stdlog "log"
 	"math/big"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -156,11 +157,23 @@ func (s *scenario) play(o *outcome) {
 		pool.AddCert(certificate().Leaf)
 		conf = &tls.Config{RootCAs: pool}
 	}
-	wired := wire.New(wire.Options{UserAgent: "rpush/sim", TLS: conf, Dial: network.Dial})
-	external := wire.New(wire.Options{UserAgent: "rpush/sim", TLS: conf, Dial: network.Dial})
+	var transports []*wire.Transport
+	// connect makes the connections of one process, which dials no more once ctx
+	// has ended: net/http may try again for a request that was cancelled.
+	connect := func(ctx context.Context) *wire.Transport {
+		t := wire.New(wire.Options{UserAgent: "rpush/sim", TLS: conf, Dial: func(dial context.Context, kind, addr string) (net.Conn, error) {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			return network.Dial(dial, kind, addr)
+		}})
+		transports = append(transports, t)
+		return t
+	}
 	defer func() {
-		wired.CloseIdleConnections()
-		external.CloseIdleConnections()
+		for _, t := range transports {
+			t.CloseIdleConnections()
+		}
 		server.Close()
 		reg.Close()
 		time.Sleep(4 * longest)
@@ -192,7 +205,7 @@ func (s *scenario) play(o *outcome) {
 		img = newImage(blobs)
 		blobs = append(blobs, img.config)
 		o.err = s.push(ctx, img, pusher.Options{
-			Transport: wired, Scheme: map[bool]pusher.Scheme{false: pusher.SchemeHTTP}[s.tls], Keychain: keychain{s},
+			Transport: connect(ctx), Scheme: map[bool]pusher.Scheme{false: pusher.SchemeHTTP}[s.tls], Keychain: keychain{s},
 			Parallel: s.parallel, Dialects: dialects, Logger: logger, OnEvent: onEvent,
 			RetryFor: s.retryFor, StallTimeout: s.stall, AnswerTimeout: s.answer, Store: resume.MemoryStore(),
 		})
@@ -204,11 +217,14 @@ func (s *scenario) play(o *outcome) {
 		store := &counted{Store: resume.MemoryStore(), records: map[resume.Key]bool{}}
 		defer func() { store.left(o) }()
 		for born := true; born; born = process.end() && o.err != nil {
-			o.result, o.err = s.upload(process.begin(ctx), blobs[0], resume.Options{
-				Transport: &signer{base: wired, scheme: scheme, auth: s.dialect.Auth}, External: external,
+			life := process.begin(ctx)
+			wired := connect(life)
+			o.result, o.err = s.upload(life, blobs[0], resume.Options{
+				Transport: &signer{base: wired, scheme: scheme, auth: s.dialect.Auth}, External: connect(life),
 				PlainHTTP: !s.tls, Dialects: dialects, Logger: logger, OnEvent: onEvent, Random: jitter.Float64,
 				RetryFor: s.retryFor, StallTimeout: s.stall, AnswerTimeout: s.answer, Store: store, KeepFrom: 1,
 			})
+			wired.CloseIdleConnections()
 		}
 	}
 	o.took = time.Since(began)

@@ -212,8 +212,9 @@ func (c *Client) CloseIdleConnections() {
 // Exists asks whether the registry holds the blob (distribution-spec v1.1,
 // end-2). A failed check is tried again and is never taken for "no". A redirect to
 // another origin, which registries with object storage answer, counts as yes. A
-// redirect within the registry's own origin is followed with HEAD. A size that
-// contradicts the given one counts as no, unless the given one is negative.
+// redirect within the registry's own origin is followed with HEAD; if it leads on
+// to another origin, that counts as no. A size that contradicts the given one
+// counts as no, unless the given one is negative.
 func (c *Client) Exists(ctx context.Context, dgst digest.Digest, size int64) (bool, error) {
 	var exists bool
 	err := c.retry(ctx, subject{digest: dgst, size: max(size, 0)}, func(ctx context.Context, _ *retry.Loop) (err error) {
@@ -235,7 +236,9 @@ func (c *Client) Exists(ctx context.Context, dgst digest.Digest, size int64) (bo
 func (c *Client) exists(ctx context.Context, dgst digest.Digest, size int64) (bool, error) {
 	f, err := c.find(ctx, http.MethodHead, dgst, false)
 	if err != nil || f.left {
-		return f.left, err
+		// What another page of the registry leads to, such as a sign-in that is
+		// elsewhere, says nothing about the blob.
+		return f.left && !f.stayed, err
 	}
 	return c.judge(f, dgst, size)
 }
@@ -282,6 +285,7 @@ func sizeRange(size int64) []string {
 type finding struct {
 	*wire.Answer
 	redirected bool
+	stayed     bool // a redirect led to another path of the registry
 	left       bool // the last redirect led to another origin than the registry's
 }
 
@@ -317,6 +321,7 @@ func (c *Client) find(ctx context.Context, method string, dgst digest.Digest, ab
 			return f, protocol.Transient(fmt.Errorf("asking where the blob is stored: %w", protocol.Plain(err)))
 		}
 		at, f.left = l.URL, !protocol.SameOrigin(c.base, l.URL)
+		f.stayed = f.stayed || !f.left
 	}
 	return f, protocol.Transient(errors.New("the registry redirects the check for the blob again and again"))
 }

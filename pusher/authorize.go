@@ -61,7 +61,7 @@ func (a *authorizer) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}
 	a.ready <- rt
-	resp, err := rt.RoundTrip(req)
+	resp, err := rt.RoundTrip(withOwnRequest(req))
 	// Credentials that a password change made invalid get a 401 answer.
 	if refused(err) || err == nil && resp.StatusCode == http.StatusUnauthorized {
 		a.forget(req.Context(), rt)
@@ -174,6 +174,7 @@ func (e *NotRegistryError) Unwrap() error { return e.Err }
 type onlyScheme struct {
 	host, scheme string
 	base         http.RoundTripper
+	tokens       tokenRequests
 
 	mu   sync.Mutex
 	last error // of a request in the allowed scheme
@@ -194,7 +195,11 @@ func (o *onlyScheme) RoundTrip(req *http.Request) (*http.Response, error) {
 	case req.URL.Host == o.host && req.URL.Scheme != o.scheme:
 		return nil, errOtherScheme
 	}
-	resp, err := o.base.RoundTrip(req)
+	send := o.base.RoundTrip
+	if isTokenRequest(req) {
+		send = func(req *http.Request) (*http.Response, error) { return o.tokens.send(req, o.base) }
+	}
+	resp, err := send(req)
 	if err != nil {
 		o.mu.Lock()
 		o.last = err

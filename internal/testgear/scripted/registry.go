@@ -369,7 +369,7 @@ func (x *exchange) begin() {
 			g.violate("%s: no Content-Length", line)
 		}
 		switch h := x.r.Header.Get("Content-Range"); {
-		case h == "" && (u == nil || u.patches == 0 && len(u.data) == 0): // the whole blob, or its first chunk
+		case h == "" && (u == nil || u.received == 0): // the whole blob, or its first chunk
 		case h == "":
 			g.violate("%s: no Content-Range", line)
 		case x.q.Start < 0:

@@ -26,6 +26,7 @@ type upload struct {
 	short    bool             // the last chunk was smaller than Options.MinPart
 	small    bool             // and one before it
 	writers  int              // bodies that began to come in
+	received int64            // bytes of all bodies, stored or not
 	void     bool             // opened before a restart
 	states   map[string]int64 // offset each handed out state stands for
 }
@@ -213,6 +214,7 @@ func (x *exchange) take(u *upload) bool {
 	var held []byte
 	err := x.receive(func(b []byte) {
 		g.mu.Lock()
+		u.received += int64(len(b))
 		if u.writers != writer && x.q.Kind == Patch {
 			x.q.Late += int64(len(b))
 		}

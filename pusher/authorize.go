@@ -34,12 +34,14 @@ type authorizer struct {
 	// ready holds the authorising transport, or nil before the handshake; it
 	// is a lock that a cancelled request can stop waiting for.
 	ready chan http.RoundTripper
-	// credentials are those of the last handshake. The holder of ready may use them.
-	credentials *authn.AuthConfig
+	// auth is what the keychain gave for the push that made the authorizer. It is
+	// nil after the registry refused it: the keychain is then asked again. The
+	// holder of ready may use it.
+	auth authn.Authenticator
 }
 
-func newAuthorizer(repo name.Repository, scheme string, keychain authn.Keychain, base http.RoundTripper, scopes ...string) *authorizer {
-	a := &authorizer{repo: repo, scheme: scheme, keychain: keychain, scopes: scopes, ready: make(chan http.RoundTripper, 1)}
+func newAuthorizer(repo name.Repository, scheme string, keychain authn.Keychain, auth authn.Authenticator, base http.RoundTripper, scopes ...string) *authorizer {
+	a := &authorizer{repo: repo, scheme: scheme, keychain: keychain, auth: auth, scopes: scopes, ready: make(chan http.RoundTripper, 1)}
 	a.base = &onlyScheme{host: repo.RegistryStr(), scheme: scheme, base: base}
 	a.ready <- nil
 	return a
@@ -69,27 +71,6 @@ func (a *authorizer) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// checkCredentials forgets a sign-in whose credentials are no longer those in
-// the keychain. If the keychain fails, the sign-in stays: it may still be good.
-func (a *authorizer) checkCredentials(ctx context.Context) {
-	auth, err := authn.Resolve(ctx, a.keychain, a.repo)
-	if err != nil {
-		return
-	}
-	now, err := authn.Authorization(ctx, auth)
-	if err != nil || now == nil {
-		return
-	}
-	select {
-	case rt := <-a.ready:
-		if a.credentials != nil && *a.credentials != *now {
-			rt = nil
-		}
-		a.ready <- rt
-	case <-ctx.Done():
-	}
-}
-
 // Tracker implements wire.Tracking.
 func (a *authorizer) Tracker() *wire.Tracker { return wire.TrackerOf(a.base.base) }
 
@@ -106,18 +87,34 @@ func (a *authorizer) forget(ctx context.Context, rt http.RoundTripper) {
 	select {
 	case now := <-a.ready:
 		if now == rt {
-			now = nil
+			now, a.auth = nil, nil
 		}
 		a.ready <- now
 	case <-ctx.Done():
 	}
 }
 
-func (a *authorizer) handshake(ctx context.Context) (http.RoundTripper, error) {
-	auth, err := authn.Resolve(ctx, a.keychain, a.repo)
-	if err != nil {
-		return nil, protocol.Kind(protocol.ErrDenied, fmt.Errorf("reading the credentials for %s: %w", a.repo.RegistryStr(), err))
+// credentials asks the keychain for the credentials for a repository.
+func credentials(ctx context.Context, keychain authn.Keychain, repo name.Repository) (authn.Authenticator, *authn.AuthConfig, error) {
+	auth, err := authn.Resolve(ctx, keychain, repo)
+	var config *authn.AuthConfig
+	if err == nil {
+		config, err = authn.Authorization(ctx, auth)
 	}
+	if err != nil {
+		return nil, nil, protocol.Kind(protocol.ErrDenied, fmt.Errorf("reading the credentials for %s: %w", repo.RegistryStr(), err))
+	}
+	return auth, config, nil
+}
+
+func (a *authorizer) handshake(ctx context.Context) (http.RoundTripper, error) {
+	auth, err := a.auth, error(nil)
+	if auth == nil {
+		if auth, _, err = credentials(ctx, a.keychain, a.repo); err != nil {
+			return nil, err
+		}
+	}
+	a.base.reset()
 	opts := []name.Option{name.WeakValidation}
 	if a.scheme == "http" {
 		opts = append(opts, name.Insecure) // or the library would not try it
@@ -125,9 +122,6 @@ func (a *authorizer) handshake(ctx context.Context) (http.RoundTripper, error) {
 	reg, err := name.NewRegistry(a.repo.RegistryStr(), opts...)
 	if err != nil {
 		return nil, protocol.Kind(protocol.ErrEndpoint, err)
-	}
-	if a.credentials, err = authn.Authorization(ctx, auth); err != nil {
-		return nil, protocol.Kind(protocol.ErrDenied, fmt.Errorf("reading the credentials for %s: %w", a.repo.RegistryStr(), err))
 	}
 	rt, err := transport.NewWithContext(ctx, reg, auth, a.base, a.scopes)
 	if len(a.scopes) > 1 && refused(err) {
@@ -178,6 +172,13 @@ type onlyScheme struct {
 
 	mu   sync.Mutex
 	last error // of a request in the allowed scheme
+}
+
+// reset forgets the failure of an earlier handshake.
+func (o *onlyScheme) reset() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.last = nil
 }
 
 func (o *onlyScheme) failure() error {

@@ -2,9 +2,10 @@ package pusher
 
 import (
 	"context"
+	"crypto/sha256"
+	"fmt"
 	"net/http"
 	"net/url"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -23,7 +24,7 @@ const (
 )
 
 // connections holds what the pushes of one Pusher share: a sign-in for each
-// repository and set of scopes, and a transport to each registry's storage.
+// repository, set of scopes and credentials, and a transport to each registry's storage.
 // It is safe for concurrent use.
 type connections struct {
 	mu        sync.Mutex
@@ -59,7 +60,7 @@ type recentEntry[V any] struct {
 }
 
 // get returns the value of key, made by create if there is none yet.
-func (r *recent[V]) get(key string, create func() V) (value V, isNew bool) {
+func (r *recent[V]) get(key string, create func() V) V {
 	r.clock++
 	e, ok := r.entries[key]
 	if !ok {
@@ -73,7 +74,7 @@ func (r *recent[V]) get(key string, create func() V) (value V, isNew bool) {
 	}
 	e.used = r.clock
 	r.entries[key] = e
-	return e.value, !ok
+	return e.value
 }
 
 func (r *recent[V]) dropOldest() {
@@ -94,30 +95,35 @@ func (p *Pusher) connect(ctx context.Context, repo name.Repository, reference st
 	if err != nil {
 		return nil, err
 	}
-	return p.client(repo, scheme, p.signIn(ctx, repo, scheme, scopes), p.external(repo, scheme), reference)
+	a, err := p.signIn(ctx, repo, scheme, scopes)
+	if err != nil {
+		return nil, err
+	}
+	return p.client(repo, scheme, a, p.external(repo, scheme), reference)
 }
 
-// signIn returns the shared authorizer for repo and scopes. A sign-in whose
-// credentials have changed in the keychain since is not used again.
-func (p *Pusher) signIn(ctx context.Context, repo name.Repository, scheme string, scopes []string) *authorizer {
-	key := strings.Join(append([]string{scheme, repo.Name()}, scopes...), " ")
+// signIn returns the authorizer for repo and scopes that pushes with the same
+// credentials share. The keychain is asked for each push: it may have new
+// credentials by now, or others for another context.
+func (p *Pusher) signIn(ctx context.Context, repo name.Repository, scheme string, scopes []string) (*authorizer, error) {
+	auth, config, err := credentials(ctx, p.o.Keychain, repo)
+	if err != nil {
+		return nil, err
+	}
+	key := fmt.Sprintf("%s %s %q %x", scheme, repo.Name(), scopes, sha256.Sum256(fmt.Appendf(nil, "%q", *config)))
 	reached := p.reached(repo)
 	p.shared.mu.Lock()
-	a, isNew := p.shared.signIns.get(key, func() *authorizer {
-		return newAuthorizer(repo, scheme, p.o.Keychain, &noting{p.base, repo.RegistryStr(), reached}, scopes...)
-	})
-	p.shared.mu.Unlock()
-	if !isNew {
-		a.checkCredentials(ctx)
-	}
-	return a
+	defer p.shared.mu.Unlock()
+	return p.shared.signIns.get(key, func() *authorizer {
+		return newAuthorizer(repo, scheme, p.o.Keychain, auth, &noting{p.base, repo.RegistryStr(), reached}, scopes...)
+	}), nil
 }
 
 // reached returns what says whether the registry of repo has ever answered.
 func (p *Pusher) reached(repo name.Repository) *atomic.Bool {
 	p.shared.mu.Lock()
 	defer p.shared.mu.Unlock()
-	b, _ := p.shared.reached.get(repo.RegistryStr(), func() *atomic.Bool { return new(atomic.Bool) })
+	b := p.shared.reached.get(repo.RegistryStr(), func() *atomic.Bool { return new(atomic.Bool) })
 	return b
 }
 
@@ -149,7 +155,7 @@ func (p *Pusher) external(repo name.Repository, scheme string) http.RoundTripper
 	registry := protocol.HostPort(&url.URL{Scheme: scheme, Host: repo.RegistryStr()})
 	p.shared.mu.Lock()
 	defer p.shared.mu.Unlock()
-	e, _ := p.shared.externals.get(registry, func() external {
+	e := p.shared.externals.get(registry, func() external {
 		own := p.own.External(registry)
 		return external{own, p.wrap(own)}
 	})

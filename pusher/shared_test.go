@@ -1,6 +1,7 @@
 package pusher_test
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -148,5 +149,49 @@ func TestSharedPusherNewPassword(t *testing.T) {
 	}
 	if n := g.signIns.Load(); n != 2 {
 		t.Errorf("signed in %d times with 2 passwords", n)
+	}
+}
+
+// tenant is the context key for whom a push is for.
+type tenant struct{}
+
+// tenants has the credentials of the tenant that a context is for.
+type tenants struct{}
+
+func (tenants) Resolve(authn.Resource) (authn.Authenticator, error) { return authn.Anonymous, nil }
+
+func (tenants) ResolveContext(ctx context.Context, _ authn.Resource) (authn.Authenticator, error) {
+	user, _ := ctx.Value(tenant{}).(string)
+	return &authn.Basic{Username: user, Password: "secret"}, nil
+}
+
+// TestSharedPusherTenants pushes for two users to one repository. Each request is
+// signed with the credentials of the user whose push it is for.
+func TestSharedPusherTenants(t *testing.T) {
+	reg := quiet()
+	var mu sync.Mutex
+	users := map[string]bool{} // of the push under way
+	host := host(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		user, _, ok := r.BasicAuth()
+		if !ok {
+			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		mu.Lock()
+		users[user] = true
+		mu.Unlock()
+		reg.ServeHTTP(w, r)
+	}))
+	p := newPusher(t, pusher.Options{Keychain: tenants{}})
+	for i, user := range []string{"alice", "bob", "alice"} {
+		clear(users)
+		ctx := context.WithValue(t.Context(), tenant{}, user)
+		if _, err := p.Push(ctx, tagOf(t, host+"/team/app:1"), newImage(fmt.Appendf(nil, "layer %d", i))); err != nil {
+			t.Fatal(err)
+		}
+		if len(users) != 1 || !users[user] {
+			t.Errorf("a push for %s was signed by %v", user, users)
+		}
 	}
 }

@@ -35,3 +35,31 @@ func TestExistsRedirectToSignInElsewhere(t *testing.T) {
 		t.Errorf("Exists = %v, %v; want false: nothing says that the registry has the blob", exists, err)
 	}
 }
+
+// A page of the registry that answers any check with success proves nothing about
+// a blob whose size is not known, or 0.
+func TestArrivedNeedsMoreThanAPage(t *testing.T) {
+	reg := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/page" {
+			w.Header().Set("Content-Type", "application/json")
+			return
+		}
+		w.Header().Set("Location", "/page")
+		w.WriteHeader(http.StatusFound)
+	}))
+	defer reg.Close()
+	repo, err := name.NewRepository(strings.TrimPrefix(reg.URL, "http://") + "/app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := New(repo, Options{PlainHTTP: true, RetryFor: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.CloseIdleConnections()
+	for _, size := range []int64{-1, 0, 5} {
+		if there, err := c.arrived(t.Context(), digest.FromString("a layer"), size); there {
+			t.Errorf("size %d: arrived = true, %v; want false", size, err)
+		}
+	}
+}

@@ -339,6 +339,10 @@ func (f finding) proves(dgst digest.Digest, size int64) bool {
 	default:
 		return false
 	}
+	if size <= 0 && f.redirected && !f.left && f.Header.Get("Docker-Content-Digest") == "" {
+		// Nothing in the answer tells the blob from any other page of the registry.
+		return false
+	}
 	return protocol.IsBlob(f.Header, dgst) && (size < 0 || ok && total == size)
 }
 

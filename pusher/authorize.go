@@ -42,7 +42,7 @@ type authorizer struct {
 
 func newAuthorizer(repo name.Repository, scheme string, keychain authn.Keychain, auth authn.Authenticator, base http.RoundTripper, scopes ...string) *authorizer {
 	a := &authorizer{repo: repo, scheme: scheme, keychain: keychain, auth: auth, scopes: scopes, ready: make(chan http.RoundTripper, 1)}
-	a.base = &onlyScheme{host: repo.RegistryStr(), scheme: scheme, base: base}
+	a.base = &onlyScheme{host: repo.RegistryStr(), scheme: scheme, base: base, tokens: newTokens()}
 	a.ready <- nil
 	return a
 }
@@ -63,7 +63,7 @@ func (a *authorizer) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}
 	a.ready <- rt
-	resp, err := rt.RoundTrip(withOwnRequest(req))
+	resp, err := rt.RoundTrip(a.base.tokens.mark(req))
 	// Credentials that a password change made invalid get a 401 answer.
 	if refused(err) || err == nil && resp.StatusCode == http.StatusUnauthorized {
 		a.forget(req.Context(), rt)
@@ -168,7 +168,7 @@ func (e *NotRegistryError) Unwrap() error { return e.Err }
 type onlyScheme struct {
 	host, scheme string
 	base         http.RoundTripper
-	tokens       tokenRequests
+	tokens       *tokens
 
 	mu   sync.Mutex
 	last error // of a request in the allowed scheme
@@ -197,8 +197,8 @@ func (o *onlyScheme) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, errOtherScheme
 	}
 	send := o.base.RoundTrip
-	if isTokenRequest(req) {
-		send = func(req *http.Request) (*http.Response, error) { return o.tokens.send(req, o.base) }
+	if o.tokens.asks(req) {
+		send = func(req *http.Request) (*http.Response, error) { return o.tokens.get(req, o.base) }
 	}
 	resp, err := send(req)
 	if err != nil {

@@ -6,51 +6,74 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
+	"net/url"
+	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/singleflight"
 )
 
 const (
-	// maxTokenAnswer bounds what is read of a token server's answer.
+	// maxTokenAnswer bounds what is read of a token server's answer, in bytes.
 	maxTokenAnswer = 1 << 20
-	// tokenTimeout bounds a request for a token. Several requests may wait for it.
-	tokenTimeout = time.Minute
+	// maxTokens bounds how many tokens are kept to be shared.
+	maxTokens = 64
 )
 
-// tokenRequests carries requests for tokens (the distribution project's token
-// authentication, by GET, and OAuth2, by POST). Equal requests at the same time
-// become one: a refresh token may be good for one use. What the server
-// answers besides a token reaches nobody, as errors would quote it, and it may
-// hold a token of another kind.
-type tokenRequests struct{ group singleflight.Group }
-
-// tokenAnswer is an answer that several requests get.
-type tokenAnswer struct {
-	status string
-	code   int
-	header http.Header
-	body   []byte
+// tokens carries requests for tokens (the distribution project's token
+// authentication, by GET, and OAuth2, by POST), one at a time: a refresh token
+// may be good for one use. A request to the registry that began before a token
+// was issued gets that token, so that many requests refused at once need one.
+//
+// What the server answers besides a token reaches nobody: errors would quote it,
+// and it may hold a token of another kind. It is safe for concurrent use.
+type tokens struct {
+	issued atomic.Int64 // how many
+	// last holds the last token for each scope. It is a lock that a cancelled
+	// request can stop waiting for.
+	last chan map[string]token
 }
 
-// isTokenRequest reports whether go-containerregistry made req to get a token.
-func isTokenRequest(req *http.Request) bool {
-	if own, _ := req.Context().Value(ownRequest{}).(string); own == req.URL.String() || req.URL.Path == "/v2/" {
+type token struct {
+	number int64 // of tokens.issued
+	body   []byte
+	until  time.Time // the end of the first half of its life
+}
+
+// leastLife is the life of a token whose server does not say how long it lives.
+const leastLife = 60 // seconds
+
+func newTokens() *tokens {
+	t := &tokens{last: make(chan map[string]token, 1)}
+	t.last <- map[string]token{}
+	return t
+}
+
+// request is what the context of a request to the registry knows of it.
+type request struct {
+	url    string
+	issued int64 // how many tokens were, when it began
+}
+
+type requestKey struct{}
+
+// mark notes in a request's context that it is no request for a token, although
+// one may be made on its behalf with the same context.
+func (t *tokens) mark(req *http.Request) *http.Request {
+	return req.WithContext(context.WithValue(req.Context(), requestKey{}, request{req.URL.String(), t.issued.Load()}))
+}
+
+// asks reports whether go-containerregistry made req to get a token.
+func (t *tokens) asks(req *http.Request) bool {
+	if r, _ := req.Context().Value(requestKey{}).(request); r.url == req.URL.String() || req.URL.Path == "/v2/" {
 		return false
 	}
 	q := req.URL.Query()
 	return req.Method == http.MethodPost || q.Has("service") || q.Has("scope")
 }
 
-// ownRequest is the context key for the URL of a request that is not for a token.
-type ownRequest struct{}
-
-func withOwnRequest(req *http.Request) *http.Request {
-	return req.WithContext(context.WithValue(req.Context(), ownRequest{}, req.URL.String()))
-}
-
-func (t *tokenRequests) send(req *http.Request, base http.RoundTripper) (*http.Response, error) {
+// get answers a request for a token.
+func (t *tokens) get(req *http.Request, base http.RoundTripper) (*http.Response, error) {
 	var form []byte
 	if req.Body != nil {
 		var err error
@@ -59,48 +82,71 @@ func (t *tokenRequests) send(req *http.Request, base http.RoundTripper) (*http.R
 		if err != nil {
 			return nil, err
 		}
+		req = req.Clone(req.Context())
+		req.Body = io.NopCloser(bytes.NewReader(form))
 	}
-	key := req.Method + " " + req.URL.String() + "\n" + req.Header.Get("Authorization") + "\n" + string(form)
-	done := t.group.DoChan(key, func() (any, error) {
-		// The request serves all that wait, so it does not end with the first.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(req.Context()), tokenTimeout)
-		defer cancel()
-		r := req.Clone(ctx)
-		if req.Body != nil {
-			r.Body = io.NopCloser(bytes.NewReader(form))
-		}
-		resp, err := base.RoundTrip(r)
-		if err != nil {
-			return nil, err
-		}
-		defer resp.Body.Close()
-		a := &tokenAnswer{status: resp.Status, code: resp.StatusCode, header: resp.Header}
-		if resp.StatusCode != http.StatusOK {
-			return a, nil
-		}
-		if a.body, err = io.ReadAll(io.LimitReader(resp.Body, maxTokenAnswer)); err != nil {
-			return nil, err
-		}
-		var token struct {
-			Token       string `json:"token"`
-			AccessToken string `json:"access_token"`
-		}
-		if json.Unmarshal(a.body, &token) != nil || token.Token == "" && token.AccessToken == "" {
-			return nil, fmt.Errorf("the token server at %s answered without a token", req.URL.Host)
-		}
-		return a, nil
-	})
+	began := int64(math.MaxInt64) // a sign-in wants a token of its own
+	if r, ok := req.Context().Value(requestKey{}).(request); ok {
+		began = r.issued
+	}
+	key := scopeKey(req, form)
+	var last map[string]token
 	select {
-	case r := <-done:
-		if r.Err != nil {
-			return nil, r.Err
-		}
-		a := r.Val.(*tokenAnswer)
-		return &http.Response{
-			Status: a.status, StatusCode: a.code, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-			Header: a.header.Clone(), Body: io.NopCloser(bytes.NewReader(a.body)), ContentLength: int64(len(a.body)), Request: req,
-		}, nil
+	case last = <-t.last:
+		defer func() { t.last <- last }()
 	case <-req.Context().Done():
 		return nil, context.Cause(req.Context())
+	}
+	if shared := last[key]; shared.number > began && time.Now().Before(shared.until) {
+		return tokenAnswer(req, shared.body), nil
+	}
+	resp, err := base.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		resp.Body, resp.ContentLength = http.NoBody, 0
+		return resp, nil
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxTokenAnswer))
+	if err != nil {
+		return nil, err
+	}
+	var got struct {
+		Token       string `json:"token"`
+		AccessToken string `json:"access_token"`
+		ExpiresIn   int64  `json:"expires_in"`
+	}
+	if json.Unmarshal(body, &got) != nil || got.Token == "" && got.AccessToken == "" {
+		return nil, fmt.Errorf("the token server at %s answered without a token", req.URL.Host)
+	}
+	if len(last) >= maxTokens {
+		clear(last)
+	}
+	life := got.ExpiresIn
+	if life <= 0 || life > math.MaxInt32 {
+		life = leastLife
+	}
+	last[key] = token{t.issued.Add(1), body, time.Now().Add(time.Duration(life) * time.Second / 2)}
+	return tokenAnswer(req, body), nil
+}
+
+// scopeKey is what requests for the same token have in common. A refresh token
+// is not: it may have been replaced since.
+func scopeKey(req *http.Request, form []byte) string {
+	values, err := url.ParseQuery(string(form))
+	if err != nil {
+		values = url.Values{}
+	}
+	values.Del("refresh_token")
+	return req.Method + " " + req.URL.String() + " " + values.Encode()
+}
+
+func tokenAnswer(req *http.Request, body []byte) *http.Response {
+	return &http.Response{
+		Status: "200 OK", StatusCode: http.StatusOK, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: http.Header{"Content-Type": {"application/json"}}, Request: req,
+		Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)),
 	}
 }

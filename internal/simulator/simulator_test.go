@@ -182,6 +182,10 @@ func (s *scenario) problems(o *outcome) (bad []string) {
 		if s.misleads() && strings.Contains(v, "different bytes written over") {
 			continue
 		}
+		// The first PATCH of a session may arrive when a later one has been there.
+		if s.lateWriters() && strings.HasSuffix(v, ": no Content-Range") {
+			continue
+		}
 		report("violation: %s", v)
 	}
 	if o.took >= longest {

@@ -31,14 +31,33 @@ type dropRecord struct {
 	Netns string      `json:"netns"`
 	Boot  string      `json:"boot"`
 	// Table is how nft lists it. It is empty from before the table is made until
-	// it has been listed, so if rpush doctor is killed in between, the table is
-	// known to be its own: no other table of this name was there.
+	// it has been listed; see isOurs for a kill in between.
 	Table string `json:"table"`
 }
 
 // isOurs reports whether live, a listing of nft, is the table as this record
-// left it.
-func (r *dropRecord) isOurs(live string) bool { return live == r.Table || r.Table == "" }
+// left it. If the table was not listed since it was made, by a fix that was
+// killed or by the unit at another boot, its content has to show that rpush
+// doctor made it: someone else may have made a table of this name since.
+func (r *dropRecord) isOurs(live, boot string) bool {
+	if live == r.Table {
+		return true
+	}
+	if r.Table != "" && r.Boot == boot {
+		return false
+	}
+	for line := range strings.Lines(live) {
+		line = strings.TrimSpace(line)
+		switch {
+		case line == "", line == "}", line == "chain input {", line == "table inet "+tableName+" {":
+		case strings.HasPrefix(line, "type filter hook input "):
+		case strings.HasPrefix(line, "tcp dport ") && strings.HasSuffix(line, ` drop comment "`+comment+`"`):
+		default:
+			return false
+		}
+	}
+	return true
+}
 
 type valueRecord struct {
 	Path     string `json:"path"`
@@ -70,6 +89,7 @@ func (r *record) empty() bool {
 // fixer changes a machine; tests have one with another root.
 type fixer struct {
 	m       *machine
+	disk    disk
 	run     program
 	find    func(name string) (string, error)
 	systemd bool
@@ -79,7 +99,7 @@ type fixer struct {
 func thisFixer() *fixer {
 	m := thisMachine()
 	var r Report
-	return &fixer{m: m, run: run, find: lookPath, systemd: m.exists("run/systemd/system"), host: m.namespace(&r).Verdict == Sound}
+	return &fixer{m: m, disk: osDisk{}, run: run, find: lookPath, systemd: m.exists("run/systemd/system"), host: m.namespace(&r).Verdict == Sound}
 }
 
 func (m *machine) exists(path string) bool {
@@ -196,11 +216,11 @@ func (f *fixer) planDrop(ctx context.Context, p *Plan, rec *record, ports []Port
 	case live == "":
 	case rec.Drop == nil:
 		return ErrForeign
-	case !rec.Drop.isOurs(live):
+	case !rec.Drop.isOurs(live, f.boot()):
 		return fmt.Errorf("table inet %s: %w", tableName, ErrEdited)
 	}
 	script, was := dropScript(ports), live
-	if live == "" || rec.Drop.Table == "" || !slices.Equal(ports, rec.Drop.Ports) {
+	if live == "" || live != rec.Drop.Table || !slices.Equal(ports, rec.Drop.Ports) {
 		p.Steps = append(p.Steps, Step{
 			What:    fmt.Sprintf("drop INVALID packets for port %s of this host, in a table of its own", joinPorts(ports)),
 			Command: "nft -f - <<'EOF'\n" + script + "EOF",
@@ -292,7 +312,7 @@ func (f *fixer) file(p *Plan, rec *record, path, content string) {
 			if err := f.save(rec); err != nil {
 				return err
 			}
-			return replace(at, []byte(content), 0o644)
+			return replace(f.disk, at, []byte(content), 0o644)
 		},
 	})
 }
@@ -385,7 +405,7 @@ func setCommand(path string, v int64) string {
 }
 
 func (f *fixer) write(path string, v int64) error {
-	return os.WriteFile(filepath.Join(f.m.root, path), fmt.Appendf(nil, "%d\n", v), 0)
+	return f.disk.Set(filepath.Join(f.m.root, path), v)
 }
 
 func (f *fixer) undo(ctx context.Context) (*Plan, error) {
@@ -436,8 +456,16 @@ func (f *fixer) undoFile(p *Plan, rec *record, file *fileRecord) {
 	at := filepath.Join(f.m.root, file.Path)
 	b, err := os.ReadFile(at)
 	forget := func() error {
+		if err := f.disk.Remove(tempName(at)); err != nil { // a kill may have left it
+			return err
+		}
 		if file.Path == dropFile {
-			_ = os.Remove(filepath.Dir(at)) // ours, if it is empty
+			_ = f.disk.Remove(filepath.Dir(at)) // ours, if it is empty
+		}
+		if v := rec.Liberal; file.Path == sysctlFile && v != nil && v.Boot != f.boot() {
+			// The file has set the value at this boot. Without the file only the
+			// record tells the next undo so.
+			v.Boot, v.Netns = f.boot(), f.netns()
 		}
 		rec.Files = slices.DeleteFunc(rec.Files, func(r *fileRecord) bool { return r == file })
 		return f.save(rec)
@@ -449,7 +477,10 @@ func (f *fixer) undoFile(p *Plan, rec *record, file *fileRecord) {
 		p.Refused = append(p.Refused, fmt.Sprintf("/%s: %v: it is left alone", file.Path, ErrEdited))
 	default:
 		p.Steps = append(p.Steps, Step{What: "delete /" + file.Path, Command: "rm /" + file.Path, do: func(context.Context) error {
-			if err := os.Remove(at); err != nil {
+			if err := f.disk.Remove(at); err != nil {
+				return err
+			}
+			if err := f.disk.SyncDir(filepath.Dir(at)); err != nil {
 				return err
 			}
 			return forget()
@@ -480,7 +511,7 @@ func (f *fixer) undoDrop(ctx context.Context, p *Plan, rec *record) error {
 	switch {
 	case live == "":
 		p.Steps = append(p.Steps, Step{What: "forget the table, which is gone", do: func(context.Context) error { return forget() }})
-	case rec.Drop.isOurs(live):
+	case rec.Drop.isOurs(live, f.boot()):
 		command := []string{"delete", "table", "inet", tableName}
 		p.Steps = append(p.Steps, Step{
 			What: "delete the table inet " + tableName, Command: "nft " + strings.Join(command, " "),
@@ -597,38 +628,107 @@ func parseRecord(b []byte) (*record, error) {
 func (f *fixer) save(r *record) error {
 	at := filepath.Join(f.m.root, recordFile)
 	if r.empty() {
-		err := os.Remove(at)
-		if errors.Is(err, fs.ErrNotExist) {
-			err = nil
+		for _, name := range []string{at, tempName(at)} { // a kill may have left the second
+			if err := f.disk.Remove(name); err != nil {
+				return err
+			}
 		}
-		_ = os.Remove(filepath.Dir(at)) // ours, if it is empty
-		return err
+		if err := f.disk.SyncDir(filepath.Dir(at)); err != nil {
+			return err
+		}
+		_ = f.disk.Remove(filepath.Dir(at)) // ours, if it is empty
+		return nil
 	}
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(at), 0o700); err != nil {
+	if err := f.disk.MkdirAll(filepath.Dir(at), 0o700); err != nil {
 		return err
 	}
-	return replace(at, append(b, '\n'), 0o600)
+	return replace(f.disk, at, append(b, '\n'), 0o600)
 }
 
-// replace writes a file whole or not at all.
-func replace(path string, b []byte, mode fs.FileMode) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // as the rest of /etc
+// disk changes files, one operation per method. Tests stop between two.
+type disk interface {
+	MkdirAll(dir string, mode fs.FileMode) error
+	// Write makes a file that is not there, and syncs it.
+	Write(name string, b []byte, mode fs.FileMode) error
+	Rename(from, to string) error
+	// Remove is nil if there is no such file.
+	Remove(name string) error
+	// SyncDir makes the names in a directory durable. It is nil if there is no
+	// such directory.
+	SyncDir(dir string) error
+	// Set writes a number to a sysctl.
+	Set(name string, v int64) error
+}
+
+// tempName is where the new content of a file is written before the rename. It
+// is always the same, so that undo finds what a kill left there. systemd reads
+// no such name in the directories of its configuration.
+func tempName(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
+}
+
+// replace writes a file whole or not at all, and durably: a record must be on
+// the disk before what it is about is changed.
+func replace(d disk, path string, b []byte, mode fs.FileMode) error {
+	dir, temp := filepath.Dir(path), tempName(path)
+	if err := d.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".rpush-*")
+	if err := d.Remove(temp); err != nil {
+		return err
+	}
+	err := d.Write(temp, b, mode)
+	if err == nil {
+		err = d.Rename(temp, path)
+	}
+	if err != nil {
+		return errors.Join(err, d.Remove(temp))
+	}
+	// The directory itself may be new.
+	return errors.Join(d.SyncDir(dir), d.SyncDir(filepath.Dir(dir)))
+}
+
+type osDisk struct{}
+
+func (osDisk) MkdirAll(dir string, mode fs.FileMode) error { return os.MkdirAll(dir, mode) }
+func (osDisk) Rename(from, to string) error                { return os.Rename(from, to) }
+func (osDisk) Remove(name string) error                    { return present(os.Remove(name)) }
+
+func (osDisk) Write(name string, b []byte, mode fs.FileMode) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name()) //nolint:errcheck // gone after the rename
-	_, err = tmp.Write(b)
-	if err = errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close()); err != nil {
-		return err
+	_, err = f.Write(b)
+	return errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
+}
+
+func (osDisk) SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return present(err)
 	}
-	return os.Rename(tmp.Name(), path)
+	err = d.Sync()
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTSUP) { // this file system cannot
+		err = nil
+	}
+	return errors.Join(err, d.Close())
+}
+
+func (osDisk) Set(name string, v int64) error {
+	return os.WriteFile(name, fmt.Appendf(nil, "%d\n", v), 0)
+}
+
+// present is err, but nil for what is not there.
+func present(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 func hash(b []byte) string {

@@ -3,6 +3,7 @@ package conntrack
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -20,6 +21,8 @@ type bench struct {
 	table string   // as nft lists it
 	calls []string // of programs
 	fail  string   // the call that fails
+
+	enabled bool // the unit
 }
 
 func newBench(t *testing.T, files map[string]string) *bench {
@@ -41,7 +44,7 @@ func newBench(t *testing.T, files map[string]string) *bench {
 			t.Fatal(err)
 		}
 	}
-	b := &bench{fixer: fixer{m: &machine{root: root, root0: true}, systemd: true, host: true}}
+	b := &bench{fixer: fixer{m: &machine{root: root, root0: true}, disk: osDisk{}, systemd: true, host: true}}
 	b.enter(t, "net:[1]")
 	if err := os.Symlink(firstPIDs, filepath.Join(root, "proc/self/ns/pid")); err != nil {
 		t.Fatal(err)
@@ -58,13 +61,41 @@ func newBench(t *testing.T, files map[string]string) *bench {
 		case strings.HasPrefix(call, "nft -s list table"):
 			return []byte(b.table), nil
 		case call == "nft -f -":
-			b.table = string(in)
+			b.table = listing(string(in))
+		case strings.HasPrefix(call, "systemctl enable"):
+			b.enabled = true
+		case strings.HasPrefix(call, "systemctl disable"):
+			b.enabled = false
 		case strings.HasPrefix(call, "nft delete"):
 			b.table = ""
 		}
 		return nil, nil
 	}
 	return b
+}
+
+// listing is how nft lists the table that a script makes.
+func listing(script string) string {
+	at := strings.LastIndex(script, "table inet "+tableName+" {")
+	if at < 0 {
+		return script
+	}
+	return script[at:]
+}
+
+// reboot keeps the files, and does at the start what they say.
+func (b *bench) reboot(t *testing.T) {
+	t.Helper()
+	write(t, filepath.Join(b.m.root, "proc/sys/kernel/random/boot_id"), []byte("boot-2\n"))
+	value := "0\n"
+	if b.m.exists(sysctlFile) {
+		value = "1\n"
+	}
+	write(t, filepath.Join(b.m.root, "proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"), []byte(value))
+	b.table = ""
+	if script, err := os.ReadFile(filepath.Join(b.m.root, dropFile)); err == nil && b.enabled && b.m.exists(unitFile) {
+		b.table = listing(string(script))
+	}
 }
 
 // enter goes to another network namespace.
@@ -158,53 +189,166 @@ func TestFixAndUndo(t *testing.T) {
 	}
 }
 
-// killed is what a program panics with when rpush doctor is killed there.
+// killed is what an operation panics with when rpush doctor is killed there.
 type killed struct{}
 
-// TestFixKilledAndUndone kills a fix before and after each program that it runs,
-// and undoes it in a new process. The machine is then as before.
-func TestFixKilledAndUndone(t *testing.T) {
+// cutDisk is a disk, and programs, of an rpush doctor that is killed before
+// operation number at. It also checks that nothing is changed as long as the
+// record of it could be lost with the power.
+type cutDisk struct {
+	osDisk
+	t      *testing.T
+	record string // its path
+	at, n  int
+	// loose has the directories in which names changed since their last sync.
+	loose map[string]bool
+}
+
+func (d *cutDisk) step() bool {
+	d.n++
+	return d.n == d.at
+}
+
+func (d *cutDisk) operation() {
+	if d.step() {
+		panic(killed{})
+	}
+}
+
+// change is an operation that the record has to be safe before.
+func (d *cutDisk) change(name string) {
+	d.operation()
+	if d.loose[filepath.Dir(d.record)] && filepath.Dir(name) != filepath.Dir(d.record) {
+		d.t.Errorf("%s is changed before its record is durable", name)
+	}
+}
+
+func (d *cutDisk) MkdirAll(dir string, mode fs.FileMode) error {
+	d.operation()
+	return d.osDisk.MkdirAll(dir, mode)
+}
+
+func (d *cutDisk) Write(name string, b []byte, mode fs.FileMode) error {
+	if d.step() {
+		write(d.t, name, b[:len(b)/2])
+		panic(killed{})
+	}
+	return os.WriteFile(name, b, mode)
+}
+
+func (d *cutDisk) Rename(from, to string) error {
+	d.change(to)
+	d.loose[filepath.Dir(to)] = true
+	return d.osDisk.Rename(from, to)
+}
+
+func (d *cutDisk) Remove(name string) error {
+	d.operation()
+	return d.osDisk.Remove(name)
+}
+
+func (d *cutDisk) SyncDir(dir string) error {
+	d.operation()
+	delete(d.loose, dir)
+	return nil
+}
+
+func (d *cutDisk) Set(name string, v int64) error {
+	d.change(name)
+	return d.osDisk.Set(name, v)
+}
+
+// killAt runs do with a bench that is killed before operation number at, and
+// reports whether do ended before that.
+func (b *bench) killAt(t *testing.T, at int, do func()) (ended bool) {
+	t.Helper()
+	d := &cutDisk{t: t, record: filepath.Join(b.m.root, recordFile), at: at, loose: map[string]bool{}}
+	disk, run := b.disk, b.run
+	defer func() {
+		b.disk, b.run = disk, run
+		if r := recover(); r != nil && r != (killed{}) {
+			panic(r)
+		}
+	}()
+	b.disk = d
+	b.run = func(ctx context.Context, in []byte, path string, args ...string) ([]byte, error) {
+		d.change(path)
+		return run(ctx, in, path, args...)
+	}
+	do()
+	return true
+}
+
+// TestKilledAndUndone kills a fix, or an undo, before each of its operations, and
+// undoes it in a new process. The machine is then as before the fix, and as it
+// would be had it rebooted.
+func TestKilledAndUndone(t *testing.T) {
+	const never, first, later = "never", "before undo", "before the second undo"
 	for _, remedy := range []Remedy{Drop, Liberal} {
-		for _, after := range []bool{false, true} {
-			for _, grown := range []bool{false, true} { // a fix for one port is in place
-				for n, done := 0, false; !done; n++ {
-					b := newBench(t, nil)
-					before := b.tree(t)
-					if grown {
-						apply(t, b.fix(t, remedy, true, 5000))
+		for _, kill := range []string{"fix", "grown fix", "undo"} {
+			for _, persist := range []bool{false, true} {
+				for _, reboot := range []string{never, first, later} {
+					if kill != "undo" && reboot == later || testing.Short() && reboot != never && !persist {
+						continue // an undo that is not killed leaves nothing for a second
 					}
-					whole, ran := b.run, 0
-					b.run = func(ctx context.Context, in []byte, path string, args ...string) ([]byte, error) {
-						ran++
-						if ran > n && !after {
-							panic(killed{})
+					name := fmt.Sprintf("%s, persist %t, %s killed, reboot %s", remedy, persist, kill, reboot)
+					for at, ended := 1, false; !ended; at++ {
+						b := newBench(t, nil)
+						b.disk = &cutDisk{t: t, loose: map[string]bool{}} // never cut, and does not wait for a real disk
+						if reboot != never {
+							b.reboot(t) // for the tree
 						}
-						out, err := whole(ctx, in, path, args...)
-						if ran > n {
-							panic(killed{})
+						before := b.tree(t)
+						write(t, filepath.Join(b.m.root, "proc/sys/kernel/random/boot_id"), []byte("boot-1\n"))
+						if kill != "fix" {
+							apply(t, b.fix(t, remedy, persist, 5000))
 						}
-						return out, err
-					}
-					func() {
-						defer func() {
-							if r := recover(); r != nil && r != (killed{}) {
-								panic(r)
+						if kill == "undo" {
+							if reboot == first {
+								b.reboot(t)
 							}
-						}()
-						apply(t, b.fix(t, remedy, true, 5001))
-						done = true
-					}()
-					b.run = whole
-					for range 2 { // undo itself may be run again
-						if p := b.takeBack(t); len(p.Refused) != 0 {
-							t.Fatalf("%s, program %d, after %t, grown %t: undo refused %q", remedy, n, after, grown, p.Refused)
+							ended = b.killAt(t, at, func() { b.takeBack(t) })
+						} else {
+							ended = b.killAt(t, at, func() { apply(t, b.fix(t, remedy, persist, 5001)) })
+							if reboot == first {
+								b.reboot(t)
+							}
 						}
-					}
-					if got := b.tree(t); got != before || b.table != "" {
-						t.Fatalf("%s, program %d, after %t, grown %t: undo left\n%s\n%s\nwant\n%s", remedy, n, after, grown, got, b.table, before)
+						if reboot == later {
+							b.reboot(t)
+						}
+						for range 2 { // undo itself may be run again
+							if p := b.takeBack(t); len(p.Refused) != 0 {
+								t.Errorf("%s before operation %d: undo refused %q", name, at, p.Refused)
+							}
+						}
+						if got := b.tree(t); got != before || b.table != "" || b.enabled {
+							t.Fatalf("%s before operation %d: undo left (enabled %t)\n%s\n%s\nwant\n%s", name, at, b.enabled, got, b.table, before)
+						}
+						if ended && remedy == Drop && kill == "fix" && at < 10 {
+							t.Errorf("%s: only %d operations", name, at-1)
+						}
 					}
 				}
 			}
+		}
+	}
+}
+
+// TestUndoLeavesAForeignTable kills a fix before it makes its table. Then someone
+// makes a table of the same name.
+func TestUndoLeavesAForeignTable(t *testing.T) {
+	b := newBench(t, nil)
+	if err := b.save(&record{Version: recordVersion, Drop: &dropRecord{Ports: []PortRange{{5000, 5000}}, Netns: b.netns(), Boot: b.boot()}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, theirs := range []string{
+		"table inet rpush {\n\tchain mine {\n\t}\n}\n",
+		strings.Replace(listing(dropScript([]PortRange{{5000, 5000}})), "\t}\n", "\t\tudp dport 53 accept\n\t}\n", 1),
+	} {
+		b.table = theirs
+		if p := b.takeBack(t); len(p.Refused) != 1 || b.table != theirs {
+			t.Errorf("refused %q, and left %q of\n%s", p.Refused, b.table, theirs)
 		}
 	}
 }
@@ -467,7 +611,7 @@ func TestPersistedFileStaysInStep(t *testing.T) {
 	apply(t, b.fix(t, Drop, true, 5000))
 	apply(t, b.fix(t, Drop, false, 5001))
 	file, err := os.ReadFile(filepath.Join(b.m.root, dropFile))
-	if err != nil || string(file) != b.table {
+	if err != nil || listing(string(file)) != b.table {
 		t.Errorf("got %v\n%s\nwant\n%s", err, file, b.table)
 	}
 	write(t, filepath.Join(b.m.root, "proc/sys/kernel/random/boot_id"), []byte("boot-2\n"))

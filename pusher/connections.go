@@ -88,7 +88,8 @@ func (r *recent[V]) dropOldest() {
 }
 
 // connect returns a client that signs in to repo. Clients for the same
-// repository and scopes share one sign-in, and all clients share connections.
+// repository, scopes and credentials share one sign-in, and all clients share
+// connections.
 // reference is shown to people who list kept uploads.
 func (p *Pusher) connect(ctx context.Context, repo name.Repository, reference string, scopes ...string) (*resume.Client, error) {
 	scheme, err := p.scheme(ctx, repo)
@@ -123,8 +124,7 @@ func (p *Pusher) signIn(ctx context.Context, repo name.Repository, scheme string
 func (p *Pusher) reached(repo name.Repository) *atomic.Bool {
 	p.shared.mu.Lock()
 	defer p.shared.mu.Unlock()
-	b := p.shared.reached.get(repo.RegistryStr(), func() *atomic.Bool { return new(atomic.Bool) })
-	return b
+	return p.shared.reached.get(repo.RegistryStr(), func() *atomic.Bool { return new(atomic.Bool) })
 }
 
 // noting takes note of the first answer of a registry.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -16,6 +15,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/rpush-go/rpush/internal/testgear/memory"
 	"github.com/rpush-go/rpush/internal/testgear/scripted"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
@@ -23,15 +23,6 @@ import (
 
 // mostMemory is what one hostile document may make a push allocate, all in all.
 const mostMemory = 64 << 20
-
-// allocated runs f and returns the bytes that it allocated.
-func allocated(f func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	f()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
-}
 
 // empties is a document of almost 4 MiB: a list of empty members.
 func empties(head, member, tail string) []byte {
@@ -77,11 +68,11 @@ func TestManifestsOfEmptyEntriesAreRefused(t *testing.T) {
 				stored := h.stored(h.put(mt, raw))
 				inLab(t, scripted.Options{}, func(l *lab) {
 					var err error
-					used := allocated(func() { _, err = l.push("reg.test/app:1", stored) })
+					used := memory.Allocated(func() { _, err = l.push("reg.test/app:1", stored) })
 					if !errors.Is(err, resume.ErrSource) || used > mostMemory {
 						t.Errorf("%s of %s as %s: %.200s, %d bytes", key, member, mt, fmt.Sprint(err), used)
 					}
-					used = allocated(func() {
+					used = memory.Allocated(func() {
 						if mt.IsIndex() {
 							_, err = l.push("reg.test/app:1", bareIndex{bare{raw, mt}})
 						} else {
@@ -194,7 +185,7 @@ func TestListsOfEmptyEntriesAreRefused(t *testing.T) {
 	}{{"tags", `""`, tags}, {"manifests", "{}", referrers}} {
 		answer = empties(`{"`+list.key+`":[`, list.member, "]}")
 		var err error
-		used := allocated(func() { err = list.read() })
+		used := memory.Allocated(func() { err = list.read() })
 		if !errors.Is(err, resume.ErrSource) || used > mostMemory {
 			t.Errorf("%s: %.200s, %d bytes", list.key, fmt.Sprint(err), used)
 		}

@@ -10,6 +10,21 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
+// clientOf is a client for a registry in plain HTTP that tries once.
+func clientOf(t *testing.T, registry string) *Client {
+	t.Helper()
+	repo, err := name.NewRepository(strings.TrimPrefix(registry, "http://") + "/app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := New(repo, Options{PlainHTTP: true, RetryFor: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.CloseIdleConnections)
+	return c
+}
+
 // A sign-in page of the registry that leads on to an identity provider elsewhere
 // is not the blob.
 func TestExistsRedirectToSignInElsewhere(t *testing.T) {
@@ -22,15 +37,7 @@ func TestExistsRedirectToSignInElsewhere(t *testing.T) {
 		w.WriteHeader(http.StatusFound)
 	}))
 	defer reg.Close()
-	repo, err := name.NewRepository(strings.TrimPrefix(reg.URL, "http://") + "/app")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := New(repo, Options{PlainHTTP: true, RetryFor: -1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.CloseIdleConnections()
+	c := clientOf(t, reg.URL)
 	if exists, err := c.Exists(t.Context(), digest.FromString("a layer"), 7); exists || err != nil {
 		t.Errorf("Exists = %v, %v; want false: nothing says that the registry has the blob", exists, err)
 	}
@@ -48,15 +55,7 @@ func TestArrivedNeedsMoreThanAPage(t *testing.T) {
 		w.WriteHeader(http.StatusFound)
 	}))
 	defer reg.Close()
-	repo, err := name.NewRepository(strings.TrimPrefix(reg.URL, "http://") + "/app")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := New(repo, Options{PlainHTTP: true, RetryFor: -1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.CloseIdleConnections()
+	c := clientOf(t, reg.URL)
 	for _, size := range []int64{-1, 0, 5} {
 		if there, err := c.arrived(t.Context(), digest.FromString("a layer"), size); there {
 			t.Errorf("size %d: arrived = true, %v; want false", size, err)

@@ -46,6 +46,7 @@ var arrows = map[string][]string{
 	"internal/testgear/binary":    {},
 	"internal/testgear/docker":    {},
 	"internal/testgear/memnet":    {},
+	"internal/testgear/memory":    {},
 	"internal/testgear/nginx":     {},
 	"internal/testgear/ocilayout": {},
 	"internal/testgear/process":   {},

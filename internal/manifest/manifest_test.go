@@ -3,26 +3,17 @@ package manifest_test
 import (
 	"encoding/json"
 	"fmt"
-	"runtime"
 	"strings"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/rpush-go/rpush/internal/manifest"
+	"github.com/rpush-go/rpush/internal/testgear/memory"
 )
 
 // mostMemory is what decoding one document may allocate, all in all.
 const mostMemory = 64 << 20
-
-// allocated runs f and returns the bytes that it allocated.
-func allocated(f func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	f()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
-}
 
 // list is a document of one key with as many equal members as fit.
 func list(key, member string, elements int) string {
@@ -44,7 +35,7 @@ func TestAFullDocumentIsRefusedBeforeDecoding(t *testing.T) {
 		for _, member := range members[:7] {
 			doc := []byte(list(key, member, 0))
 			var err error
-			used := allocated(func() { err = manifest.Unmarshal(doc, &v1.Manifest{}) })
+			used := memory.Allocated(func() { err = manifest.Unmarshal(doc, &v1.Manifest{}) })
 			if err == nil || !strings.Contains(err.Error(), "65536") {
 				t.Errorf("%s of %s: %v", key, member, err)
 			}
@@ -62,7 +53,7 @@ func TestMemoryOfTheLargestDocuments(t *testing.T) {
 		if err := manifest.Check([]byte(doc)); err != nil {
 			t.Fatal(member, err)
 		}
-		used := allocated(func() { _ = manifest.Unmarshal([]byte(doc), &v1.Manifest{}) })
+		used := memory.Allocated(func() { _ = manifest.Unmarshal([]byte(doc), &v1.Manifest{}) })
 		if used > mostMemory {
 			t.Errorf("layers of %s: %d bytes", member, used)
 		}
@@ -74,7 +65,7 @@ func TestMemoryOfTheLargestDocuments(t *testing.T) {
 	}
 	b.WriteString(`"":""}}`)
 	var m v1.Manifest
-	used := allocated(func() {
+	used := memory.Allocated(func() {
 		if err := manifest.Unmarshal([]byte(b.String()), &m); err != nil {
 			t.Error(err)
 		}

@@ -7,27 +7,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/rpush-go/rpush/internal/testgear/memory"
 	"github.com/rpush-go/rpush/resume"
 )
 
 // mostMemory is what one hostile archive may make the reader allocate, all in
 // all.
 const mostMemory = 64 << 20
-
-// allocated runs f and returns the bytes that it allocated.
-func allocated(f func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	f()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
-}
 
 func TestDocumentsOfEmptyEntries(t *testing.T) {
 	for _, member := range []string{"{}", `{"Layers":[""]}`, `{"annotations":{"":""}}`} {
@@ -36,7 +27,7 @@ func TestDocumentsOfEmptyEntries(t *testing.T) {
 			file{name: "index.json", body: `{"manifests":[` + all + `]}`})
 		var a *Archive
 		var docker, index error
-		used := allocated(func() {
+		used := memory.Allocated(func() {
 			a, _, _ = walk(b)
 			_, docker = a.Docker()
 			_, index = a.Index()
@@ -62,7 +53,7 @@ func TestPositionIsBounded(t *testing.T) {
 		}
 		b := archive(t, files...)
 		layers := 0
-		used := allocated(func() {
+		used := memory.Allocated(func() {
 			a, err := Walk(context.Background(), bytes.NewReader(b), func(a *Archive, e Entry, _ io.Reader) error {
 				layers++
 				if at := a.Position(e, chain); at != -1 {

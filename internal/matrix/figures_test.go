@@ -24,6 +24,10 @@ func TestFigures(t *testing.T) {
 		rate  int64
 		layer int64
 		most  []float64 // of one image after the other, by a client that remembers
+		// The site refuses bodies. What a refused body costs is what the sockets
+		// on its way hold before the answer is read, which is the machine's
+		// affair: only the connection that carries the rest counts.
+		refuses bool
 	}{
 		{
 			name:  "distribution 3, every 32 MiB",
@@ -54,7 +58,7 @@ func TestFigures(t *testing.T) {
 		{
 			name:  "20 MiB limit, no faults",
 			start: behind(three, nginx.Options{MaxBody: 20 * mib}),
-			layer: 300 * mib, most: []float64{1.1},
+			layer: 300 * mib, most: []float64{1.01}, refuses: true,
 		},
 	} {
 		t.Run(f.name, func(t *testing.T) {
@@ -74,7 +78,19 @@ func TestFigures(t *testing.T) {
 				r := rpush.Push(t, env, slices.Concat(flags, []string{"-v", "oci:" + img.Dir, p.Addr() + ref})...)
 				took := time.Since(begin)
 				s := p.Stats()
-				ratio, faults := float64(s.Up-before.Up)/float64(img.Total), s.Faults-before.Faults
+				up, faults := s.Up-before.Up, s.Faults-before.Faults
+				if f.refuses {
+					// 300, 150, 70 and 30 MiB are refused, each with its connection.
+					if conns := s.Conns - before.Conns; conns > 8 {
+						t.Errorf("image %d: %d connections, want at most 8", i+1, conns)
+					}
+					t.Logf("image %d: forwarded %.4f x its bytes with those of refused bodies", i+1, float64(up)/float64(img.Total))
+					up = 0
+					for _, c := range s.Each[before.Conns:] {
+						up = max(up, c.Up)
+					}
+				}
+				ratio := float64(up) / float64(img.Total)
 				t.Logf("image %d: forwarded %.4f x its bytes, want at most %.2f; %d faults, %d connections, %d resumes, %d restarts, %.1f s",
 					i+1, ratio, most, faults, s.Conns-before.Conns, r.Report.Resumes, r.Report.Restarts, took.Seconds())
 				if ratio > most {

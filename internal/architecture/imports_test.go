@@ -38,6 +38,7 @@ var arrows = map[string][]string{
 	},
 	"pusher":            {"internal/manifest", "internal/protocol", "internal/wire", "resume"},
 	"resume":            {"internal/protocol", "internal/retry", "internal/wire"},
+	"internal/gateway":  {"internal/protocol", "internal/wire", "resume"},
 	"internal/retry":    {"internal/protocol"},
 	"internal/protocol": {"internal/wire"},
 	"internal/wire":     {},

@@ -1,0 +1,113 @@
+package gateway
+
+import (
+	"crypto/tls"
+	"errors"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/internal/wire"
+	"github.com/rpush-go/rpush/resume"
+)
+
+// Options are those of a Gateway. The zero value works.
+type Options struct {
+	// RetryFor, Tries, StallTimeout and AnswerTimeout are the fields of
+	// resume.TransportOptions with these names.
+	RetryFor                    time.Duration
+	Tries                       int
+	StallTimeout, AnswerTimeout time.Duration
+
+	// Limit bounds what all connections to registries send together, in bytes per
+	// second. 0 is no limit.
+	Limit int64
+
+	// SpoolDir and SpoolLimit are the fields of resume.TransportOptions with
+	// these names.
+	SpoolDir   string
+	SpoolLimit int64
+
+	// Dialects keeps what is learnt about registries. nil keeps it for this
+	// Gateway alone.
+	Dialects resume.Dialects
+
+	// Logger gets what resume.TransportOptions.Logger gets. nil is silent.
+	Logger logrus.FieldLogger
+	// OnEvent is called for each event of an upload, never by two goroutines at
+	// once. It must not block.
+	OnEvent func(resume.Event)
+}
+
+// Gateway forwards requests to registries. It is safe for concurrent use.
+type Gateway struct {
+	o       Options
+	limiter *wire.Limiter
+	uploads http.RoundTripper // of resume.NewTransport
+}
+
+// New checks the options. It does not touch the network.
+func New(o Options) (*Gateway, error) {
+	if o.Limit < 0 {
+		return nil, errors.New("gateway: Limit is negative")
+	}
+	if o.StallTimeout == 0 {
+		o.StallTimeout = resume.DefaultStallTimeout
+	}
+	g := &Gateway{o: o}
+	if o.Limit > 0 {
+		g.limiter = wire.NewLimiter(o.Limit)
+	}
+	var err error
+	g.uploads, err = resume.NewTransport(byUpstream{}, resume.TransportOptions{
+		External: byUpstream{},
+		RetryFor: o.RetryFor, Tries: o.Tries, StallTimeout: o.StallTimeout, AnswerTimeout: o.AnswerTimeout,
+		SpoolDir: o.SpoolDir, SpoolLimit: o.SpoolLimit,
+		Dialects: o.Dialects, Logger: o.Logger, OnEvent: o.OnEvent,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// Upstream is a registry and how to connect to it.
+type Upstream struct {
+	// URL has the scheme and the host of the registry, and nothing else.
+	URL *url.URL
+	// TLS is cloned. nil is Go's default.
+	TLS *tls.Config
+	// Proxy says which proxy carries a request, as http.Transport.Proxy does. nil
+	// is what HTTPS_PROXY, HTTP_PROXY and NO_PROXY say.
+	Proxy func(*http.Request) (*url.URL, error)
+}
+
+// upstream is a registry with its connections.
+type upstream struct {
+	url      *url.URL
+	registry *wire.Transport
+	external *wire.External // to where the registry stores things
+}
+
+func (g *Gateway) connect(u Upstream) (*upstream, error) {
+	switch {
+	case u.URL == nil || u.URL.Host == "" || u.URL.Scheme != "http" && u.URL.Scheme != "https":
+		return nil, errors.New("gateway: the upstream is not an http or https URL with a host")
+	case u.URL.Path != "" && u.URL.Path != "/" || u.URL.RawQuery != "" || u.URL.User != nil:
+		return nil, errors.New("gateway: the upstream has more than a scheme and a host")
+	}
+	rt := wire.New(wire.Options{TLS: u.TLS, Proxy: u.Proxy, Stall: g.o.StallTimeout, Limit: g.limiter})
+	return &upstream{
+		url:      &url.URL{Scheme: u.URL.Scheme, Host: u.URL.Host},
+		registry: rt,
+		external: rt.External(protocol.HostPort(u.URL)),
+	}, nil
+}
+
+func (u *upstream) closeIdleConnections() {
+	u.registry.CloseIdleConnections()
+	u.external.CloseIdleConnections()
+}

@@ -18,10 +18,20 @@ const module = "github.com/rpush-go/rpush"
 var arrows = map[string][]string{
 	"cmd/rpush": {"internal/cli"},
 	"internal/cli": {
-		"internal/certificates", "internal/conntrack", "internal/credentials", "internal/protocol", "internal/source", "pusher", "resume",
+		"internal/certificates", "internal/credentials", "internal/protocol", "internal/source", "pusher", "resume",
 		"internal/compress", "internal/engine", "internal/known", "internal/owndir", "internal/spool", "internal/stream",
+		"internal/conntrack", "internal/conntrack/remedy", "internal/conntrack/rules", "internal/conntrack/selftest",
 	},
-	"internal/conntrack":    {"internal/stray"}, // the self-test sends what does the harm
+	"internal/conntrack": {
+		"internal/conntrack/host", "internal/conntrack/nft", "internal/conntrack/rules", "internal/conntrack/selftest", "internal/conntrack/xtables",
+	},
+	"internal/conntrack/host":     {},
+	"internal/conntrack/rules":    {},
+	"internal/conntrack/nft":      {"internal/conntrack/rules", "internal/conntrack/xtables"}, // a rule of iptables-nft has parts of xtables
+	"internal/conntrack/xtables":  {"internal/conntrack/host", "internal/conntrack/rules"},
+	"internal/conntrack/remedy":   {"internal/conntrack/host", "internal/conntrack/rules"},
+	"internal/conntrack/selftest": {"internal/conntrack/host", "internal/stray"}, // it sends what does the harm
+
 	"internal/stray":        {},
 	"internal/certificates": {},
 	"internal/credentials":  {},

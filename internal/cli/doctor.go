@@ -18,6 +18,9 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/rpush-go/rpush/internal/conntrack"
+	"github.com/rpush-go/rpush/internal/conntrack/remedy"
+	"github.com/rpush-go/rpush/internal/conntrack/rules"
+	"github.com/rpush-go/rpush/internal/conntrack/selftest"
 )
 
 // doctorOptions are the flags of the host check.
@@ -74,7 +77,7 @@ func (o *doctorOptions) check() error {
 		return fmt.Errorf("--output is %q, neither text nor json", o.output)
 	case o.watch < 0:
 		return fmt.Errorf("--watch is %s, a negative time", o.watch)
-	case o.fix != "" && o.fix != string(conntrack.Drop) && o.fix != string(conntrack.Liberal):
+	case o.fix != "" && o.fix != string(remedy.Drop) && o.fix != string(remedy.Liberal):
 		return fmt.Errorf("--fix is %q, neither drop nor liberal", o.fix)
 	case o.fix != "" && o.undo:
 		return errors.New("--fix and --undo contradict each other")
@@ -127,8 +130,8 @@ func (a *app) doctorCommand() *cobra.Command {
 
 // selfTestCommand is what the self-test calls this program with.
 func (a *app) selfTestCommand() *cobra.Command {
-	return &cobra.Command{Use: conntrack.SelfTestCommand, Hidden: true, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		return conntrack.SelfTestMain(cmd.Context(), a.stdout)
+	return &cobra.Command{Use: selftest.Command, Hidden: true, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		return selftest.Main(cmd.Context(), a.stdout)
 	}}
 }
 
@@ -174,11 +177,11 @@ func parseRegistry(arg string, plain bool) (*conntrack.Registry, error) {
 // doctorDocument is what --output json prints.
 type doctorDocument struct {
 	*conntrack.Report
-	Headline string          `json:"headline"`
-	Advice   []string        `json:"advice"`
-	Fix      *conntrack.Plan `json:"fix,omitempty"`
-	Error    string          `json:"error,omitempty"`
-	Exit     int             `json:"exit"`
+	Headline string       `json:"headline"`
+	Advice   []string     `json:"advice"`
+	Fix      *remedy.Plan `json:"fix,omitempty"`
+	Error    string       `json:"error,omitempty"`
+	Exit     int          `json:"exit"`
 }
 
 func (a *app) doctor(ctx context.Context, o *doctorOptions, reg *conntrack.Registry) int {
@@ -192,7 +195,7 @@ func (a *app) doctor(ctx context.Context, o *doctorOptions, reg *conntrack.Regis
 	var failed error
 	switch {
 	case o.undo:
-		doc.Fix, failed = conntrack.PlanUndo(ctx)
+		doc.Fix, failed = remedy.PlanUndo(ctx)
 	case o.fix != "":
 		doc.Fix, failed = a.planFix(ctx, o, r)
 	}
@@ -210,7 +213,7 @@ func (a *app) doctor(ctx context.Context, o *doctorOptions, reg *conntrack.Regis
 	}
 	if failed == nil && o.selfTest && ctx.Err() == nil && r.Where != conntrack.NotLinux {
 		a.out.note(selfTestWords)
-		r.Tested(conntrack.RunSelfTest(ctx))
+		r.Tested(selftest.Run(ctx))
 	}
 	doc.Report, doc.Headline, doc.Advice = r, headline(r), advice(r, o, reg)
 	doc.Exit = a.doctorExit(o, &doc, failed)
@@ -232,28 +235,28 @@ var errNotTold = errors.New("run it on the machine itself")
 
 // planFix has nothing to do where nothing is at risk, or something else
 // protects already.
-func (a *app) planFix(ctx context.Context, o *doctorOptions, r *conntrack.Report) (*conntrack.Plan, error) {
-	remedy := conntrack.Remedy(o.fix)
-	none := func(note string) (*conntrack.Plan, error) {
-		return &conntrack.Plan{Steps: []conntrack.Step{}, Notes: []string{note}}, nil
+func (a *app) planFix(ctx context.Context, o *doctorOptions, r *conntrack.Report) (*remedy.Plan, error) {
+	kind := remedy.Kind(o.fix)
+	none := func(note string) (*remedy.Plan, error) {
+		return &remedy.Plan{Steps: []remedy.Step{}, Notes: []string{note}}, nil
 	}
 	if r.Where != conntrack.Here && r.Where != conntrack.Undecided {
 		return none(nothingToFix)
 	}
-	if by := otherProtection(r, remedy); by != "" {
+	if by := otherProtection(r, kind); by != "" {
 		return none(fmt.Sprintf(alreadyProtected, by))
 	}
 	if r.Where == conntrack.Undecided && o.apply {
 		return nil, fmt.Errorf("%s: %w", notToldNotApplied, cmp.Or(r.Unread(), errNotTold))
 	}
-	p, err := conntrack.PlanFix(ctx, remedy, r, o.persist)
+	p, err := remedy.PlanFix(ctx, kind, r.Ports(), o.persist)
 	if err != nil {
 		return nil, err
 	}
 	if len(p.Steps) == 0 {
 		p.Notes = append(p.Notes, alreadyFixed)
 	} else {
-		p.Notes = append(tradeOff(remedy), p.Notes...)
+		p.Notes = append(tradeOff(kind), p.Notes...)
 	}
 	if r.Where == conntrack.Undecided {
 		p.Notes = append(p.Notes, notToldNotApplied)
@@ -262,11 +265,11 @@ func (a *app) planFix(ctx context.Context, o *doctorOptions, r *conntrack.Report
 }
 
 // otherProtection is what protects already and is not the remedy's own doing.
-func otherProtection(r *conntrack.Report, remedy conntrack.Remedy) string {
-	ours := slices.ContainsFunc(r.Guards, func(g conntrack.Guard) bool { return g.By == "rpush" && g.Effect == conntrack.Protects })
+func otherProtection(r *conntrack.Report, kind remedy.Kind) string {
+	ours := slices.ContainsFunc(r.Guards, func(g rules.Guard) bool { return g.By == "rpush" && g.Effect == rules.Protects })
 	for _, by := range r.Protection {
 		liberal := !strings.Contains(by, ":")
-		if remedy == conntrack.Drop && (liberal || !ours) || remedy == conntrack.Liberal && !liberal {
+		if kind == remedy.Drop && (liberal || !ours) || kind == remedy.Liberal && !liberal {
 			return by
 		}
 	}

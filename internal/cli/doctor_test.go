@@ -10,6 +10,9 @@ import (
 	"testing"
 
 	"github.com/rpush-go/rpush/internal/conntrack"
+	"github.com/rpush-go/rpush/internal/conntrack/remedy"
+	"github.com/rpush-go/rpush/internal/conntrack/rules"
+	"github.com/rpush-go/rpush/internal/conntrack/selftest"
 )
 
 func TestParseRegistry(t *testing.T) {
@@ -129,7 +132,7 @@ func TestForAdmin(t *testing.T) {
 // The verb behind the self-test changes nothing when somebody calls it.
 func TestSelfTestVerbAlone(t *testing.T) {
 	r := newRig(t, nil)
-	if code := r.main([]string{conntrack.SelfTestCommand}); code != exitUsage || r.stdout.String() != "" {
+	if code := r.main([]string{selftest.Command}); code != exitUsage || r.stdout.String() != "" {
 		t.Errorf("exit %d, %q", code, r.stdout.String())
 	}
 }
@@ -166,7 +169,7 @@ func sample(verdict conntrack.Verdict, where conntrack.Where) *conntrack.Report 
 		Registry: &conntrack.Target{Host: "registry.example", Port: 5000, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Own: true},
 	}
 	if where == conntrack.Here {
-		r.Mappings = []conntrack.Mapping{{Port: 5000, To: "172.17.0.2:5000", By: "Docker"}}
+		r.Mappings = []rules.Mapping{{Port: 5000, To: "172.17.0.2:5000", By: "Docker"}}
 	}
 	for _, n := range []string{"rules", "be_liberal", "kernel", "loose", "ignore_invalid_rst", "log_invalid", "table", "timeouts", "namespace", "privileges", "since boot", "translation"} {
 		r.Checks = append(r.Checks, conntrack.Check{Name: n, Verdict: conntrack.Sound, Finding: "found", Command: "look"})
@@ -186,7 +189,7 @@ func TestDoctorVerdicts(t *testing.T) {
 		{conntrack.Sound, conntrack.Here, func(r *conntrack.Report) { r.Protection = []string{"inet rpush input: x"} }, 0, 0, "INVALID packets are dropped", "change nothing"},
 		{conntrack.Sound, conntrack.Here, func(r *conntrack.Report) { r.Protection = []string{"nf_conntrack_tcp_be_liberal"} }, 0, 0, "be_liberal keeps", "change nothing"},
 		{conntrack.AtRisk, conntrack.Here, nil, 0, 4, "a stray packet beyond the window makes this host reset", "change nothing before"},
-		{conntrack.AtRisk, conntrack.Here, func(r *conntrack.Report) { r.SelfTest = &conntrack.SelfTest{Delayed: conntrack.WasReset} }, 0, 4, "a delayed or stray packet", "--fix=drop"},
+		{conntrack.AtRisk, conntrack.Here, func(r *conntrack.Report) { r.SelfTest = &selftest.Result{Delayed: selftest.WasReset} }, 0, 4, "a delayed or stray packet", "--fix=drop"},
 		{conntrack.Evidence, conntrack.Here, func(r *conntrack.Report) { r.Window = &conntrack.Window{Invalid: 6, OutRsts: 3} }, 4, 4, "3 RSTs for 6 INVALID", "--fix=drop"},
 		{conntrack.Evidence, conntrack.Elsewhere, func(r *conntrack.Report) { r.Window = &conntrack.Window{Invalid: 6, OutRsts: 3} }, 4, 4, "3 RSTs for 6 INVALID", "--for-admin"},
 		{conntrack.NotApplicable, conntrack.Elsewhere, nil, 0, 0, "does not NAT registry.example:5000: run this on the host that publishes port 5000", "--for-admin"},
@@ -240,7 +243,7 @@ func TestDoctorVerdicts(t *testing.T) {
 	if got := a.doctorExit(&doctorOptions{}, &doctorDocument{Report: sample(conntrack.Sound, conntrack.Here)}, fs.ErrPermission); got != exitPermanent {
 		t.Errorf("a fix that failed: exit %d", got)
 	}
-	refused := &doctorDocument{Report: sample(conntrack.Sound, conntrack.Here), Fix: &conntrack.Plan{Refused: []string{"x"}}}
+	refused := &doctorDocument{Report: sample(conntrack.Sound, conntrack.Here), Fix: &remedy.Plan{Refused: []string{"x"}}}
 	if got := a.doctorExit(&doctorOptions{undo: true}, refused, nil); got != exitPermanent {
 		t.Errorf("a refused undo: exit %d", got)
 	}
@@ -268,9 +271,9 @@ func TestDoctorWraps(t *testing.T) {
 
 // A plan can be fed to a shell: what is not a command is a comment.
 func TestPlanIsAScript(t *testing.T) {
-	p := &conntrack.Plan{
+	p := &remedy.Plan{
 		Notes: []string{"note"}, Refused: []string{"this"},
-		Steps: []conntrack.Step{{What: "do it", Command: "nft -f - <<'EOF'\nx\nEOF"}, {What: "forget it"}},
+		Steps: []remedy.Step{{What: "do it", Command: "nft -f - <<'EOF'\nx\nEOF"}, {What: "forget it"}},
 	}
 	got := planWords(p, &doctorOptions{})
 	want := "# note\n# refused: this\n# do it\nnft -f - <<'EOF'\nx\nEOF\n# forget it\n# nothing was done: --apply does it\n"
@@ -282,19 +285,19 @@ func TestPlanIsAScript(t *testing.T) {
 func TestOtherProtection(t *testing.T) {
 	liberal := []string{"nf_conntrack_tcp_be_liberal"}
 	rule := []string{"ip filter INPUT: ct state invalid drop"}
-	ours := []conntrack.Guard{{Effect: conntrack.Protects, By: "rpush"}}
+	ours := []rules.Guard{{Effect: rules.Protects, By: "rpush"}}
 	for _, c := range []struct {
-		remedy     conntrack.Remedy
+		remedy     remedy.Kind
 		protection []string
-		guards     []conntrack.Guard
+		guards     []rules.Guard
 		want       bool
 	}{
-		{conntrack.Drop, nil, nil, false},
-		{conntrack.Drop, rule, nil, true},
-		{conntrack.Drop, rule, ours, false},
-		{conntrack.Drop, liberal, nil, true},
-		{conntrack.Liberal, liberal, nil, false},
-		{conntrack.Liberal, rule, ours, true},
+		{remedy.Drop, nil, nil, false},
+		{remedy.Drop, rule, nil, true},
+		{remedy.Drop, rule, ours, false},
+		{remedy.Drop, liberal, nil, true},
+		{remedy.Liberal, liberal, nil, false},
+		{remedy.Liberal, rule, ours, true},
 	} {
 		r := &conntrack.Report{Protection: c.protection, Guards: c.guards}
 		if got := otherProtection(r, c.remedy); (got != "") != c.want {

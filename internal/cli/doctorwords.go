@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/rpush-go/rpush/internal/conntrack"
+	"github.com/rpush-go/rpush/internal/conntrack/remedy"
 )
 
 // What rpush doctor says to a human.
@@ -273,8 +274,8 @@ func doctorWords(d *doctorDocument, verbose, colour, terminal bool) string {
 }
 
 // tradeOff is what to know before a remedy is applied.
-func tradeOff(m conntrack.Remedy) []string {
-	if m == conntrack.Drop {
+func tradeOff(m remedy.Kind) []string {
+	if m == remedy.Drop {
 		return []string{
 			"what it costs: INVALID packets to these ports of the host itself vanish, where a reset would have told the sender",
 			"a connection that is truly gone hangs until its timeout; other ports and forwarded packets are not touched",
@@ -286,7 +287,7 @@ func tradeOff(m conntrack.Remedy) []string {
 	}
 }
 
-func stepWords(b *strings.Builder, p *conntrack.Plan) {
+func stepWords(b *strings.Builder, p *remedy.Plan) {
 	for _, s := range p.Steps {
 		fmt.Fprintf(b, "# %s\n", clean(s.What))
 		for line := range strings.Lines(s.Command) {
@@ -296,7 +297,7 @@ func stepWords(b *strings.Builder, p *conntrack.Plan) {
 }
 
 // planWords is a plan for stdout; it can be fed to a shell.
-func planWords(p *conntrack.Plan, o *doctorOptions) string {
+func planWords(p *remedy.Plan, o *doctorOptions) string {
 	var b strings.Builder
 	for _, n := range p.Notes {
 		fmt.Fprintf(&b, "# %s\n", clean(n))
@@ -311,7 +312,7 @@ func planWords(p *conntrack.Plan, o *doctorOptions) string {
 	return b.String()
 }
 
-func appliedWords(p *conntrack.Plan, o *doctorOptions) string {
+func appliedWords(p *remedy.Plan, o *doctorOptions) string {
 	var b strings.Builder
 	for _, n := range p.Refused {
 		fmt.Fprintf(&b, "refused: %s\n", clean(n))
@@ -333,7 +334,7 @@ func appliedWords(p *conntrack.Plan, o *doctorOptions) string {
 // fixFailedWords says why a fix or an undo did not come about.
 func fixFailedWords(err error) []string {
 	lines := []string{err.Error()}
-	if conntrack.Forbidden(err) {
+	if remedy.Forbidden(err) {
 		lines = append(lines, hint("it takes root: sudo rpush doctor ..."))
 	}
 	return lines

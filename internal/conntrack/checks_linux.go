@@ -6,24 +6,10 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
-)
 
-const (
-	sysctls    = "proc/sys/net/netfilter/"
-	oldSysctls = "proc/sys/net/ipv4/netfilter/ip_conntrack_" // kept by old kernels
+	"github.com/rpush-go/rpush/internal/conntrack/host"
+	"github.com/rpush-go/rpush/internal/conntrack/rules"
 )
-
-// sysctl reads nf_conntrack_NAME, or ip_conntrack_NAME on old kernels.
-func (m *machine) sysctl(name string) (value int64, path string, err error) {
-	path = sysctls + "nf_conntrack_" + name
-	value, err = readNumber(m.root, path)
-	if errors.Is(err, fs.ErrNotExist) {
-		if v, e := readNumber(m.root, oldSysctls+name); e == nil {
-			return v, oldSysctls + name, nil
-		}
-	}
-	return value, path, err
-}
 
 func sysctlCommand(path string) string {
 	return "sysctl " + strings.ReplaceAll(strings.TrimPrefix(path, "proc/sys/"), "/", ".")
@@ -31,7 +17,7 @@ func sysctlCommand(path string) string {
 
 // unreadable is the check of something that could not be read.
 func unreadable(c Check, err error) Check {
-	c.Verdict, c.Finding = Unknown, readable(err)
+	c.Verdict, c.Finding = Unknown, host.Reason(err)
 	if errors.Is(err, fs.ErrNotExist) {
 		c.Finding = "this kernel does not have it, or conntrack is not loaded"
 	}
@@ -39,10 +25,10 @@ func unreadable(c Check, err error) Check {
 }
 
 func (m *machine) beLiberal(r *Report) Check {
-	v, path, err := m.sysctl("tcp_be_liberal")
+	v, path, err := m.Sysctl("tcp_be_liberal")
 	c := Check{Name: "be_liberal", Verdict: Sound, Command: sysctlCommand(path)}
 	switch {
-	case err != nil && m.noConntrack():
+	case err != nil && !m.HasConntrack():
 		c.Verdict, c.Finding = NotApplicable, "conntrack is not active here"
 	case err != nil:
 		c = unreadable(c, err)
@@ -53,13 +39,13 @@ func (m *machine) beLiberal(r *Report) Check {
 	return c
 }
 
-func (r *Report) protections(found judgement) {
+func (r *Report) protections(found rules.Judgement) {
 	if r.liberal {
 		r.Protection = append(r.Protection, "nf_conntrack_tcp_be_liberal")
 	}
 	if len(r.Mappings) > 0 && !r.exposed {
-		for _, g := range found.guards {
-			if g.Effect == Protects {
+		for _, g := range found.Guards {
+			if g.Effect == rules.Protects {
 				r.Protection = append(r.Protection, g.Chain+": "+g.Rule)
 			}
 		}
@@ -124,10 +110,10 @@ func (m *machine) natCheck(r *Report, unread error) Check {
 	return c
 }
 
-func mappingWords(m Mapping) string {
+func mappingWords(m rules.Mapping) string {
 	s := "any port"
 	if m.Port != 0 {
-		s = "port " + m.ports().String()
+		s = "port " + m.Range().String()
 	}
 	if m.V6 {
 		s = "IPv6 " + s
@@ -143,7 +129,7 @@ func mappingWords(m Mapping) string {
 	return s + " (" + m.Chain + ")"
 }
 
-func (m *machine) rulesCheck(r *Report, set *ruleset, found judgement, unread error) Check {
+func (m *machine) rulesCheck(r *Report, set *rules.Set, found rules.Judgement, unread error) Check {
 	c := Check{Name: "rules", Command: "nft list ruleset; iptables-legacy-save"}
 	if unread != nil && (len(r.Mappings) == 0 || r.exposed) {
 		c.Verdict, c.Finding = Unknown, unread.Error()
@@ -156,13 +142,13 @@ func (m *machine) rulesCheck(r *Report, set *ruleset, found judgement, unread er
 		c.Verdict, c.Finding = NotApplicable, "nothing is translated here"
 		return c
 	}
-	if found.endless {
+	if found.IsEndless {
 		c.Verdict, c.Finding = Unknown, errEndless.Error()
 		return c
 	}
-	guards := slices.Clone(found.guards)
-	order := []Effect{Protects, Partly, Answers, AfterAccept, ForwardOnly}
-	slices.SortStableFunc(guards, func(a, b Guard) int { return slices.Index(order, a.Effect) - slices.Index(order, b.Effect) })
+	guards := slices.Clone(found.Guards)
+	order := []rules.Effect{rules.Protects, rules.Partly, rules.Answers, rules.AfterAccept, rules.ForwardOnly}
+	slices.SortStableFunc(guards, func(a, b rules.Guard) int { return slices.Index(order, a.Effect) - slices.Index(order, b.Effect) })
 	for _, g := range guards {
 		c.Details = append(c.Details, guardWords(g))
 	}
@@ -177,16 +163,16 @@ func (m *machine) rulesCheck(r *Report, set *ruleset, found judgement, unread er
 		c.Verdict, c.Finding = Sound, "no rule drops INVALID packets for this host, and be_liberal makes up for it"
 	default:
 		c.Verdict, c.Finding = AtRisk, "no rule drops INVALID packets for this host before something accepts them"
-		if slices.ContainsFunc(guards, func(g Guard) bool { return g.Effect == Partly || g.Effect == Protects }) {
+		if slices.ContainsFunc(guards, func(g rules.Guard) bool { return g.Effect == rules.Partly || g.Effect == rules.Protects }) {
 			c.Finding = "not every INVALID packet for this host is dropped"
 		}
-		if len(found.open) > 0 && len(found.open) < len(r.Mappings) {
-			c.Details = append(c.Details, "open: "+mappingWords(found.open[0]))
+		if len(found.Open) > 0 && len(found.Open) < len(r.Mappings) {
+			c.Details = append(c.Details, "open: "+mappingWords(found.Open[0]))
 		}
 	}
 	for _, v6 := range []bool{false, true} {
 		for _, mp := range r.Mappings {
-			if g, ok := set.untracked(packet{v6: v6, port: uint16(mp.Port), local: yes}); ok && mp.V6 == v6 { //nolint:gosec // it was read as one
+			if g, ok := set.Untracked(rules.Packet{IsV6: v6, Port: uint16(mp.Port), IsLocal: rules.Yes}); ok && mp.V6 == v6 { //nolint:gosec // it was read as one
 				c.Details = append(c.Details, fmt.Sprintf("%s: %q takes packets out of conntrack: those are not translated at all", g.Chain, g.Rule))
 				return c
 			}
@@ -196,41 +182,45 @@ func (m *machine) rulesCheck(r *Report, set *ruleset, found judgement, unread er
 }
 
 // guardWords says what a rule does for the host.
-func guardWords(g Guard) string {
+func guardWords(g rules.Guard) string {
 	where := g.Chain
 	if g.By != "" {
 		where += " of " + g.By
 	}
 	rule := fmt.Sprintf("%s: %q", where, g.Rule)
 	switch g.Effect {
-	case Protects:
+	case rules.Protects:
 		s := rule + " drops INVALID before anything accepts it"
 		if g.Packets != nil {
 			s += fmt.Sprintf(", %d packets so far", *g.Packets)
 		}
 		return s
-	case Partly:
+	case rules.Partly:
 		if g.Behind != "" {
 			return fmt.Sprintf("%s protects in part: %q may accept first", rule, g.Behind)
 		}
 		return rule + " protects in part: only if " + strings.Join(g.If, ", ")
-	case AfterAccept:
+	case rules.AfterAccept:
 		return fmt.Sprintf("%s does not protect: %q accepts first", rule, g.Behind)
-	case ForwardOnly:
+	case rules.ForwardOnly:
 		return rule + " does not protect: it is about forwarded packets, and the stray one is not"
-	case Answers:
+	case rules.Answers:
 		return rule + " does not protect: a rejection is a RST as well"
 	}
 	return rule
 }
 
+// forgiving is the first kernel that lets delayed segments pass; before it they
+// are INVALID. Vendors bring it to older ones.
+var forgiving = host.Release{Major: 6, Minor: 1}
+
 func (m *machine) kernelCheck(r *Report) Check {
 	c := Check{Name: "kernel", Verdict: Sound, Command: "uname -r; rpush doctor --selftest"}
-	v, ok := parseRelease(r.Kernel)
+	v, ok := host.ParseRelease(r.Kernel)
 	switch {
 	case !ok:
 		c.Verdict, c.Finding = Unknown, fmt.Sprintf("%q is no version", r.Kernel)
-	case v.before(forgiving):
+	case v.Before(forgiving):
 		r.old = true
 		c.Finding = r.Kernel + ": before 6.1 delayed segments are INVALID too, unless the vendor brought that back"
 		if r.exposed && !r.liberal && !r.unread {
@@ -264,7 +254,7 @@ func (m *machine) sysctlChecks() []Check {
 			return Sound, fmt.Sprintf("%d: INVALID packets are logged: journalctl -k -g nf_ct_proto", v)
 		}},
 	} {
-		v, path, err := m.sysctl(s.name)
+		v, path, err := m.Sysctl(s.name)
 		c := Check{Name: strings.TrimPrefix(s.name, "tcp_"), Command: sysctlCommand(path)}
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -285,10 +275,10 @@ const crowded = 80 // percent
 
 func (m *machine) tableCheck() Check {
 	c := Check{Name: "table", Verdict: Sound, Command: "sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max"}
-	count, _, err := m.sysctl("count")
-	limit, _, err1 := m.sysctl("max")
+	count, _, err := m.Sysctl("count")
+	limit, _, err1 := m.Sysctl("max")
 	if err = errors.Join(err, err1); err != nil {
-		if m.noConntrack() {
+		if !m.HasConntrack() {
 			c.Verdict, c.Finding = NotApplicable, "conntrack is not active here"
 			return c
 		}
@@ -308,16 +298,16 @@ const longestSilence = 15 * 60
 
 func (m *machine) timeoutCheck() Check {
 	c := Check{Name: "timeouts", Verdict: Sound, Command: "sysctl -a -r nf_conntrack_tcp_timeout"}
-	established, _, err := m.sysctl("tcp_timeout_established")
+	established, _, err := m.Sysctl("tcp_timeout_established")
 	if err != nil {
-		if m.noConntrack() {
+		if !m.HasConntrack() {
 			c.Verdict, c.Finding = NotApplicable, "conntrack is not active here"
 			return c
 		}
 		return unreadable(c, err)
 	}
 	c.Finding = fmt.Sprintf("established %ds", established)
-	if v, _, err := m.sysctl("tcp_timeout_unacknowledged"); err == nil {
+	if v, _, err := m.Sysctl("tcp_timeout_unacknowledged"); err == nil {
 		c.Finding += fmt.Sprintf(", unacknowledged %ds", v)
 		if v < 60 {
 			c.Verdict = AtRisk
@@ -334,7 +324,7 @@ func (m *machine) timeoutCheck() Check {
 func (m *machine) privilegeCheck(unread error) Check {
 	c := Check{Name: "privileges", Verdict: Sound, Command: "id -u; capsh --print"}
 	switch {
-	case unread != nil && m.root0:
+	case unread != nil && m.IsRoot:
 		c.Verdict, c.Finding = Unknown, "root without CAP_NET_ADMIN, or rules that cannot be read: "+unread.Error()
 	case unread != nil:
 		c.Verdict, c.Finding = Unknown, "an ordinary user: rules are not readable, the rest is"
@@ -346,7 +336,7 @@ func (m *machine) privilegeCheck(unread error) Check {
 
 func (m *machine) historyCheck() Check {
 	c := Check{Name: "since boot", Verdict: Sound, Command: "conntrack -S; nstat -az TcpOutRsts TcpEstabResets"}
-	n, err := readCounters(m.root)
+	n, err := m.Counters()
 	switch {
 	case err != nil:
 		return unreadable(c, err)
@@ -357,6 +347,14 @@ func (m *machine) historyCheck() Check {
 		if n.Drop+n.EarlyDrop > 0 {
 			c.Finding += fmt.Sprintf("; %d found the table full", n.Drop+n.EarlyDrop)
 		}
+	}
+	return c
+}
+
+func namespaceCheck(ns host.Namespace) Check {
+	c := Check{Name: "namespace", Verdict: Unknown, Finding: ns.Finding, Command: "ls -l /proc/self/ns/net /proc/1/ns/net"}
+	if ns.IsMachines {
+		c.Verdict = Sound
 	}
 	return c
 }

@@ -7,6 +7,11 @@
 // has the whole story.
 //
 // Reading is done with few privileges and changes nothing; what could not be
-// read is Unknown, never absent. Changes are made by Fix and taken back by Undo.
-// Linux only: elsewhere every examination is NotApplicable.
+// read is Unknown, never absent. Linux only: elsewhere every examination is
+// NotApplicable.
+//
+// The package examines and concludes. Below it are host, which reads the machine;
+// nft and xtables, which read its rules; rules, which follows a packet through
+// them; selftest, which rebuilds the incident; and remedy, which makes changes
+// and takes them back.
 package conntrack

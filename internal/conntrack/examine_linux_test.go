@@ -14,41 +14,32 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rpush-go/rpush/internal/conntrack/host"
+	"github.com/rpush-go/rpush/internal/conntrack/nft"
+	"github.com/rpush-go/rpush/internal/conntrack/rules"
+	"github.com/rpush-go/rpush/internal/conntrack/selftest"
 )
 
 // recorded is a machine as TestRecord wrote it down.
 func recorded(t testing.TB, dir, rules string) *machine {
 	t.Helper()
 	m := &machine{
-		root:      dir,
+		Host:      host.Host{Root: dir, IsRoot: true},
 		addresses: func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("10.77.1.1")}, nil },
 		resolve: func(context.Context, string) ([]netip.Addr, error) {
 			return []netip.Addr{netip.MustParseAddr("10.77.1.1")}, nil
 		},
 		trace: func(context.Context, netip.AddrPort, []netip.Addr) (traced, error) { return traced{}, nil },
-		nft:   func() (*nfDump, error) { return load(t, filepath.Join(dir, rules+".nft.json")), nil },
+		nft:   func() (*nft.Dump, error) { return load(t, filepath.Join(dir, rules+".nft.json")), nil },
 		legacy: func(_ context.Context, v6 bool) ([]byte, error) {
 			if v6 {
 				return nil, errors.New("none was recorded")
 			}
 			return os.ReadFile(filepath.Join(dir, rules+".legacy.txt"))
 		},
-		root0: true,
 	}
 	return m
-}
-
-func load(t testing.TB, path string) *nfDump {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var d nfDump
-	if err := json.Unmarshal(b, &d); err != nil {
-		t.Fatal(err)
-	}
-	return &d
 }
 
 func kernels(t testing.TB) []string {
@@ -85,30 +76,30 @@ func TestRecordedRules(t *testing.T) {
 	for _, dir := range kernels(t) {
 		for _, want := range []struct {
 			rules   string
-			effect  Effect
+			effect  rules.Effect
 			verdict Verdict
 			by, to  string
 		}{
-			{"nft-vmap", Protects, Sound, "", "10.77.2.2:5000"},
-			{"nft-after-accept", AfterAccept, AtRisk, "", "10.77.2.2:5000"},
-			{"nft-forward", ForwardOnly, AtRisk, "", "10.77.2.2:5000"},
-			{"nft-prerouting", Protects, Sound, "", "10.77.2.2:5000"},
+			{"nft-vmap", rules.Protects, Sound, "", "10.77.2.2:5000"},
+			{"nft-after-accept", rules.AfterAccept, AtRisk, "", "10.77.2.2:5000"},
+			{"nft-forward", rules.ForwardOnly, AtRisk, "", "10.77.2.2:5000"},
+			{"nft-prerouting", rules.Protects, Sound, "", "10.77.2.2:5000"},
 			{"nft-raw", "", AtRisk, "", "10.77.2.2:5000"},
-			{"nft-source", Partly, AtRisk, "", "10.77.2.2:5000"},
-			{"nft-limit", Partly, AtRisk, "", "10.77.2.2:5000"},
-			{"nft-policy", Protects, Sound, "", "10.77.2.2:5000"},
-			{"firewalld", Protects, Sound, "firewalld", ""},
-			{"iptables-nft-ufw", Protects, Sound, "ufw", "172.17.0.2:5000"},
-			{"iptables-nft-kube", ForwardOnly, AtRisk, "kube-proxy", "172.17.0.2:5000"},
-			{"iptables-nft-after-accept", AfterAccept, AtRisk, "", "172.17.0.2:5000"},
-			{"iptables-legacy-ufw", Protects, Sound, "ufw", "172.17.0.2:5000"},
-			{"iptables-legacy-kube", ForwardOnly, AtRisk, "kube-proxy", "172.17.0.2:5000"},
-			{"iptables-legacy-after-accept", AfterAccept, AtRisk, "", "172.17.0.2:5000"},
+			{"nft-source", rules.Partly, AtRisk, "", "10.77.2.2:5000"},
+			{"nft-limit", rules.Partly, AtRisk, "", "10.77.2.2:5000"},
+			{"nft-policy", rules.Protects, Sound, "", "10.77.2.2:5000"},
+			{"firewalld", rules.Protects, Sound, "firewalld", ""},
+			{"iptables-nft-ufw", rules.Protects, Sound, "ufw", "172.17.0.2:5000"},
+			{"iptables-nft-kube", rules.ForwardOnly, AtRisk, "kube-proxy", "172.17.0.2:5000"},
+			{"iptables-nft-after-accept", rules.AfterAccept, AtRisk, "", "172.17.0.2:5000"},
+			{"iptables-legacy-ufw", rules.Protects, Sound, "ufw", "172.17.0.2:5000"},
+			{"iptables-legacy-kube", rules.ForwardOnly, AtRisk, "kube-proxy", "172.17.0.2:5000"},
+			{"iptables-legacy-after-accept", rules.AfterAccept, AtRisk, "", "172.17.0.2:5000"},
 		} {
 			m := recorded(t, legacyTables(t, dir, want.rules), want.rules)
 			for _, reg := range []*Registry{nil, {"registry.example", 5000}} {
 				r := m.examine(t.Context(), reg)
-				var g Guard
+				var g rules.Guard
 				if len(r.Guards) > 0 {
 					g = r.Guards[0]
 				}
@@ -132,7 +123,7 @@ func TestRecordedRules(t *testing.T) {
 // Whatever is read has to make sense on every kernel.
 func TestRecordedTables(t *testing.T) {
 	for _, dir := range kernels(t) {
-		c, err := readCounters(dir)
+		c, err := host.Host{Root: dir}.Counters()
 		if err != nil || !c.Tracked {
 			t.Errorf("%s: got %+v, %v", dir, c, err)
 		}
@@ -142,17 +133,17 @@ func TestRecordedTables(t *testing.T) {
 				t.Errorf("%s: %+v", dir, c)
 			}
 		}
-		var s SelfTest
+		var s selftest.Result
 		b, err := os.ReadFile(filepath.Join(dir, "selftest.json"))
 		if err == nil {
 			err = json.Unmarshal(b, &s)
 		}
-		v, ok := parseRelease(r.Kernel)
-		want := Survived
-		if v.before(forgiving) {
-			want = WasReset
+		v, ok := host.ParseRelease(r.Kernel)
+		want := selftest.Survived
+		if v.Before(forgiving) {
+			want = selftest.WasReset
 		}
-		if err != nil || !ok || s.Delayed != want || s.Beyond != WasReset {
+		if err != nil || !ok || s.Delayed != want || s.Beyond != selftest.WasReset {
 			t.Errorf("%s, %s: the self-test said %+v, %v; want delayed %s", dir, r.Kernel, s, err, want)
 		}
 	}
@@ -164,8 +155,8 @@ const someKernel = "testdata/linux-6.18"
 func TestUnreadable(t *testing.T) {
 	reg := &Registry{"10.77.1.1", 5000}
 	m := recorded(t, someKernel, "nft-vmap")
-	m.nft = func() (*nfDump, error) { return nil, unix.EPERM }
-	m.root0 = false
+	m.nft = func() (*nft.Dump, error) { return nil, unix.EPERM }
+	m.IsRoot = false
 	r := m.examine(t.Context(), reg)
 	if r.Verdict != Unknown || r.Where != Undecided || verdictOf(r, "rules") != Unknown || verdictOf(r, "be_liberal") != Unknown {
 		t.Errorf("no rights: got %s, %s, %+v", r.Verdict, r.Where, r.Checks)
@@ -176,7 +167,7 @@ func TestUnreadable(t *testing.T) {
 	if r = m.examine(t.Context(), reg); r.Verdict != Sound || r.Where != Here {
 		t.Errorf("protected, and legacy unread: got %s, %s, %+v", r.Verdict, r.Where, r.Checks)
 	}
-	m = recorded(t, m.root, "nft-forward")
+	m = recorded(t, m.Root, "nft-forward")
 	if r = m.examine(t.Context(), reg); r.Verdict != Unknown || r.Where != Here || verdictOf(r, "rules") != Unknown {
 		t.Errorf("open, and legacy unread: got %s, %s, %+v", r.Verdict, r.Where, r.Checks)
 	}
@@ -215,7 +206,7 @@ func TestSettings(t *testing.T) {
 		{"full", map[string]string{key + "count": "250000\n", key + "max": "262144\n"}, "table", AtRisk, AtRisk},
 		{"not loose", map[string]string{key + "tcp_loose": "0\n"}, "loose", AtRisk, AtRisk},
 		{"short", map[string]string{key + "tcp_timeout_established": "60\n"}, "timeouts", AtRisk, AtRisk},
-		{"torn table", map[string]string{statFile: "entries invalid\n00 00 00\n"}, "since boot", Unknown, AtRisk},
+		{"torn table", map[string]string{host.StatFile: "entries invalid\n00 00 00\n"}, "since boot", Unknown, AtRisk},
 		{"liberal and full", map[string]string{key + "tcp_be_liberal": "1", key + "count": "9", key + "max": "10"}, "table", AtRisk, AtRisk},
 	} {
 		r := recorded(t, with(t, someKernel, c.files), "nft-forward").examine(t.Context(), reg)
@@ -224,7 +215,7 @@ func TestSettings(t *testing.T) {
 		}
 	}
 	// The key's old place.
-	dir := with(t, someKernel, map[string]string{oldSysctls + "tcp_be_liberal": "1\n"})
+	dir := with(t, someKernel, map[string]string{host.OldSysctls + "tcp_be_liberal": "1\n"})
 	if err := os.Remove(filepath.Join(dir, key+"tcp_be_liberal")); err != nil {
 		t.Fatal(err)
 	}
@@ -261,45 +252,6 @@ func TestDockerProxy(t *testing.T) {
 	}
 }
 
-// A condition that is not understood must not be lost: the rule would look as
-// if it always applied.
-func TestUnknownConditionsAreKept(t *testing.T) {
-	set := &ruleset{}
-	if err := nftRules(load(t, someKernel+"/nft-limit.nft.json"), set); err != nil {
-		t.Fatal(err)
-	}
-	j := set.judge(packet{port: 5000, local: yes})
-	if len(j.guards) != 1 || j.guards[0].Effect != Partly || len(j.guards[0].If) == 0 {
-		t.Errorf("got %+v", j.guards)
-	}
-}
-
-func FuzzNFT(f *testing.F) {
-	files, _ := filepath.Glob("testdata/linux-*/*.nft.json")
-	for _, file := range files {
-		d := load(f, file)
-		for _, list := range [][]nfMessage{d.Chains, d.Rules, d.Sets, d.Elements} {
-			for _, m := range list {
-				f.Add(m.Family, m.Data)
-			}
-		}
-	}
-	base := load(f, someKernel+"/nft-vmap.nft.json")
-	f.Fuzz(func(t *testing.T, family byte, data []byte) {
-		m := nfMessage{family, data}
-		d := &nfDump{
-			Chains: append(slices.Clone(base.Chains), m), Rules: append(slices.Clone(base.Rules), m),
-			Sets: append(slices.Clone(base.Sets), m), Elements: append(slices.Clone(base.Elements), m),
-		}
-		set := &ruleset{}
-		if err := nftRules(d, set); err != nil {
-			return
-		}
-		all, _ := mappings(set, nil, nil)
-		guardsOf(set, all, nil)
-	})
-}
-
 // kube-proxy's nftables mode looks up address, protocol and port at once.
 func TestKeysOfSeveralValues(t *testing.T) {
 	m := recorded(t, someKernel, "kube-nft")
@@ -322,7 +274,7 @@ func TestTooManyPortsAreUnknown(t *testing.T) {
 	m := recorded(t, with(t, someKernel, map[string]string{"proc/net/ip_tables_names": "nat\n"}), "nft-vmap")
 	m.legacy = func(context.Context, bool) ([]byte, error) {
 		b := []byte("*nat\n:PREROUTING ACCEPT [0:0]\n")
-		for i := range maxPorts {
+		for i := range rules.MaxPorts {
 			b = fmt.Appendf(b, "-A PREROUTING -p tcp -m tcp --dport %d -j DNAT --to-destination 10.77.2.2\n", 10000+2*i)
 		}
 		return append(b, "COMMIT\n"...), nil
@@ -333,37 +285,8 @@ func TestTooManyPortsAreUnknown(t *testing.T) {
 	}
 }
 
-// The program of nft prints no legacy rules, so that its dump says nothing.
-func TestLegacyByTheWrongProgram(t *testing.T) {
-	for _, c := range []struct {
-		installed []string
-		version   string
-		ok        bool
-	}{
-		{[]string{"iptables-legacy-save", "iptables-save"}, "iptables-save v1.8.9 (nf_tables)\n", true},
-		{[]string{"iptables-save"}, "iptables-save v1.8.9 (nf_tables)\n", false},
-		{[]string{"iptables-save"}, "iptables-save v1.8.9 (legacy)\n", true},
-		{[]string{"iptables-save"}, "iptables-save v1.6.1\n", true},
-		{nil, "", false},
-	} {
-		find := func(name string) (string, error) {
-			if slices.Contains(c.installed, name) {
-				return name, nil
-			}
-			return "", fmt.Errorf("%s is not installed", name)
-		}
-		run := func(_ context.Context, _ []byte, _ string, args ...string) ([]byte, error) {
-			if args[0] == "--version" {
-				return []byte(c.version), nil
-			}
-			return []byte("dump"), nil
-		}
-		b, err := saveLegacyWith(t.Context(), false, find, run)
-		if c.ok && (err != nil || string(b) != "dump") || !c.ok && (err == nil || err.Error() != "iptables-legacy-save is not installed") {
-			t.Errorf("%q, %s: got %q, %v", c.installed, c.version, b, err)
-		}
-	}
-	// A table that was not printed is unknown, not absent.
+// A table that was not printed is unknown, not absent.
+func TestTableThatWasNotPrinted(t *testing.T) {
 	for _, dump := range []string{"", "# Generated by iptables-save\n", "*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n"} {
 		m := recorded(t, with(t, someKernel, map[string]string{"proc/net/ip_tables_names": "nat\nfilter\n"}), "nft-forward")
 		m.legacy = func(context.Context, bool) ([]byte, error) { return []byte(dump), nil }
@@ -371,4 +294,17 @@ func TestLegacyByTheWrongProgram(t *testing.T) {
 			t.Errorf("%q: got %s, %s", dump, r.Verdict, verdictOf(r, "rules"))
 		}
 	}
+}
+
+func load(t testing.TB, path string) *nft.Dump {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d nft.Dump
+	if err := json.Unmarshal(b, &d); err != nil {
+		t.Fatal(err)
+	}
+	return &d
 }

@@ -1,11 +1,15 @@
 package conntrack
 
-import "time"
+import (
+	"time"
+
+	"github.com/rpush-go/rpush/internal/conntrack/host"
+)
 
 // Sample is a moment's counters.
 type Sample struct {
 	At       time.Time
-	Counters Counters
+	Counters host.Counters
 
 	dropped *uint64 // by rules that drop INVALID; nil where unknown
 }
@@ -41,7 +45,7 @@ type Window struct {
 
 // Between compares two samples of one network namespace.
 func Between(a, b Sample) Window {
-	d := b.Counters.minus(a.Counters)
+	d := b.Counters.Since(a.Counters)
 	w := Window{
 		Seconds: b.At.Sub(a.At).Seconds(), Invalid: d.Invalid, OutRsts: d.OutRsts, EstabResets: d.EstabResets,
 		Checksum: d.InCsumErrors, TableFull: d.Drop + d.EarlyDrop,
@@ -58,7 +62,7 @@ func Between(a, b Sample) Window {
 // moved knows the incident by its proportion: conntrack counts the stray packet
 // as INVALID, and the RST that answers it as well. Where the connection that was
 // reset is this host's own, its end sends a RST more.
-func moved(d Counters, dropped uint64) Moved {
+func moved(d host.Counters, dropped uint64) Moved {
 	less := func(a, b uint64) uint64 { return a - min(a, b) }
 	stray := less(less(d.Invalid, d.InCsumErrors), dropped) // wrong checksums draw no RST
 	answers := less(d.OutRsts, d.EstabResets)

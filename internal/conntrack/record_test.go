@@ -10,11 +10,16 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/rpush-go/rpush/internal/conntrack/host"
+	"github.com/rpush-go/rpush/internal/conntrack/nft"
+	"github.com/rpush-go/rpush/internal/conntrack/selftest"
+	"github.com/rpush-go/rpush/internal/conntrack/xtables"
 )
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == SelfTestCommand { // the self-test calls its own program
-		if err := SelfTestMain(context.Background(), os.Stdout); err != nil {
+	if len(os.Args) > 1 && os.Args[1] == selftest.Command { // the self-test calls its own program
+		if err := selftest.Main(context.Background(), os.Stdout); err != nil {
 			os.Exit(1)
 		}
 		return
@@ -30,17 +35,17 @@ func TestRecord(t *testing.T) {
 		return
 	}
 	copyFile := func(path string) {
-		b, err := readFile("/", path)
+		b, err := host.ThisHost().ReadFile(path)
 		if err != nil {
 			t.Logf("%s: %v", path, err)
 			return
 		}
 		write(t, filepath.Join(dir, path), b)
 	}
-	for _, f := range []string{"proc/sys/kernel/osrelease", statFile, snmpFile, netstatFile} {
+	for _, f := range []string{"proc/sys/kernel/osrelease", host.StatFile, host.SNMPFile, host.NetstatFile} {
 		copyFile(f)
 	}
-	err := filepath.WalkDir("/"+sysctls, func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir("/"+host.Sysctls, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && !d.IsDir() && (strings.Contains(path, "nf_conntrack_tcp") || strings.Contains(path, "_log_invalid") ||
 			strings.HasSuffix(path, "_count") || strings.HasSuffix(path, "conntrack_max")) {
 			copyFile(path[1:])
@@ -50,7 +55,7 @@ func TestRecord(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := readNFT()
+	d, err := nft.Read()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,8 +64,8 @@ func TestRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(dir, name+".nft.json"), b)
-	if tables, err := readFile("/", "proc/net/ip_tables_names"); err == nil && len(tables) > 0 {
-		b, err := saveLegacy(t.Context(), false)
+	if tables, err := host.ThisHost().ReadFile("proc/net/ip_tables_names"); err == nil && len(tables) > 0 {
+		b, err := xtables.Save(t.Context(), false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,7 +74,7 @@ func TestRecord(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "selftest.json")); err == nil {
 		return
 	}
-	s := RunSelfTest(t.Context())
+	s := selftest.Run(t.Context())
 	t.Logf("self-test: %+v", s)
 	b, _ = json.Marshal(s)
 	write(t, filepath.Join(dir, "selftest.json"), b)

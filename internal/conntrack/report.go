@@ -3,6 +3,9 @@ package conntrack
 import (
 	"net/netip"
 	"slices"
+
+	"github.com/rpush-go/rpush/internal/conntrack/rules"
+	"github.com/rpush-go/rpush/internal/conntrack/selftest"
 )
 
 // Verdict of one check, or of all.
@@ -82,20 +85,20 @@ type Proxy struct {
 
 // Report is what an examination came to.
 type Report struct {
-	Verdict  Verdict   `json:"verdict"`
-	Where    Where     `json:"where"`
-	Registry *Target   `json:"registry,omitempty"`
-	System   string    `json:"system"` // linux, darwin ...
-	Kernel   string    `json:"kernel,omitempty"`
-	Mappings []Mapping `json:"mappings"`
-	Proxies  []Proxy   `json:"proxies"`
-	Guards   []Guard   `json:"guards"`
+	Verdict  Verdict         `json:"verdict"`
+	Where    Where           `json:"where"`
+	Registry *Target         `json:"registry,omitempty"`
+	System   string          `json:"system"` // linux, darwin ...
+	Kernel   string          `json:"kernel,omitempty"`
+	Mappings []rules.Mapping `json:"mappings"`
+	Proxies  []Proxy         `json:"proxies"`
+	Guards   []rules.Guard   `json:"guards"`
 	// Protection is what keeps the host from answering: a rule, be_liberal, or
 	// nothing.
-	Protection []string  `json:"protection"`
-	Checks     []Check   `json:"checks"`
-	Window     *Window   `json:"window,omitempty"`
-	SelfTest   *SelfTest `json:"selfTest,omitempty"`
+	Protection []string         `json:"protection"`
+	Checks     []Check          `json:"checks"`
+	Window     *Window          `json:"window,omitempty"`
+	SelfTest   *selftest.Result `json:"selfTest,omitempty"`
 	// Container is the kind of container this runs in, if it does.
 	Container string `json:"container,omitempty"`
 
@@ -116,27 +119,27 @@ func (r *Report) Unread() error { return r.why }
 // A self-test on it knows better.
 func (r *Report) Old() bool {
 	if r.SelfTest != nil && r.SelfTest.Delayed != "" {
-		return r.SelfTest.Delayed == WasReset
+		return r.SelfTest.Delayed == selftest.WasReset
 	}
 	return r.old
 }
 
 // Ports are those translated here, for a rule as narrow as can be. Without any
 // it is the port of the registry that was named.
-func (r *Report) Ports() []PortRange {
-	var ports []PortRange
+func (r *Report) Ports() []rules.PortRange {
+	var ports []rules.PortRange
 	for _, m := range r.Mappings {
 		if m.Port == 0 && r.Registry != nil {
 			m.Port = r.Registry.Port
 		}
 		if m.Port != 0 {
-			ports = append(ports, m.ports())
+			ports = append(ports, m.Range())
 		}
 	}
 	if len(ports) == 0 && r.Registry != nil {
-		ports = append(ports, PortRange{r.Registry.Port, r.Registry.Port})
+		ports = append(ports, rules.PortRange{First: r.Registry.Port, Last: r.Registry.Port})
 	}
-	return union(ports)
+	return rules.Union(ports)
 }
 
 // Watched adds a measurement and concludes anew.
@@ -152,7 +155,7 @@ func (r *Report) NotWatched(why string) {
 }
 
 // Tested adds a self-test and concludes anew.
-func (r *Report) Tested(t SelfTest) {
+func (r *Report) Tested(t selftest.Result) {
 	r.SelfTest = &t
 	r.conclude()
 }
@@ -176,7 +179,7 @@ func (r *Report) conclude() {
 		r.Checks = append(r.Checks, c)
 	}
 	if r.SelfTest != nil {
-		r.Checks = append(r.Checks, r.SelfTest.check(r))
+		r.Checks = append(r.Checks, r.selfTestCheck())
 	}
 	slices.SortStableFunc(r.Checks, func(a, b Check) int { return a.Verdict.worst() - b.Verdict.worst() })
 
@@ -210,5 +213,5 @@ func (r *Report) mayTranslate() bool {
 
 // immune reports a kernel that was seen to reset nothing.
 func (r *Report) immune() bool {
-	return r.SelfTest != nil && r.SelfTest.Delayed == Survived && r.SelfTest.Beyond == Survived
+	return r.SelfTest != nil && r.SelfTest.Delayed == selftest.Survived && r.SelfTest.Beyond == selftest.Survived
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/rpush-go/rpush/internal/conntrack/host"
 )
 
 // traced is what became of a connection made from here.
@@ -27,7 +29,7 @@ var errCrowded = fmt.Errorf("the conntrack table has more than %d entries", most
 
 // trace connects, and looks for the connection in the conntrack table.
 func trace(ctx context.Context, to netip.AddrPort, own []netip.Addr) (traced, error) {
-	if n, err := readNumber("/", sysctls+"nf_conntrack_count"); err != nil || n > mostFlows {
+	if n, err := host.ThisHost().ReadNumber(host.Sysctls + "nf_conntrack_count"); err != nil || n > mostFlows {
 		return traced{}, errors.Join(err, errCrowded)
 	}
 	d := net.Dialer{Timeout: 3 * time.Second}

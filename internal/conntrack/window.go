@@ -1,6 +1,10 @@
 package conntrack
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/rpush-go/rpush/internal/conntrack/selftest"
+)
 
 const windowCommand = "conntrack -S; nstat -az TcpOutRsts TcpEstabResets, twice"
 
@@ -27,6 +31,20 @@ func windowCheck(w Window) Check {
 	}
 	if w.TableFull > 0 {
 		c.Details = append(c.Details, fmt.Sprintf("%d packets found the table full: connections hang, another trouble than this one", w.TableFull))
+	}
+	return c
+}
+
+func (r *Report) selfTestCheck() Check {
+	t := r.SelfTest
+	c := Check{Name: "self-test", Verdict: Sound, Command: "rpush doctor --selftest"}
+	words := map[selftest.Outcome]string{selftest.WasReset: "reset the connection", selftest.Survived: "did no harm", "": "were not tried"}
+	c.Finding = "on this kernel delayed segments " + words[t.Delayed] + ", those beyond the window " + words[t.Beyond]
+	switch {
+	case t.Error != "":
+		c.Verdict, c.Finding = Unknown, t.Error
+	case (t.Delayed == selftest.WasReset || t.Beyond == selftest.WasReset) && r.Where == Here && r.exposed && !r.liberal:
+		c.Verdict = AtRisk
 	}
 	return c
 }

@@ -1,4 +1,4 @@
-package conntrack
+package rules
 
 import (
 	"cmp"
@@ -11,7 +11,8 @@ import (
 // PortRange is one port or several: the first and the last.
 type PortRange struct{ First, Last int }
 
-func (m Mapping) ports() PortRange { return PortRange{m.Port, max(m.Port, m.Last)} }
+// Range is the ports of a mapping; 0 to 0 if it is any.
+func (m Mapping) Range() PortRange { return PortRange{m.Port, max(m.Port, m.Last)} }
 
 // String is the range as nft has it.
 func (r PortRange) String() string {
@@ -39,8 +40,8 @@ func (r *PortRange) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// union is all of them, sorted, each port once.
-func union(lists ...[]PortRange) []PortRange {
+// Union is all of them, sorted, each port once.
+func Union(lists ...[]PortRange) []PortRange {
 	all := slices.Concat(lists...)
 	slices.SortFunc(all, func(a, b PortRange) int {
 		return cmp.Or(a.First-b.First, a.Last-b.Last)
@@ -56,7 +57,8 @@ func union(lists ...[]PortRange) []PortRange {
 	return out
 }
 
-func joinPorts(ports []PortRange) string {
+// JoinPorts lists them as nft does.
+func JoinPorts(ports []PortRange) string {
 	list := make([]string, len(ports))
 	for i, p := range ports {
 		list[i] = p.String()

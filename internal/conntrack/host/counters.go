@@ -1,51 +1,13 @@
-package conntrack
+package host
 
 import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 )
-
-// maxFile bounds what is read of a file of /proc or /etc.
-const maxFile = 4 << 20
-
-// readFile reads a file below root.
-func readFile(root, path string) ([]byte, error) {
-	f, err := os.Open(filepath.Join(root, path))
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(b) > maxFile {
-		err = fmt.Errorf("%s is larger than %d bytes", path, maxFile)
-	}
-	return b, err
-}
-
-// readNumber reads a sysctl of one number.
-func readNumber(root, path string) (int64, error) {
-	b, err := readFile(root, path)
-	if err != nil {
-		return 0, err
-	}
-	return strconv.ParseInt(string(bytes.TrimSpace(b)), 10, 64)
-}
-
-// readable is why a file could not be read, in short.
-func readable(err error) string {
-	var p *fs.PathError
-	if errors.As(err, &p) {
-		return p.Path + ": " + p.Err.Error()
-	}
-	return err.Error()
-}
 
 // Counters are what the kernel counts since this network namespace began.
 type Counters struct {
@@ -61,7 +23,9 @@ type Counters struct {
 	Tracked bool
 }
 
-func (c Counters) minus(o Counters) Counters {
+// Since is how much the counters grew. One that shrank, because a CPU went away
+// or it began anew, did not grow.
+func (c Counters) Since(o Counters) Counters {
 	less := func(a, b uint64) uint64 {
 		if a < b { // a CPU went away, or the counter began anew
 			return 0
@@ -77,18 +41,18 @@ func (c Counters) minus(o Counters) Counters {
 	}
 }
 
-// Where the counters are. /proc/net would be those of the process's first
+// The files that hold the counters. /proc/net would be those of the process's first
 // thread.
 const (
-	statFile    = "proc/thread-self/net/stat/nf_conntrack"
-	snmpFile    = "proc/thread-self/net/snmp"
-	netstatFile = "proc/thread-self/net/netstat"
+	StatFile    = "proc/thread-self/net/stat/nf_conntrack"
+	SNMPFile    = "proc/thread-self/net/snmp"
+	NetstatFile = "proc/thread-self/net/netstat"
 )
 
-// readCounters reads them all. Without conntrack Tracked is false.
-func readCounters(root string) (Counters, error) {
+// Counters reads all counters. Without conntrack Tracked is false.
+func (h Host) Counters() (Counters, error) {
 	var c Counters
-	b, err := readFile(root, statFile)
+	b, err := h.ReadFile(StatFile)
 	switch {
 	case err == nil:
 		if err := parseStat(b, &c); err != nil {
@@ -97,7 +61,7 @@ func readCounters(root string) (Counters, error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		return c, err
 	}
-	if b, err = readFile(root, snmpFile); err != nil {
+	if b, err = h.ReadFile(SNMPFile); err != nil {
 		return c, err
 	}
 	tcp, err := parsePairs(b, "Tcp:")
@@ -105,7 +69,7 @@ func readCounters(root string) (Counters, error) {
 		return c, err
 	}
 	c.OutRsts, c.EstabResets, c.RetransSegs, c.InCsumErrors = tcp["OutRsts"], tcp["EstabResets"], tcp["RetransSegs"], tcp["InCsumErrors"]
-	if b, err = readFile(root, netstatFile); err == nil { // gVisor and others have none
+	if b, err = h.ReadFile(NetstatFile); err == nil { // gVisor and others have none
 		if ext, err := parsePairs(b, "TcpExt:"); err == nil {
 			c.ChallengeACK = ext["TCPChallengeACK"]
 		}
@@ -189,19 +153,16 @@ func parsePairs(b []byte, prefix string) (map[string]uint64, error) {
 	return nil, fmt.Errorf("%w: no %s", errTable, prefix)
 }
 
-// release is the version of a kernel, as 6.1.
-type release struct{ major, minor int }
+// Release is the version of a kernel, as 6.1.
+type Release struct{ Major, Minor int }
 
-// parseRelease reads 5.10.0-28-amd64, 6.18.44 and the like.
-func parseRelease(s string) (r release, ok bool) {
-	n, err := fmt.Sscanf(s, "%d.%d", &r.major, &r.minor)
-	return r, err == nil && n == 2 && r.major >= 0 && r.minor >= 0
+// ParseRelease reads 5.10.0-28-amd64, 6.18.44 and the like.
+func ParseRelease(s string) (r Release, ok bool) {
+	n, err := fmt.Sscanf(s, "%d.%d", &r.Major, &r.Minor)
+	return r, err == nil && n == 2 && r.Major >= 0 && r.Minor >= 0
 }
 
-func (r release) before(o release) bool {
-	return r.major < o.major || r.major == o.major && r.minor < o.minor
+// Before orders releases.
+func (r Release) Before(o Release) bool {
+	return r.Major < o.Major || r.Major == o.Major && r.Minor < o.Minor
 }
-
-// forgiving is the first kernel that lets delayed segments pass; before it they
-// are INVALID. Vendors bring it to older ones.
-var forgiving = release{6, 1}

@@ -1,4 +1,6 @@
-package conntrack
+// Package xtables reads the rules of legacy iptables, as iptables-legacy-save
+// prints them, into package rules.
+package xtables
 
 import (
 	"bytes"
@@ -8,86 +10,44 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/rpush-go/rpush/internal/conntrack/rules"
 )
 
-// What iptables-legacy-save prints is read here.
-
-// maxDump bounds what is read of a program's output.
-const maxDump = 64 << 20
-
-// xtTarget is what a target of xtables does with a packet.
-func xtTarget(name string) action {
+// Target is what a target of xtables does with a packet.
+func Target(name string) rules.Action {
 	switch name {
 	case "ACCEPT":
-		return accept
+		return rules.Accept
 	case "DROP":
-		return drop
+		return rules.Drop
 	case "REJECT":
-		return reject
+		return rules.Reject
 	case "RETURN":
-		return back
+		return rules.Return
 	case "DNAT", "REDIRECT", "NETMAP":
-		return translate
+		return rules.Translate
 	case "SNAT", "MASQUERADE", "QUEUE", "NFQUEUE", "TPROXY":
-		return accept
+		return rules.Accept
 	case "NOTRACK":
-		return untrack
+		return rules.Untrack
 	}
-	return pass // LOG, MARK, CT, TCPMSS ...
-}
-
-// ruleText is a rule in short.
-func ruleText(s step) string {
-	var parts []string
-	for _, c := range s.conds {
-		if c.text != "" {
-			parts = append(parts, c.text)
-		}
-	}
-	// nft tests the protocol apart; "tcp dport" says so already.
-	tcp := slices.ContainsFunc(parts, func(p string) bool { return strings.HasPrefix(p, "tcp ") })
-	parts = slices.DeleteFunc(parts, func(p string) bool {
-		return tcp && (p == "meta l4proto tcp" || p == "protocol tcp" || p == "proto tcp")
-	})
-	parts = append(parts, strings.TrimSpace(actionWord(s.action)+" "+s.to))
-	return strings.TrimSpace(strings.Join(parts, " "))
-}
-
-func actionWord(a action) string {
-	switch a {
-	case accept:
-		return "accept"
-	case drop:
-		return "drop"
-	case reject:
-		return "reject"
-	case jump:
-		return "jump"
-	case goTo:
-		return "goto"
-	case back:
-		return "return"
-	case translate:
-		return "dnat to"
-	case untrack:
-		return "notrack"
-	}
-	return ""
+	return rules.Pass // LOG, MARK, CT, TCPMSS ...
 }
 
 var errNotSave = errors.New("not what iptables-save prints")
 
 // builtin are the chains of xtables that have a hook, and its priority.
-func builtin(table, name string) (h hook, priority int, ok bool) {
-	h, ok = map[string]hook{
-		"PREROUTING": prerouting, "INPUT": input, "FORWARD": forward, "OUTPUT": output, "POSTROUTING": "postrouting",
+func builtin(table, name string) (h rules.Hook, priority int, ok bool) {
+	h, ok = map[string]rules.Hook{
+		"PREROUTING": rules.Prerouting, "INPUT": rules.Input, "FORWARD": rules.Forward, "OUTPUT": rules.Output, "POSTROUTING": "postrouting",
 	}[name]
 	priority = map[string]int{"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}[table]
 	return h, priority, ok
 }
 
-// xtRules reads what iptables-legacy-save printed, or that for IPv6.
-func xtRules(dump []byte, v6 bool, into *ruleset) error {
+// Parse reads what iptables-legacy-save printed, or that for IPv6.
+func Parse(dump []byte, v6 bool, into *rules.Set) error {
 	family := "legacy ip"
 	if v6 {
 		family = "legacy ip6"
@@ -108,19 +68,19 @@ func xtRules(dump []byte, v6 bool, into *ruleset) error {
 			if len(f) < 2 {
 				return errNotSave
 			}
-			c := &chain{family: family, table: table, name: f[0], policy: accept}
+			c := &rules.Chain{Family: family, Table: table, Name: f[0], Policy: rules.Accept}
 			if h, priority, ok := builtin(table, f[0]); ok && f[1] != "-" {
-				c.hook, c.priority, c.kind = h, priority, "filter"
+				c.Hook, c.Priority, c.Kind = h, priority, "filter"
 				if table == "nat" {
-					c.kind = "nat"
+					c.Kind = "nat"
 				}
 				if f[1] == "DROP" {
-					c.policy = drop
+					c.Policy = rules.Drop
 				}
 			}
-			into.add(c)
+			into.Add(c)
 		default:
-			if err := xtRule(text, family, table, into); err != nil {
+			if err := parseRule(text, family, table, into); err != nil {
 				return err
 			}
 		}
@@ -131,36 +91,36 @@ func xtRules(dump []byte, v6 bool, into *ruleset) error {
 	return nil
 }
 
-func xtRule(text, family, table string, into *ruleset) error {
+func parseRule(text, family, table string, into *rules.Set) error {
 	words, err := split(text)
 	if err != nil {
 		return err
 	}
-	var ru rule
+	var ru rules.Rule
 	if len(words) > 0 && strings.HasPrefix(words[0].text, "[") {
 		count, _, _ := strings.Cut(strings.TrimPrefix(words[0].text, "["), ":")
 		n, err := strconv.ParseUint(count, 10, 64)
-		ru.packets, ru.counted = n, err == nil
+		ru.Packets, ru.IsCounted = n, err == nil
 		words = words[1:]
 	}
 	if len(words) < 2 || words[0].text != "-A" {
 		return errNotSave
 	}
-	c := into.find(family, table, words[1].text)
+	c := into.Find(family, table, words[1].text)
 	if c == nil {
 		return errNotSave
 	}
 	opts := options(words[2:])
-	ru.on = func(p packet) step { return xtStep(opts, p) }
-	ru.text = ruleText(ru.on(packet{}))
+	ru.Apply = func(p rules.Packet) rules.Step { return evaluate(opts, p) }
+	ru.Text = ru.Apply(rules.Packet{}).String()
 	for _, o := range opts {
 		if slices.Contains([]string{"--dport", "--dports", "--ports", "--destination-port"}, o.name) {
 			for _, r := range portRanges(o.value()) {
-				ru.bounds = append(ru.bounds, int(r[0]), int(r[1])+1)
+				ru.Bounds = append(ru.Bounds, int(r[0]), int(r[1])+1)
 			}
 		}
 	}
-	c.rules = append(c.rules, ru)
+	c.Rules = append(c.Rules, ru)
 	return nil
 }
 
@@ -248,63 +208,63 @@ func options(words []word) []option {
 	return all
 }
 
-// xtStep is what a rule of legacy xtables does with a packet.
-func xtStep(opts []option, p packet) step {
-	var s step
+// evaluate is what a rule of legacy xtables does with a packet.
+func evaluate(opts []option, p rules.Packet) rules.Step {
+	var s rules.Step
 	for _, o := range opts {
 		switch o.name {
 		case "-j", "-g":
-			s.action = xtTarget(o.value())
-			if s.action == pass { // a chain, or LOG and the like, which no chain is found for
-				s.to, s.action = o.value(), jump
+			s.Action = Target(o.value())
+			if s.Action == rules.Pass { // a chain, or LOG and the like, which no chain is found for
+				s.To, s.Action = o.value(), rules.Jump
 				if o.name == "-g" {
-					s.action = goTo
+					s.Action = rules.Goto
 				}
 			}
 			continue
 		case "--to-destination":
-			s.to = o.value()
+			s.To = o.value()
 			continue
 		case "--to-ports":
-			s.to = "this host:" + o.value()
+			s.To = "this host:" + o.value()
 			continue
 		case "--notrack":
-			s.action = untrack
+			s.Action = rules.Untrack
 			continue
 		case "-m", "--comment":
 			continue
 		}
-		if s.action != pass { // what follows the target is the target's
+		if s.Action != rules.Pass { // what follows the target is the target's
 			continue
 		}
-		s.conds = append(s.conds, xtCond(o, p))
+		s.Conditions = append(s.Conditions, condition(o, p))
 	}
 	return s
 }
 
-func xtCond(o option, p packet) cond {
-	is, text, state := maybe, o.String(), false
+func condition(o option, p rules.Packet) rules.Condition {
+	is, text, state := rules.Maybe, o.String(), false
 	switch o.name {
 	case "-p":
-		is, text = known(o.value() == "tcp" || o.value() == "all"), "proto "+o.value()
+		is, text = rules.Known(o.value() == "tcp" || o.value() == "all"), "proto "+o.value()
 	case "--ctstate", "--state":
 		want := "NEW"
-		if p.invalid {
+		if p.IsInvalid {
 			want = "INVALID"
 		}
-		is, state = known(has(o.value(), want)), true
+		is, state = rules.Known(has(o.value(), want)), true
 		text = "ct state " + strings.ToLower(o.value())
 	case "--ctstatus", "--ctdir", "--ctorigdst", "--ctorigdstport", "--ctorigsrc", "--ctproto":
-		if p.invalid { // it has no entry
-			return cond{no, text, false}
+		if p.IsInvalid { // it has no entry
+			return rules.Condition{Holds: rules.No, Text: text}
 		}
 	case "--dport", "--dports", "--destination-port":
-		is, text = inRanges(o.value(), p.port), "tcp dport "+o.value()
+		is, text = inRanges(o.value(), p.Port), "tcp dport "+o.value()
 	case "--ports":
-		is, text = max(inRanges(o.value(), p.port), maybe), "tcp ports "+o.value()
+		is, text = max(inRanges(o.value(), p.Port), rules.Maybe), "tcp ports "+o.value()
 	case "-i":
-		if text = "iifname " + o.value(); o.value() == "lo" || p.sent {
-			is = no
+		if text = "iifname " + o.value(); o.value() == "lo" || p.IsSent {
+			is = rules.No
 		}
 	case "-d":
 		is, text = covers(o.value(), p), "daddr "+o.value()
@@ -312,11 +272,11 @@ func xtCond(o option, p packet) cond {
 		text = "saddr " + o.value()
 	case "--dst-type":
 		if o.value() == "LOCAL" {
-			is, text = p.local, "daddr type local"
+			is, text = p.IsLocal, "daddr type local"
 		}
 	}
 	if o.not {
-		is = is.not()
+		is = is.Not()
 		name, rest, _ := strings.Cut(text, " ")
 		if name == "ct" || name == "tcp" {
 			second, value, _ := strings.Cut(rest, " ")
@@ -326,7 +286,7 @@ func xtCond(o option, p packet) cond {
 			text = name + " != " + rest
 		}
 	}
-	return cond{is, text, state}
+	return rules.Condition{Holds: is, Text: text, IsAboutState: state}
 }
 
 func has(list, want string) bool {
@@ -354,41 +314,41 @@ func portRanges(list string) [][2]uint16 {
 	return all
 }
 
-func inRanges(list string, port uint16) tri {
+func inRanges(list string, port uint16) rules.Truth {
 	ranges := portRanges(list)
 	if len(ranges) == 0 {
-		return maybe
+		return rules.Maybe
 	}
 	for _, r := range ranges {
 		if r[0] <= port && port <= r[1] {
-			return yes
+			return rules.Yes
 		}
 	}
-	return no
+	return rules.No
 }
 
-func covers(prefix string, p packet) tri {
+func covers(prefix string, p rules.Packet) rules.Truth {
 	if !strings.Contains(prefix, "/") {
 		a, err := netip.ParseAddr(prefix)
 		if err != nil {
-			return maybe
+			return rules.Maybe
 		}
 		return covered(netip.PrefixFrom(a, a.BitLen()), p)
 	}
 	n, err := netip.ParsePrefix(prefix)
 	if err != nil {
-		return maybe
+		return rules.Maybe
 	}
 	return covered(n, p)
 }
 
 // covered tells whether a packet is for an address of the prefix.
-func covered(n netip.Prefix, p packet) tri {
+func covered(n netip.Prefix, p rules.Packet) rules.Truth {
 	switch {
-	case p.to.IsValid():
-		return known(n.Contains(p.to))
-	case p.outside && n.Addr().IsLoopback():
-		return no
+	case p.To.IsValid():
+		return rules.Known(n.Contains(p.To))
+	case p.IsFromOutside && n.Addr().IsLoopback():
+		return rules.No
 	}
-	return maybe
+	return rules.Maybe
 }

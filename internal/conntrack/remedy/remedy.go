@@ -1,22 +1,28 @@
-package conntrack
+// Package remedy plans changes to this host that stop it from resetting uploads,
+// applies them, and takes exactly them back. What was done is recorded on disk
+// before it is done, so that it can be undone after a kill at any moment.
+// Linux only.
+package remedy
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+
+	"github.com/rpush-go/rpush/internal/conntrack/rules"
 )
 
-// Remedy is a way to stop the incident.
-type Remedy string
+// Kind is a way to stop the incident.
+type Kind string
 
 // The remedies.
 const (
 	// Drop is a rule in a table of its own: INVALID packets for the translated
 	// ports of this host are dropped.
-	Drop Remedy = "drop"
+	Drop Kind = "drop"
 	// Liberal is the sysctl: conntrack calls no segment INVALID for its place.
-	Liberal Remedy = "liberal"
+	Liberal Kind = "liberal"
 )
 
 // Step is one thing that a Plan does.
@@ -69,8 +75,7 @@ var (
 )
 
 const (
-	tableName = "rpush"
-	comment   = "rpush doctor --undo takes this back"
+	comment = "rpush doctor --undo takes this back"
 
 	// Where things are kept.
 	recordFile  = "var/lib/rpush/doctor-undo.json"
@@ -82,7 +87,7 @@ const (
 )
 
 // dropScript is for nft -f. It replaces the table, or makes it, at once.
-func dropScript(ports []PortRange) string {
+func dropScript(ports []rules.PortRange) string {
 	return fmt.Sprintf(`table inet %[1]s
 delete table inet %[1]s
 table inet %[1]s {
@@ -91,7 +96,7 @@ table inet %[1]s {
 		tcp dport { %[2]s } ct state invalid counter drop comment "%[3]s"
 	}
 }
-`, tableName, joinPorts(ports), comment)
+`, rules.OwnTable, rules.JoinPorts(ports), comment)
 }
 
 func unit(nft string) string {
@@ -111,7 +116,7 @@ ExecStop=%[1]s delete table inet %[3]s
 
 [Install]
 WantedBy=multi-user.target
-`, nft, dropFile, tableName)
+`, nft, dropFile, rules.OwnTable)
 }
 
 const (

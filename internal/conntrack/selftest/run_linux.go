@@ -1,4 +1,4 @@
-package conntrack
+package selftest
 
 import (
 	"context"
@@ -21,15 +21,15 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/rpush-go/rpush/internal/conntrack/host"
 	"github.com/rpush-go/rpush/internal/stray"
 )
 
 const selfTestTime = 30 * time.Second
 
-// RunSelfTest rebuilds the incident. It calls this program again, with
-// SelfTestCommand, in a network namespace of its own, which takes no privileges
+// Run rebuilds the incident. It calls this program again, with Command, in a network namespace of its own, which takes no privileges
 // where the kernel lets users have one. Nothing is left of it.
-func RunSelfTest(ctx context.Context) SelfTest {
+func Run(ctx context.Context) Result {
 	ctx, cancel := context.WithTimeout(ctx, selfTestTime)
 	defer cancel()
 	t, err := selfTest(ctx, false)
@@ -46,8 +46,8 @@ func RunSelfTest(ctx context.Context) SelfTest {
 }
 
 // selfTest runs the program, in a user namespace of its own if asked.
-func selfTest(ctx context.Context, user bool) (t SelfTest, err error) {
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", SelfTestCommand)
+func selfTest(ctx context.Context, user bool) (t Result, err error) {
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", Command)
 	cmd.Args[0] = os.Args[0]
 	outside, err := os.Readlink(ownNetns)
 	if err != nil {
@@ -60,7 +60,7 @@ func selfTest(ctx context.Context, user bool) (t SelfTest, err error) {
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
 	}
-	var out bounded
+	var out host.Output
 	cmd.Stdout = &out
 	cmd.WaitDelay = time.Second
 	// Pdeathsig is about the thread that starts it.
@@ -70,11 +70,11 @@ func selfTest(ctx context.Context, user bool) (t SelfTest, err error) {
 	if ctx.Err() != nil {
 		return t, fmt.Errorf("the self-test did not end: %w", context.Cause(ctx))
 	}
-	if out.b.Len() == 0 && err != nil {
+	if len(out.Bytes()) == 0 && err != nil {
 		return t, err
 	}
-	if err := json.Unmarshal(out.b.Bytes(), &t); err != nil {
-		return SelfTest{}, fmt.Errorf("the self-test said nothing that can be read: %w", err)
+	if err := json.Unmarshal(out.Bytes(), &t); err != nil {
+		return Result{}, fmt.Errorf("the self-test said nothing that can be read: %w", err)
 	}
 	return t, nil
 }
@@ -86,14 +86,14 @@ const (
 	outsideVariable = "RPUSH_SELFTEST_OUTSIDE"
 )
 
-// SelfTestMain is the self-test from within. It prints the result. Called by
-// anybody but RunSelfTest it fails: it would change the namespace that it is in.
-func SelfTestMain(ctx context.Context, out io.Writer) error {
+// Main is the self-test from within. It prints the result. Called by
+// anybody but Run it fails: it would change the namespace that it is in.
+func Main(ctx context.Context, out io.Writer) error {
 	inside, err := os.Readlink(ownNetns)
 	if outside := os.Getenv(outsideVariable); err != nil || outside == "" || outside == inside {
 		return errors.New("the self-test is called by rpush doctor --selftest only")
 	}
-	var t SelfTest
+	var t Result
 	if err := t.run(ctx); err != nil {
 		t.Error = "the incident could not be rebuilt: " + err.Error()
 	}
@@ -113,7 +113,7 @@ var (
 	sceneRegistry = netip.MustParsePrefix("10.77.2.2/24")
 )
 
-func (t *SelfTest) run(ctx context.Context) error {
+func (t *Result) run(ctx context.Context) error {
 	client, err := newSide()
 	if err != nil {
 		return err
@@ -144,7 +144,7 @@ func (t *SelfTest) run(ctx context.Context) error {
 		return err
 	}
 	defer ln.Close()
-	before, err := readCounters("/")
+	before, err := host.ThisHost().Counters()
 	if err != nil {
 		return err
 	}
@@ -154,8 +154,8 @@ func (t *SelfTest) run(ctx context.Context) error {
 	if t.Beyond, err = upload(ctx, client, ln, stray.Beyond); err != nil {
 		return err
 	}
-	after, err := readCounters("/")
-	d := after.minus(before)
+	after, err := host.ThisHost().Counters()
+	d := after.Since(before)
 	t.Invalid, t.OutRsts = d.Invalid, d.OutRsts
 	return err
 }

@@ -1,4 +1,4 @@
-package conntrack
+package remedy
 
 import (
 	"context"
@@ -12,6 +12,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rpush-go/rpush/internal/conntrack/host"
+	"github.com/rpush-go/rpush/internal/conntrack/rules"
 )
 
 // bench is a fixer of a made-up machine: its files are real, its programs are
@@ -44,9 +47,9 @@ func newBench(t *testing.T, files map[string]string) *bench {
 			t.Fatal(err)
 		}
 	}
-	b := &bench{fixer: fixer{m: &machine{root: root, root0: true}, disk: osDisk{}, systemd: true, host: true}}
+	b := &bench{fixer: fixer{machine: host.Host{Root: root, IsRoot: true}, disk: osDisk{}, systemd: true, isMachines: true}}
 	b.enter(t, "net:[1]")
-	if err := os.Symlink(firstPIDs, filepath.Join(root, "proc/self/ns/pid")); err != nil {
+	if err := os.Symlink(host.FirstPIDs, filepath.Join(root, "proc/self/ns/pid")); err != nil {
 		t.Fatal(err)
 	}
 	b.find = func(name string) (string, error) { return "/usr/sbin/" + name, nil }
@@ -76,7 +79,7 @@ func newBench(t *testing.T, files map[string]string) *bench {
 
 // listing is how nft lists the table that a script makes.
 func listing(script string) string {
-	at := strings.LastIndex(script, "table inet "+tableName+" {")
+	at := strings.LastIndex(script, "table inet "+rules.OwnTable+" {")
 	if at < 0 {
 		return script
 	}
@@ -86,14 +89,14 @@ func listing(script string) string {
 // reboot keeps the files, and does at the start what they say.
 func (b *bench) reboot(t *testing.T) {
 	t.Helper()
-	write(t, filepath.Join(b.m.root, "proc/sys/kernel/random/boot_id"), []byte("boot-2\n"))
+	write(t, filepath.Join(b.machine.Root, "proc/sys/kernel/random/boot_id"), []byte("boot-2\n"))
 	value := "0\n"
-	if b.m.exists(sysctlFile) {
+	if b.machine.Exists(sysctlFile) {
 		value = "1\n"
 	}
-	write(t, filepath.Join(b.m.root, "proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"), []byte(value))
+	write(t, filepath.Join(b.machine.Root, "proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"), []byte(value))
 	b.table = ""
-	if script, err := os.ReadFile(filepath.Join(b.m.root, dropFile)); err == nil && b.enabled && b.m.exists(unitFile) {
+	if script, err := os.ReadFile(filepath.Join(b.machine.Root, dropFile)); err == nil && b.enabled && b.machine.Exists(unitFile) {
 		b.table = listing(string(script))
 	}
 }
@@ -101,7 +104,7 @@ func (b *bench) reboot(t *testing.T) {
 // enter goes to another network namespace.
 func (b *bench) enter(t *testing.T, netns string) {
 	t.Helper()
-	link := filepath.Join(b.m.root, "proc/thread-self/ns/net")
+	link := filepath.Join(b.machine.Root, "proc/thread-self/ns/net")
 	_ = os.Remove(link)
 	if err := os.Symlink(netns, link); err != nil {
 		t.Fatal(err)
@@ -112,10 +115,10 @@ func (b *bench) enter(t *testing.T, netns string) {
 func (b *bench) tree(t *testing.T) string {
 	t.Helper()
 	var all []string
-	err := filepath.WalkDir(b.m.root, func(path string, _ fs.DirEntry, err error) error {
+	err := filepath.WalkDir(b.machine.Root, func(path string, _ fs.DirEntry, err error) error {
 		if err == nil {
 			text, _ := os.ReadFile(path)
-			name, _ := filepath.Rel(b.m.root, path)
+			name, _ := filepath.Rel(b.machine.Root, path)
 			all = append(all, name+": "+string(text))
 		}
 		return err
@@ -126,13 +129,13 @@ func (b *bench) tree(t *testing.T) string {
 	return strings.Join(all, "\n")
 }
 
-func (b *bench) fix(t *testing.T, remedy Remedy, persist bool, ports ...int) *Plan {
+func (b *bench) fix(t *testing.T, remedy Kind, persist bool, ports ...int) *Plan {
 	t.Helper()
-	r := &Report{}
+	var ranges []rules.PortRange
 	for _, p := range ports {
-		r.Mappings = append(r.Mappings, Mapping{Port: p})
+		ranges = append(ranges, rules.PortRange{First: p, Last: p})
 	}
-	p, err := b.plan(t.Context(), remedy, r, persist)
+	p, err := b.plan(t.Context(), remedy, ranges, persist)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +160,7 @@ func (b *bench) takeBack(t *testing.T) *Plan {
 }
 
 func TestFixAndUndo(t *testing.T) {
-	for _, remedy := range []Remedy{Drop, Liberal} {
+	for _, remedy := range []Kind{Drop, Liberal} {
 		for _, persist := range []bool{false, true} {
 			b := newBench(t, nil)
 			before := b.tree(t)
@@ -262,7 +265,7 @@ func (d *cutDisk) Set(name string, v int64) error {
 // reports whether do ended before that.
 func (b *bench) killAt(t *testing.T, at int, do func()) (ended bool) {
 	t.Helper()
-	d := &cutDisk{t: t, record: filepath.Join(b.m.root, recordFile), at: at, loose: map[string]bool{}}
+	d := &cutDisk{t: t, record: filepath.Join(b.machine.Root, recordFile), at: at, loose: map[string]bool{}}
 	disk, run := b.disk, b.run
 	defer func() {
 		b.disk, b.run = disk, run
@@ -284,7 +287,7 @@ func (b *bench) killAt(t *testing.T, at int, do func()) (ended bool) {
 // would be had it rebooted.
 func TestKilledAndUndone(t *testing.T) {
 	const never, first, later = "never", "before undo", "before the second undo"
-	for _, remedy := range []Remedy{Drop, Liberal} {
+	for _, remedy := range []Kind{Drop, Liberal} {
 		for _, kill := range []string{"fix", "grown fix", "undo"} {
 			for _, persist := range []bool{false, true} {
 				for _, reboot := range []string{never, first, later} {
@@ -299,7 +302,7 @@ func TestKilledAndUndone(t *testing.T) {
 							b.reboot(t) // for the tree
 						}
 						before := b.tree(t)
-						write(t, filepath.Join(b.m.root, "proc/sys/kernel/random/boot_id"), []byte("boot-1\n"))
+						write(t, filepath.Join(b.machine.Root, "proc/sys/kernel/random/boot_id"), []byte("boot-1\n"))
 						if kill != "fix" {
 							apply(t, b.fix(t, remedy, persist, 5000))
 						}
@@ -339,12 +342,12 @@ func TestKilledAndUndone(t *testing.T) {
 // makes a table of the same name.
 func TestUndoLeavesAForeignTable(t *testing.T) {
 	b := newBench(t, nil)
-	if err := b.save(&record{Version: recordVersion, Drop: &dropRecord{Ports: []PortRange{{5000, 5000}}, Netns: b.netns(), Boot: b.boot()}}); err != nil {
+	if err := b.save(&record{Version: recordVersion, Drop: &dropRecord{Ports: []rules.PortRange{{First: 5000, Last: 5000}}, Netns: b.netns(), Boot: b.boot()}}); err != nil {
 		t.Fatal(err)
 	}
 	for _, theirs := range []string{
 		"table inet rpush {\n\tchain mine {\n\t}\n}\n",
-		strings.Replace(listing(dropScript([]PortRange{{5000, 5000}})), "\t}\n", "\t\tudp dport 53 accept\n\t}\n", 1),
+		strings.Replace(listing(dropScript([]rules.PortRange{{First: 5000, Last: 5000}})), "\t}\n", "\t\tudp dport 53 accept\n\t}\n", 1),
 	} {
 		b.table = theirs
 		if p := b.takeBack(t); len(p.Refused) != 1 || b.table != theirs {
@@ -359,7 +362,7 @@ func TestFixKilledBeforeAFileIsReplaced(t *testing.T) {
 	b := newBench(t, nil)
 	before := b.tree(t)
 	apply(t, b.fix(t, Drop, true, 5000))
-	at := filepath.Join(b.m.root, dropFile)
+	at := filepath.Join(b.machine.Root, dropFile)
 	old, err := os.ReadFile(at)
 	if err != nil {
 		t.Fatal(err)
@@ -396,10 +399,10 @@ func TestFixGrows(t *testing.T) {
 }
 
 func TestUndoRefuses(t *testing.T) {
-	at := func(b *bench, path string) string { return filepath.Join(b.m.root, path) }
+	at := func(b *bench, path string) string { return filepath.Join(b.machine.Root, path) }
 	for _, c := range []struct {
 		name   string
-		remedy Remedy
+		remedy Kind
 		edit   func(*bench)
 		left   string // what must still be there
 	}{
@@ -417,7 +420,7 @@ func TestUndoRefuses(t *testing.T) {
 			t.Errorf("%s: got %q\n%s", c.name, p.Refused, b.tree(t))
 		}
 		// It is remembered until it can be taken back.
-		if !b.m.exists(recordFile) {
+		if !b.machine.Exists(recordFile) {
 			t.Errorf("%s: the record is gone", c.name)
 		}
 	}
@@ -430,7 +433,7 @@ func TestUndoOfWhatIsGone(t *testing.T) {
 	apply(t, b.fix(t, Drop, true, 5000))
 	b.table = ""
 	for _, f := range []string{dropFile, unitFile} {
-		if err := os.Remove(filepath.Join(b.m.root, f)); err != nil {
+		if err := os.Remove(filepath.Join(b.machine.Root, f)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -441,9 +444,9 @@ func TestUndoOfWhatIsGone(t *testing.T) {
 
 	b = newBench(t, nil)
 	apply(t, b.fix(t, Liberal, false))
-	write(t, filepath.Join(b.m.root, "proc/sys/kernel/random/boot_id"), []byte("boot-2"))
+	write(t, filepath.Join(b.machine.Root, "proc/sys/kernel/random/boot_id"), []byte("boot-2"))
 	b.takeBack(t) // 1 is somebody else's now
-	if v, _ := readNumber(b.m.root, "proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"); v != 1 {
+	if v, _ := b.machine.ReadNumber("proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"); v != 1 {
 		t.Errorf("a setting of after the reboot was changed to %d", v)
 	}
 }
@@ -471,33 +474,33 @@ func TestFixFails(t *testing.T) {
 }
 
 func TestFixRefuses(t *testing.T) {
-	one := &Report{Mappings: []Mapping{{Port: 5000}}}
+	one := []rules.PortRange{{First: 5000, Last: 5000}}
 	for _, c := range []struct {
 		name    string
 		change  func(*bench)
-		remedy  Remedy
-		report  *Report
+		remedy  Kind
+		ports   []rules.PortRange
 		persist bool
 		want    error
 	}{
-		{"no port", nil, Drop, &Report{}, false, ErrNoPorts},
+		{"no port", nil, Drop, nil, false, ErrNoPorts},
 		{"a table that is not ours", func(b *bench) { b.table = "theirs" }, Drop, one, false, ErrForeign},
 		{"no systemd", func(b *bench) { b.systemd = false }, Drop, one, true, ErrNoPersist},
-		{"a namespace", func(b *bench) { b.host = false }, Liberal, one, true, ErrNamespace},
-		{"a torn record", func(b *bench) { write(t, filepath.Join(b.m.root, recordFile), []byte("{")) }, Liberal, one, false, ErrRecord},
-		{"a record of the future", func(b *bench) { write(t, filepath.Join(b.m.root, recordFile), []byte(`{"version":2}`)) }, Liberal, one, false, ErrRecord},
+		{"a namespace", func(b *bench) { b.isMachines = false }, Liberal, one, true, ErrNamespace},
+		{"a torn record", func(b *bench) { write(t, filepath.Join(b.machine.Root, recordFile), []byte("{")) }, Liberal, one, false, ErrRecord},
+		{"a record of the future", func(b *bench) { write(t, filepath.Join(b.machine.Root, recordFile), []byte(`{"version":2}`)) }, Liberal, one, false, ErrRecord},
 		{"a record that names others' files", func(b *bench) {
-			write(t, filepath.Join(b.m.root, recordFile), []byte(`{"version":1,"files":[{"path":"etc/passwd"}]}`))
+			write(t, filepath.Join(b.machine.Root, recordFile), []byte(`{"version":1,"files":[{"path":"etc/passwd"}]}`))
 		}, Liberal, one, false, ErrRecord},
 		{"a record that names others' settings", func(b *bench) {
-			write(t, filepath.Join(b.m.root, recordFile), []byte(`{"version":1,"liberal":{"path":"proc/sysrq-trigger"}}`))
+			write(t, filepath.Join(b.machine.Root, recordFile), []byte(`{"version":1,"liberal":{"path":"proc/sysrq-trigger"}}`))
 		}, Liberal, one, false, ErrRecord},
 	} {
 		b := newBench(t, nil)
 		if c.change != nil {
 			c.change(b)
 		}
-		if _, err := b.plan(t.Context(), c.remedy, c.report, c.persist); !errors.Is(err, c.want) {
+		if _, err := b.plan(t.Context(), c.remedy, c.ports, c.persist); !errors.Is(err, c.want) {
 			t.Errorf("%s: got %v, want %v", c.name, err, c.want)
 		}
 	}
@@ -514,18 +517,18 @@ func TestFixRefuses(t *testing.T) {
 
 // A second network namespace does not write over the record of the first.
 func TestFixInAnotherNamespace(t *testing.T) {
-	for _, remedy := range []Remedy{Drop, Liberal} {
+	for _, remedy := range []Kind{Drop, Liberal} {
 		b := newBench(t, nil)
 		apply(t, b.fix(t, remedy, false, 5000))
 		record := b.tree(t)
 		b.enter(t, "net:[2]")
 		b.table = ""
-		one := &Report{Mappings: []Mapping{{Port: 6000}}}
+		one := []rules.PortRange{{First: 6000, Last: 6000}}
 		if _, err := b.plan(t.Context(), remedy, one, false); !errors.Is(err, ErrOtherPlace) {
 			t.Errorf("%s: got %v", remedy, err)
 		}
 		proc := func(pid, netns string) {
-			dir := filepath.Join(b.m.root, "proc", pid)
+			dir := filepath.Join(b.machine.Root, "proc", pid)
 			if err := errors.Join(os.MkdirAll(dir+"/ns", 0o755), os.MkdirAll(dir+"/fd", 0o755), os.Symlink(netns, dir+"/ns/net")); err != nil {
 				t.Fatal(err)
 			}
@@ -540,13 +543,13 @@ func TestFixInAnotherNamespace(t *testing.T) {
 			t.Error("one that is mounted counts as gone")
 		}
 		// The first is gone, and can be forgotten.
-		if err := os.RemoveAll(filepath.Join(b.m.root, "proc/42")); err != nil {
+		if err := os.RemoveAll(filepath.Join(b.machine.Root, "proc/42")); err != nil {
 			t.Fatal(err)
 		}
 		if p := b.takeBack(t); len(p.Refused) != 0 || len(p.Steps) != 1 {
 			t.Errorf("%s: a namespace that is gone: got %+v", remedy, p)
 		}
-		if b.m.exists(recordFile) {
+		if b.machine.Exists(recordFile) {
 			t.Errorf("%s: the record is left, was\n%s", remedy, record)
 		}
 		apply(t, b.fix(t, Drop, false, 6000))
@@ -560,7 +563,7 @@ func TestFixInAnotherNamespace(t *testing.T) {
 func TestPortsOfAnEarlierBoot(t *testing.T) {
 	b := newBench(t, nil)
 	apply(t, b.fix(t, Drop, false, 5000))
-	write(t, filepath.Join(b.m.root, "proc/sys/kernel/random/boot_id"), []byte("boot-2\n"))
+	write(t, filepath.Join(b.machine.Root, "proc/sys/kernel/random/boot_id"), []byte("boot-2\n"))
 	b.table = ""
 	b.enter(t, "net:[2]") // the numbers begin anew as well
 	apply(t, b.fix(t, Drop, false, 6000))
@@ -610,16 +613,16 @@ func TestPersistedFileStaysInStep(t *testing.T) {
 	before := b.tree(t)
 	apply(t, b.fix(t, Drop, true, 5000))
 	apply(t, b.fix(t, Drop, false, 5001))
-	file, err := os.ReadFile(filepath.Join(b.m.root, dropFile))
+	file, err := os.ReadFile(filepath.Join(b.machine.Root, dropFile))
 	if err != nil || listing(string(file)) != b.table {
 		t.Errorf("got %v\n%s\nwant\n%s", err, file, b.table)
 	}
-	write(t, filepath.Join(b.m.root, "proc/sys/kernel/random/boot_id"), []byte("boot-2\n"))
+	write(t, filepath.Join(b.machine.Root, "proc/sys/kernel/random/boot_id"), []byte("boot-2\n"))
 	if p := b.fix(t, Drop, false, 5000); len(p.Steps) != 0 {
 		t.Errorf("after a reboot: got %+v", p.Steps)
 	}
 	b.takeBack(t)
-	write(t, filepath.Join(b.m.root, "proc/sys/kernel/random/boot_id"), []byte("boot-1\n"))
+	write(t, filepath.Join(b.machine.Root, "proc/sys/kernel/random/boot_id"), []byte("boot-1\n"))
 	if got := b.tree(t); got != before || b.table != "" {
 		t.Errorf("got\n%s\n%s", got, b.table)
 	}
@@ -628,7 +631,7 @@ func TestPersistedFileStaysInStep(t *testing.T) {
 // Why the record cannot be read is told by type.
 func TestRecordThatCannotBeRead(t *testing.T) {
 	b := newBench(t, nil)
-	if err := os.MkdirAll(filepath.Join(b.m.root, recordFile), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(b.machine.Root, recordFile), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := b.undo(t.Context()); !errors.Is(err, ErrRecord) || !errors.Is(err, unix.EISDIR) {
@@ -638,7 +641,7 @@ func TestRecordThatCannotBeRead(t *testing.T) {
 
 func TestApplyNeedsRoot(t *testing.T) {
 	b := newBench(t, nil)
-	b.m.root0 = false
+	b.machine.IsRoot = false
 	before := b.tree(t)
 	if err := b.fix(t, Liberal, false).Apply(t.Context()); !Forbidden(err) || b.tree(t) != before {
 		t.Errorf("got %v", err)
@@ -658,4 +661,20 @@ func FuzzRecord(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestDropScript(t *testing.T) {
+	if got := dropScript([]rules.PortRange{{First: 5000, Last: 5010}}); !strings.Contains(got, "tcp dport { 5000-5010 } ct") {
+		t.Errorf("got %s", got)
+	}
+}
+
+func write(t *testing.T, path string, b []byte) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -1,0 +1,3 @@
+// Package nft reads the rules of nf_tables, which are also those of
+// iptables-nft, from the kernel into package rules. Linux only.
+package nft

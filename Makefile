@@ -72,13 +72,7 @@ cross:
 
 # A minute for each parser of foreign input.
 fuzz:
-	for f in FuzzParseRange FuzzParseLocation FuzzUnexpected FuzzParsePart; do \
-		go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/protocol || exit 1; done
-	for f in nft/FuzzNFT xtables/FuzzXtables host/FuzzTables remedy/FuzzRecord; do \
-		go test -run '^$$' -fuzz "^$${f#*/}$$" -fuzztime 60s ./internal/conntrack/$${f%/*} || exit 1; done
-	go test -run '^$$' -fuzz '^FuzzWalk$$' -fuzztime 60s -fuzzminimizetime 10x ./internal/saved
-	go test -run '^$$' -fuzz '^FuzzArchive$$' -fuzztime 60s -fuzzminimizetime 10x ./internal/source
-	go test -run '^$$' -fuzz '^FuzzRecord$$' -fuzztime 60s ./resume
+	scripts/fuzz 60s
 
 tools: $(BIN)/registry $(BIN)/crane $(BIN)/golangci-lint
 

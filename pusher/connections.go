@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 
 	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/internal/signin"
 	"github.com/rpush-go/rpush/internal/wire"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -28,7 +29,7 @@ const (
 // It is safe for concurrent use.
 type connections struct {
 	mu        sync.Mutex
-	signIns   recent[*authorizer]
+	signIns   recent[*signin.Transport]
 	externals recent[external]
 	reached   recent[*atomic.Bool]
 }
@@ -41,7 +42,7 @@ type external struct {
 
 func newConnections() *connections {
 	return &connections{
-		signIns:   recent[*authorizer]{limit: maxSignIns},
+		signIns:   recent[*signin.Transport]{limit: maxSignIns},
 		externals: recent[external]{limit: maxExternals},
 		reached:   recent[*atomic.Bool]{limit: maxExternals},
 	}
@@ -103,11 +104,11 @@ func (p *Pusher) connect(ctx context.Context, repo name.Repository, reference st
 	return p.client(repo, scheme, a, p.external(repo, scheme), reference)
 }
 
-// signIn returns the authorizer for repo and scopes that pushes with the same
+// signIn returns the transport for repo and scopes that pushes with the same
 // credentials share. The keychain is asked for each push: it may have new
 // credentials by now, or others for another context.
-func (p *Pusher) signIn(ctx context.Context, repo name.Repository, scheme string, scopes []string) (*authorizer, error) {
-	auth, config, err := credentials(ctx, p.o.Keychain, repo)
+func (p *Pusher) signIn(ctx context.Context, repo name.Repository, scheme string, scopes []string) (*signin.Transport, error) {
+	auth, config, err := signin.Credentials(ctx, p.o.Keychain, repo)
 	if err != nil {
 		return nil, err
 	}
@@ -115,8 +116,8 @@ func (p *Pusher) signIn(ctx context.Context, repo name.Repository, scheme string
 	reached := p.reached(repo)
 	p.shared.mu.Lock()
 	defer p.shared.mu.Unlock()
-	return p.shared.signIns.get(key, func() *authorizer {
-		return newAuthorizer(repo, scheme, p.o.Keychain, auth, &noting{p.base, repo.RegistryStr(), reached}, scopes...)
+	return p.shared.signIns.get(key, func() *signin.Transport {
+		return signin.New(repo, scheme, p.o.Keychain, auth, &noting{p.base, repo.RegistryStr(), reached}, scopes...)
 	}), nil
 }
 

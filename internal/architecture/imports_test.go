@@ -46,9 +46,10 @@ var arrows = map[string][]string{
 	"internal/stream": {
 		"internal/compress", "internal/known", "internal/manifest", "internal/saved", "internal/spool", "pusher", "resume",
 	},
-	"pusher":            {"internal/manifest", "internal/protocol", "internal/wire", "resume"},
+	"pusher":            {"internal/manifest", "internal/protocol", "internal/signin", "internal/wire", "resume"},
+	"internal/signin":   {"internal/protocol", "internal/wire"},
 	"resume":            {"internal/protocol", "internal/retry", "internal/wire"},
-	"internal/gateway":  {"internal/protocol", "internal/wire", "resume"},
+	"internal/gateway":  {"internal/protocol", "internal/retry", "internal/signin", "internal/wire", "resume"},
 	"internal/retry":    {"internal/protocol"},
 	"internal/protocol": {"internal/wire"},
 	"internal/wire":     {},

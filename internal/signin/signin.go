@@ -1,14 +1,12 @@
-package pusher
+// Package signin signs in to a registry with the credentials of a keychain, on
+// behalf of every request that goes through it.
+package signin
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
-	"net/netip"
-	"net/url"
-	"strings"
 	"sync"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -19,10 +17,10 @@ import (
 	"github.com/rpush-go/rpush/internal/wire"
 )
 
-// authorizer signs in to a registry when the first request comes, so that the
+// Transport signs in to a registry when the first request comes, so that the
 // handshake runs inside the loop that retries requests. It sends requests to
-// that registry only.
-type authorizer struct {
+// that registry only. It is safe for concurrent use.
+type Transport struct {
 	repo     name.Repository
 	scheme   string
 	keychain authn.Keychain
@@ -34,21 +32,24 @@ type authorizer struct {
 	// ready holds the authorising transport, or nil before the handshake; it
 	// is a lock that a cancelled request can stop waiting for.
 	ready chan http.RoundTripper
-	// auth is what the keychain gave for the push that made the authorizer. It is
+	// auth is what the keychain gave for the push that made the Transport. It is
 	// nil after the registry refused it: the keychain is then asked again. The
 	// holder of ready may use it.
 	auth authn.Authenticator
 }
 
-func newAuthorizer(repo name.Repository, scheme string, keychain authn.Keychain, auth authn.Authenticator, base http.RoundTripper, scopes ...string) *authorizer {
-	a := &authorizer{repo: repo, scheme: scheme, keychain: keychain, auth: auth, scopes: scopes, ready: make(chan http.RoundTripper, 1)}
+// New makes a Transport for repo that asks for scopes, the needed one first.
+// scheme is https or http. auth is what Credentials returned. The result uses
+// keychain once the registry has refused auth.
+func New(repo name.Repository, scheme string, keychain authn.Keychain, auth authn.Authenticator, base http.RoundTripper, scopes ...string) *Transport {
+	a := &Transport{repo: repo, scheme: scheme, keychain: keychain, auth: auth, scopes: scopes, ready: make(chan http.RoundTripper, 1)}
 	a.base = &onlyScheme{host: repo.RegistryStr(), scheme: scheme, base: base, tokens: newTokens()}
 	a.ready <- nil
 	return a
 }
 
 // RoundTrip implements http.RoundTripper.
-func (a *authorizer) RoundTrip(req *http.Request) (*http.Response, error) {
+func (a *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	var rt http.RoundTripper
 	select {
 	case rt = <-a.ready:
@@ -72,7 +73,7 @@ func (a *authorizer) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // Tracker implements wire.Tracking.
-func (a *authorizer) Tracker() *wire.Tracker { return wire.TrackerOf(a.base.base) }
+func (a *Transport) Tracker() *wire.Tracker { return wire.TrackerOf(a.base.base) }
 
 // refused holds where no token was given.
 func refused(err error) bool {
@@ -83,7 +84,7 @@ func refused(err error) bool {
 // forget has the next request sign in anew. go-containerregistry asks for every
 // scope that was once asked of it, also for that of a mount which is not to be
 // had, and some token servers then give nothing any more.
-func (a *authorizer) forget(ctx context.Context, rt http.RoundTripper) {
+func (a *Transport) forget(ctx context.Context, rt http.RoundTripper) {
 	select {
 	case now := <-a.ready:
 		if now == rt {
@@ -94,8 +95,8 @@ func (a *authorizer) forget(ctx context.Context, rt http.RoundTripper) {
 	}
 }
 
-// credentials asks the keychain for the credentials for a repository.
-func credentials(ctx context.Context, keychain authn.Keychain, repo name.Repository) (authn.Authenticator, *authn.AuthConfig, error) {
+// Credentials asks the keychain for the credentials for a repository.
+func Credentials(ctx context.Context, keychain authn.Keychain, repo name.Repository) (authn.Authenticator, *authn.AuthConfig, error) {
 	auth, err := authn.Resolve(ctx, keychain, repo)
 	var config *authn.AuthConfig
 	if err == nil {
@@ -107,10 +108,10 @@ func credentials(ctx context.Context, keychain authn.Keychain, repo name.Reposit
 	return auth, config, nil
 }
 
-func (a *authorizer) handshake(ctx context.Context) (http.RoundTripper, error) {
+func (a *Transport) handshake(ctx context.Context) (http.RoundTripper, error) {
 	auth, err := a.auth, error(nil)
 	if auth == nil {
-		if auth, _, err = credentials(ctx, a.keychain, a.repo); err != nil {
+		if auth, _, err = Credentials(ctx, a.keychain, a.repo); err != nil {
 			return nil, err
 		}
 	}
@@ -213,42 +214,3 @@ var (
 	errDowngrade   = errors.New("a secure registry leads to plain HTTP")
 	errOtherScheme = errors.New("only plain HTTP is to be spoken to the registry")
 )
-
-// scheme decides between https and plain HTTP. Only where both are allowed
-// does it take a request: plain HTTP is spoken when the server is found not to
-// speak TLS, never because TLS failed in any other way.
-func (p *Pusher) scheme(ctx context.Context, repo name.Repository) (string, error) {
-	switch {
-	case p.o.Scheme == SchemeHTTP:
-		return "http", nil
-	case p.o.Scheme == SchemeAuto && !loopback(repo.RegistryStr()):
-		return "https", nil
-	}
-	c, err := p.client(repo, "https", p.base, p.base, "")
-	if err != nil {
-		return "", err
-	}
-	req := &http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/v2/"}}
-	_, err = c.Do(ctx, "reach", req)
-	switch {
-	case err == nil, errors.Is(err, protocol.ErrDenied):
-		return "https", nil
-	case protocol.PlainHTTP(err):
-		return "http", nil
-	}
-	return "", err
-}
-
-// loopback reports whether a registry is on this host, as docker sees it.
-func loopback(registry string) bool {
-	host := registry
-	if h, _, err := net.SplitHostPort(registry); err == nil {
-		host = h
-	}
-	host = strings.Trim(host, "[]") // IPv6 without a port
-	if host == "localhost" {
-		return true
-	}
-	a, err := netip.ParseAddr(host)
-	return err == nil && a.IsLoopback()
-}

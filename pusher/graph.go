@@ -48,6 +48,9 @@ type blob struct {
 	resume.Blob
 	checked time.Time // when the registry said that it does not have it
 	report  BlobReport
+
+	again sync.Mutex // held while it is sent although the registry claimed to have it
+	sent  bool       // again, so that it is not sent once more
 }
 
 // node is a manifest.
@@ -58,6 +61,7 @@ type node struct {
 	tags    []string      // of its own
 	subject digest.Digest // empty for none
 	base    string        // the annotation baseName
+	blobs   map[digest.Digest]bool
 
 	mu     sync.Mutex // while it is published under several names
 	report ManifestReport
@@ -183,6 +187,13 @@ func (g *graph) addNamed(t remote.Taggable, depth int) (*node, error) {
 	m := &node{raw: raw, digest: dgst, height: height}
 	if doc != nil {
 		m.base = doc.Annotations[baseName]
+		m.blobs = map[digest.Digest]bool{}
+		for _, d := range slices.Concat(doc.Layers, doc.Blobs) {
+			m.blobs[digest.Digest(d.Digest.String())] = true
+		}
+		if doc.Config != nil {
+			m.blobs[digest.Digest(doc.Config.Digest.String())] = true
+		}
 		if doc.Subject != nil {
 			m.subject = digest.Digest(doc.Subject.Digest.String())
 		}

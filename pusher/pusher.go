@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"runtime/debug"
@@ -314,11 +315,11 @@ func (d *Delivery) publish(ctx context.Context, g *graph, ids []string) error {
 			if m == g.root && len(g.more) == 0 && m.subject == "" {
 				return nil // its tag comes last, and needs no digest first
 			}
-			if err := d.put(ctx, m.digest.String(), m); err != nil {
+			if err := d.put(ctx, g, m.digest.String(), m); err != nil {
 				return err
 			}
 			for _, tag := range m.tags {
-				if err := d.put(ctx, tag, m); err != nil {
+				if err := d.put(ctx, g, tag, m); err != nil {
 					return err
 				}
 			}
@@ -328,7 +329,7 @@ func (d *Delivery) publish(ctx context.Context, g *graph, ids []string) error {
 			return err
 		}
 	}
-	return each(ctx, d.p.o.Parallel, ids, func(ctx context.Context, id string) error { return d.put(ctx, id, g.root) })
+	return each(ctx, d.p.o.Parallel, ids, func(ctx context.Context, id string) error { return d.put(ctx, g, id, g.root) })
 }
 
 // each calls f for all items, some at once. The first error ends the others; a
@@ -364,8 +365,7 @@ var errPanicked = errors.New("panicked")
 // put writes one manifest (distribution-spec v1.1, end-7), unless the registry
 // has it under this name: writing it again would fail where tags are
 // immutable.
-func (d *Delivery) put(ctx context.Context, id string, m *node) error {
-	const op = "publish manifest"
+func (d *Delivery) put(ctx context.Context, g *graph, id string, m *node) error {
 	there, err := d.has(ctx, id, m)
 	if err != nil {
 		return err
@@ -376,23 +376,9 @@ func (d *Delivery) put(ctx context.Context, id string, m *node) error {
 		m.stored(true)
 		return nil
 	}
-	req, err := http.NewRequest(http.MethodPut, "", bytes.NewReader(m.raw))
+	resp, err := d.write(ctx, g, id, m)
 	if err != nil {
 		return err
-	}
-	req.URL.Path = "manifests/" + id
-	req.Header.Set("Content-Type", m.report.MediaType)
-	resp, err := d.c.Do(ctx, op, req)
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode != http.StatusCreated {
-		// Whatever was answered, what is there counts: a tag that is immutable
-		// and has this manifest, a lost answer of an earlier try, or nothing.
-		now, err := d.has(ctx, id, m)
-		if err != nil || !now {
-			return d.c.Refused(op, resp)
-		}
 	}
 	got, err := digest.Parse(resp.Header.Get("Docker-Content-Digest"))
 	if err == nil && got.Algorithm() == m.digest.Algorithm() && got != m.digest {
@@ -409,24 +395,77 @@ var manifestTypes = []types.MediaType{
 	types.OCIManifestSchema1, types.OCIImageIndex, types.DockerManifestSchema2, types.DockerManifestList,
 }
 
-// has asks whether the registry has exactly this manifest under id. Only the
-// digest in the answer is believed.
+// write sends the manifest, and blobs that it is refused for before it is sent
+// again.
+func (d *Delivery) write(ctx context.Context, g *graph, id string, m *node) (*http.Response, error) {
+	const op = "publish manifest"
+	sent := map[digest.Digest]bool{}
+	for {
+		req, err := http.NewRequest(http.MethodPut, "", bytes.NewReader(m.raw))
+		if err != nil {
+			return nil, err
+		}
+		req.URL.Path = "manifests/" + id
+		req.Header.Set("Content-Type", m.report.MediaType)
+		resp, err := d.c.Do(ctx, op, req)
+		if err != nil || resp.StatusCode == http.StatusCreated {
+			return resp, err
+		}
+		// Whatever was answered, what is there counts: a tag that is immutable
+		// and has this manifest, a lost answer of an earlier try, or nothing.
+		now, err := d.has(ctx, id, m)
+		refusal := d.c.Refused(op, resp)
+		switch {
+		case err != nil:
+			return nil, refusal
+		case now:
+			return resp, nil
+		}
+		switch again, err := d.sendAgain(ctx, g, m, refusal, sent); {
+		case err != nil:
+			return nil, err
+		case !again:
+			return nil, refusal
+		}
+	}
+}
+
+// has asks whether the registry has exactly this manifest under id.
 func (d *Delivery) has(ctx context.Context, id string, m *node) (bool, error) {
-	resp, err := d.head(ctx, id, m)
+	resp, err := d.ask(ctx, http.MethodHead, id, m)
 	var answer *protocol.StatusError
 	if errors.As(err, &answer) && answer.Status == http.StatusForbidden && !answer.Token {
 		// A virtual repository of Artifactory says so of a tag that is not there.
 		// Whether the push is denied, the PUT tells.
 		return false, nil
 	}
-	if err != nil {
+	if err != nil || resp.StatusCode != http.StatusOK {
 		return false, err
 	}
-	return resp.StatusCode == http.StatusOK && resp.Header.Get("Docker-Content-Digest") == m.digest.String(), nil
+	got, err := d.digestOf(ctx, resp, id, m)
+	return got == m.digest, err
 }
 
-func (d *Delivery) head(ctx context.Context, id string, m *node) (*http.Response, error) {
-	req := &http.Request{Method: http.MethodHead, URL: &url.URL{Path: "manifests/" + id}, Header: http.Header{}}
+// digestOf is the digest of the manifest that a HEAD found under id: that in the
+// answer, or that of the bytes if the answer has none. Empty is another manifest,
+// or none.
+func (d *Delivery) digestOf(ctx context.Context, resp *http.Response, id string, m *node) (digest.Digest, error) {
+	if got, err := digest.Parse(resp.Header.Get("Docker-Content-Digest")); err == nil {
+		return got, nil
+	}
+	resp, err := d.ask(ctx, http.MethodGet, id, m)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		return "", err
+	}
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return "", err
+	}
+	return m.digest.Algorithm().FromBytes(raw), nil
+}
+
+func (d *Delivery) ask(ctx context.Context, method, id string, m *node) (*http.Response, error) {
+	req := &http.Request{Method: method, URL: &url.URL{Path: "manifests/" + id}, Header: http.Header{}}
 	req.Header.Add("Accept", m.report.MediaType)
 	for _, t := range manifestTypes {
 		if string(t) != m.report.MediaType {

@@ -47,16 +47,19 @@ func (d *Delivery) unclobbered(ctx context.Context, g *graph, ids []string) erro
 		if strings.Contains(tag, ":") {
 			return nil // a digest cannot be overwritten
 		}
-		resp, err := d.head(ctx, tag, m)
+		resp, err := d.ask(ctx, http.MethodHead, tag, m)
 		if err != nil || resp.StatusCode == http.StatusNotFound {
 			return err
 		}
 		if resp.StatusCode != http.StatusOK {
 			return d.c.Refused("check manifest", resp)
 		}
-		if got := resp.Header.Get("Docker-Content-Digest"); got != m.digest.String() {
-			known, _ := digest.Parse(got)
-			return &ExistsError{Reference: d.ref.Context().Tag(tag).Name(), Digest: known}
+		got, err := d.digestOf(ctx, resp, tag, m)
+		if err != nil {
+			return err
+		}
+		if got != m.digest {
+			return &ExistsError{Reference: d.ref.Context().Tag(tag).Name(), Digest: got}
 		}
 		return nil
 	}

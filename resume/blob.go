@@ -31,6 +31,10 @@ type Blob struct {
 	// Missing says that the caller has just asked and the registry does not
 	// have the blob: the first check is left out.
 	Missing bool
+	// FalselyFound says that the registry answered 200 to HEAD for the blob and
+	// does not have it, as some versions of Artifactory do. Whether the blob has
+	// arrived is then asked with GET.
+	FalselyFound bool
 }
 
 func (b Blob) check() error {

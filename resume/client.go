@@ -259,13 +259,21 @@ func (c *Client) arrived(ctx context.Context, dgst digest.Digest, size int64) (b
 	case f.proves(dgst, size):
 		return true, nil
 	}
-	if f, err = c.find(ctx, http.MethodGet, dgst, true, sizeRange(size)...); err != nil {
-		return false, err
-	}
+	return c.arrivedByGET(ctx, dgst, size, false)
+}
+
+// arrivedByGET is arrived where HEAD proves nothing. If certain is true, 404 from
+// where the blob is stored means that it is not there.
+func (c *Client) arrivedByGET(ctx context.Context, dgst digest.Digest, size int64, certain bool) (bool, error) {
+	f, err := c.find(ctx, http.MethodGet, dgst, true, sizeRange(size)...)
 	switch {
+	case err != nil:
+		return false, err
 	case f.proves(dgst, size):
 		return true, nil
-	case f.redirected && !f.left:
+	case f.Status == http.StatusNotFound && (certain || !f.left):
+		return false, nil
+	case !f.redirected && f.Status != http.StatusOK && f.Status != http.StatusPartialContent, f.redirected && !f.left:
 		return c.judge(f, dgst, size)
 	case f.Status != http.StatusOK && f.Status != http.StatusPartialContent:
 		return false, protocol.Transient(fmt.Errorf("the registry leads to where the blob is stored, and the answer there is of status %d", f.Status))

@@ -111,7 +111,7 @@ func (u *upload) existed(ctx context.Context) (bool, error) {
 	}
 	ask := u.arrived
 	untouched := u.res.Sent == 0 && u.res.Restarts == 0 && u.guest == nil
-	if untouched {
+	if untouched && !u.blob.FalselyFound {
 		ask = func(ctx context.Context) (bool, error) { return u.c.exists(ctx, u.blob.Digest, u.blob.Size) }
 	}
 	exists, err := ask(ctx)

@@ -731,6 +731,9 @@ func (u *upload) arrived(ctx context.Context) (bool, error) {
 	if u.guest != nil && u.guest.body == nil {
 		size = -1 // only inferred
 	}
+	if u.blob.FalselyFound {
+		return u.c.arrivedByGET(ctx, u.blob.Digest, size, true)
+	}
 	return u.c.arrived(ctx, u.blob.Digest, size)
 }
 

@@ -266,6 +266,17 @@ func (e *StatusError) Has(code transport.ErrorCode) bool {
 	return false
 }
 
+// MissesBlob reports whether the answer refuses a manifest because a blob that it
+// names is not there.
+func (e *StatusError) MissesBlob() bool {
+	return e.Has(transport.ManifestBlobUnknownErrorCode) || e.Has(transport.BlobUnknownErrorCode)
+}
+
+// Mentions reports whether the registry's words contain text.
+func (e *StatusError) Mentions(text string) bool {
+	return slices.ContainsFunc(e.Err.Errors, func(d transport.Diagnostic) bool { return strings.Contains(d.Message, text) })
+}
+
 // TooLarge reports whether the answer refuses a body for its size: 413, or 416
 // in GHCR's words: "the request body is too large and exceeds the maximum
 // permissible limit of 4.00MiB".

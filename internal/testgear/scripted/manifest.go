@@ -1,8 +1,10 @@
 package scripted
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
+	"slices"
 )
 
 func (x *exchange) getManifest() {
@@ -14,7 +16,9 @@ func (x *exchange) getManifest() {
 		return
 	}
 	x.w.Header().Set("Content-Type", m.mediaType)
-	x.w.Header().Set("Docker-Content-Digest", digest)
+	if no := x.g.o.NoManifestDigest; !slices.Contains(no, x.r.Method) {
+		x.w.Header().Set("Docker-Content-Digest", digest)
+	}
 	x.reply(http.StatusOK, m.data)
 }
 
@@ -55,21 +59,29 @@ func (x *exchange) putManifest() {
 	}
 	g := x.g
 	g.mu.Lock()
-	missing := ""
+	missing, promised := "", true
 	for _, d := range m.Layers {
 		if _, ok := g.blob(x.q.Repo, d.Digest); !ok && len(d.URLs) == 0 {
 			missing = d.Digest
+			_, phantom := g.repo(x.q.Repo).phantoms[d.Digest]
+			promised = promised && phantom
 		}
 	}
 	for _, d := range m.Manifests {
 		if _, _, ok := g.manifest(x.q.Repo, d.Digest); !ok {
-			missing = d.Digest
+			missing, promised = d.Digest, false
 		}
 	}
 	if missing != "" {
-		g.violate("PUT manifest %s before %s", ref, missing)
+		if !promised {
+			g.violate("PUT manifest %s before %s", ref, missing)
+		}
 		g.mu.Unlock()
-		x.fail(http.StatusBadRequest, "MANIFEST_BLOB_UNKNOWN", missing)
+		code := cmp.Or(g.o.UnknownBlob, "MANIFEST_BLOB_UNKNOWN")
+		if g.o.HidesUnknownBlob {
+			missing = "blob unknown to registry"
+		}
+		x.fail(http.StatusBadRequest, code, missing)
 		return
 	}
 	r := g.repo(x.q.Repo)

@@ -124,6 +124,13 @@ type Options struct {
 	// SignsForGet signs the URLs of redirects to storage for GET, whatever the
 	// method of the request. Otherwise they are good for its method alone.
 	SignsForGet bool
+	// NoManifestDigest are the methods whose answers about a manifest have no
+	// Docker-Content-Digest: GET on ECR.
+	NoManifestDigest []string
+	// UnknownBlob, when set, is the code for a manifest whose blobs are not there,
+	// instead of MANIFEST_BLOB_UNKNOWN. HidesUnknownBlob leaves out which blob.
+	UnknownBlob      string
+	HidesUnknownBlob bool
 	// UserAgent, when set, is the prefix every User-Agent must have.
 	UserAgent string
 

@@ -34,6 +34,7 @@ type Registry struct {
 
 type repo struct {
 	blobs     map[string]blob
+	phantoms  map[string]int64    // sizes of blobs that HEAD alone says are there
 	manifests map[string]manifest // by digest
 	tags      map[string]string
 }
@@ -113,6 +114,14 @@ func (g *Registry) PutBlob(repo, digest string, data []byte) {
 	g.repo(repo).blobs[digest] = blob{data: data}
 }
 
+// PutPhantom makes HEAD answer 200 for a blob that is not there, as some versions
+// of Artifactory do: GET is 404, and manifests that name it are refused.
+func (g *Registry) PutPhantom(repo, digest string, size int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.repo(repo).phantoms[digest] = size
+}
+
 // DropBlob takes a blob away.
 func (g *Registry) DropBlob(repo, digest string) {
 	g.mu.Lock()
@@ -132,7 +141,7 @@ func (g *Registry) Uploads() int {
 func (g *Registry) repo(name string) *repo {
 	r := g.repos[name]
 	if r == nil {
-		r = &repo{blobs: map[string]blob{}, manifests: map[string]manifest{}, tags: map[string]string{}}
+		r = &repo{blobs: map[string]blob{}, phantoms: map[string]int64{}, manifests: map[string]manifest{}, tags: map[string]string{}}
 		g.repos[name] = r
 	}
 	return r
@@ -539,7 +548,13 @@ func (x *exchange) getBlob() {
 	}
 	x.g.mu.Lock()
 	b, ok := x.g.blob(x.q.Repo, x.q.Reference)
+	size, phantom := x.g.repo(x.q.Repo).phantoms[x.q.Reference]
 	x.g.mu.Unlock()
+	if !ok && phantom && x.r.Method == http.MethodHead {
+		x.w.Header().Set("Docker-Content-Digest", x.q.Reference)
+		x.reply(http.StatusOK, make([]byte, size))
+		return
+	}
 	if !ok {
 		x.fail(http.StatusNotFound, "BLOB_UNKNOWN", x.q.Reference)
 		return

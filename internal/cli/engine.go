@@ -136,29 +136,30 @@ func (p *pushes) pushOfEngine(ctx context.Context, eng *engine.Engine, image str
 		return p.done(t, nil, nil, err)
 	}
 	e := &engineImage{eng, img}
+	var claimed []string
 	if img.Whole {
-		po.MountFrom = append(po.MountFrom, p.relations(ctx, e, t.ref.Context())...)
+		claimed = p.claimed(ctx, e, t.ref.Context())
 	}
 	m := &making{pushes: p, target: t, what: image, po: po, eng: e, job: stream.Job{
-		Save:    func(ctx context.Context) (io.ReadCloser, error) { return eng.Export(ctx, img) },
-		ID:      img.ID,
-		Whole:   img.Whole,
-		DiffIDs: img.DiffIDs,
+		MountIfHere: claimed,
+		Save:        func(ctx context.Context) (io.ReadCloser, error) { return eng.Export(ctx, img) },
+		ID:          img.ID,
+		Whole:       img.Whole,
+		DiffIDs:     img.DiffIDs,
 	}}
 	return m.push(ctx)
 }
 
-// maxRelations bounds from how many repositories a blob is mounted on trial.
-const maxRelations = 8
+// maxClaimed bounds from how many repositories a mount of a blob is tried.
+const maxClaimed = 8
 
-// relations are the repositories of the registry that may have blobs of an image
+// claimed are the repositories of the registry that may have blobs of an image
 // that containerd keeps: those named by --cache-from, and those that the engine
-// has images of which begin as this one does.
-func (p *pushes) relations(ctx context.Context, e *engineImage, to name.Repository) (repos []name.Repository) {
+// noted for images that begin with the same layer.
+func (p *pushes) claimed(ctx context.Context, e *engineImage, to name.Repository) (repos []string) {
 	add := func(repo name.Repository) {
-		known := slices.ContainsFunc(append(repos, to), func(r name.Repository) bool { return r.Name() == repo.Name() })
-		if repo.RegistryStr() == to.RegistryStr() && !known && len(repos) < maxRelations {
-			repos = append(repos, repo)
+		if repo.RegistryStr() == to.RegistryStr() && repo.Name() != to.Name() && !slices.Contains(repos, repo.Name()) && len(repos) < maxClaimed {
+			repos = append(repos, repo.Name())
 		}
 	}
 	for _, from := range p.o.layers.cacheFrom {

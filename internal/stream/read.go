@@ -129,6 +129,15 @@ func (j *Job) blob(ctx context.Context, e saved.Entry, r io.Reader) error {
 	}
 	if j.Spool != nil {
 		if b, ok := j.Spool.Get(ctx, l.Digest, l.Size); ok {
+			mounted, err := j.mounted(ctx, l)
+			if mounted {
+				b.Delivered()
+				return nil
+			}
+			if err != nil {
+				b.Keep()
+				return err
+			}
 			j.stats.Reused += b.Size
 			j.mu.Lock()
 			j.spooled[l.Digest] = b
@@ -145,8 +154,24 @@ func (j *Job) blob(ctx context.Context, e saved.Entry, r io.Reader) error {
 		m.discard()
 		return bad("blob %s is damaged: it has the digest %s", e.Digest, m.blob)
 	}
+	if m.blob == e.Digest {
+		mounted, err := j.mounted(ctx, l)
+		if mounted || err != nil {
+			m.discard()
+			return err
+		}
+	}
 	m.blob = e.Digest
 	return j.accept(l.Digest, e.Name, l, m)
+}
+
+// mounted asks for a mount of a blob, whose bytes were read and have its
+// digest, from the repositories that are said to have it.
+func (j *Job) mounted(ctx context.Context, l known.Layer) (bool, error) {
+	if len(j.MountIfHere) == 0 {
+		return false, nil
+	}
+	return j.Delivery.Held(ctx, l.Digest, l.Size, l.MediaType, j.MountIfHere...)
 }
 
 // reread reads one file of the archive once more.

@@ -73,8 +73,14 @@ type Job struct {
 	Cache *known.Cache
 	// Repository is where to, registry included.
 	Repository string
-	// MountFrom are repositories that may have any of the blobs.
+	// MountFrom are repositories that may have any of the blobs. The user names
+	// them: a blob is mounted from them whether or not its bytes are here.
 	MountFrom []string
+	// MountIfHere are repositories that something else says may have blobs of a Whole
+	// image. A blob is mounted from one of them only after its bytes were read
+	// here and have its digest: an image may name a blob that its author cannot
+	// read.
+	MountIfHere []string
 	// Warn gets what a user should know; it may not be nil.
 	Warn func(error)
 	// Doing is told what goes on, for those who wait; it may not be nil.

@@ -89,19 +89,37 @@ func (t *tree) image(d v1.Descriptor) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, l := range m.Layers {
+		if err := t.layerHere(l); err != nil && l.MediaType.IsDistributable() {
+			return nil, err
+		}
+	}
 	if raw, err = t.j.Format.manifest(raw); err != nil {
 		return nil, err
 	}
 	return NewImage(raw, config, func(d digest.Digest) func() (io.ReadCloser, error) {
-		if _, _, ok := t.a.Resolve(saved.BlobName(d)); !ok {
-			return func() (io.ReadCloser, error) { return nil, bad("%s is not in what was saved", d) }
-		}
 		b, err := t.a.Blob(d)
 		if err != nil {
-			return nil // delivered
+			return nil // delivered, or not to be
 		}
 		return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
 	})
+}
+
+// layerHere fails unless the archive has a layer under its own digest. That the
+// registry has such a blob is not enough: it would then be published by nothing
+// but a manifest that names it.
+func (t *tree) layerHere(l v1.Descriptor) error {
+	d := digest.Digest(l.Digest.String())
+	name := saved.BlobName(d)
+	if _, isDocument := t.a.Document(name); isDocument {
+		_, err := t.a.Blob(d)
+		return err
+	}
+	if at, ok := t.j.files[name]; !ok || at.Digest != d {
+		return bad("%s is not in what was saved", d)
+	}
+	return nil
 }
 
 // complete reports whether all that d names is here.

@@ -47,6 +47,12 @@ func (a *archive) file(name string, b []byte) {
 	a.w.Write(b)
 }
 
+// link adds a symbolic link to a blob.
+func (a *archive) link(name string, to v1.Descriptor) {
+	target := "../../" + saved.BlobName(digest.Digest(to.Digest.String()))
+	a.w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: target})
+}
+
 func (a *archive) blob(b []byte, mt types.MediaType) v1.Descriptor {
 	d := digest.FromBytes(b)
 	a.file(saved.BlobName(d), b)

@@ -407,8 +407,8 @@ func (d *Delivery) write(ctx context.Context, g *graph, id string, m *node) (*ht
 		}
 		req.URL.Path = "manifests/" + id
 		req.Header.Set("Content-Type", m.report.MediaType)
-		resp, err := d.c.Do(ctx, op, req)
-		if err != nil || resp.StatusCode == http.StatusCreated {
+		resp, err := d.c.DoUnless(ctx, op, req, m.request(http.MethodHead, id), m.isAt)
+		if err != nil || resp.StatusCode == http.StatusCreated || resp.Request.Method == http.MethodHead {
 			return resp, err
 		}
 		// Whatever was answered, what is there counts: a tag that is immutable
@@ -465,6 +465,11 @@ func (d *Delivery) digestOf(ctx context.Context, resp *http.Response, id string,
 }
 
 func (d *Delivery) ask(ctx context.Context, method, id string, m *node) (*http.Response, error) {
+	return d.c.Do(ctx, "check manifest", m.request(method, id))
+}
+
+// request asks for the manifest under id.
+func (m *node) request(method, id string) *http.Request {
 	req := &http.Request{Method: method, URL: &url.URL{Path: "manifests/" + id}, Header: http.Header{}}
 	req.Header.Add("Accept", m.report.MediaType)
 	for _, t := range manifestTypes {
@@ -472,7 +477,13 @@ func (d *Delivery) ask(ctx context.Context, method, id string, m *node) (*http.R
 			req.Header.Add("Accept", string(t))
 		}
 	}
-	return d.c.Do(ctx, "check manifest", req)
+	return req
+}
+
+// isAt reports whether the answer to a HEAD says that it found exactly this
+// manifest.
+func (m *node) isAt(resp *http.Response) bool {
+	return resp.StatusCode == http.StatusOK && resp.Header.Get("Docker-Content-Digest") == m.digest.String()
 }
 
 // fill writes what the graph knows into the report.

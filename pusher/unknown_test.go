@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -110,4 +111,52 @@ func TestManifestDigestIsComputed(t *testing.T) {
 			t.Errorf("got %v, want the digest of what is there", err)
 		}
 	})
+}
+
+// A registry that writes manifests from a queue, such as Pulp, answers 429 until
+// the manifest is there. That is no failure.
+func TestManifestInAQueue(t *testing.T) {
+	img := newImage(content(1, 100))
+	busy := scripted.Action{Before: 429, Header: http.Header{"Retry-After": {"3"}}}
+	for name, c := range map[string]struct {
+		answers []scripted.Action // to the PUTs
+		puts    int
+	}{
+		"stored meanwhile":            {[]scripted.Action{{After: 429}, busy, busy, busy, busy}, 1},
+		"stored by a later try":       {[]scripted.Action{busy, busy, busy, busy, {}}, 5},
+		"stored, and without a delay": {[]scripted.Action{{Before: 429}, {Before: 429}, {Before: 429}, {After: 429}}, 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := func(r scripted.Request) scripted.Action {
+				if r.Kind == scripted.PutManifest && r.Seq <= len(c.answers) {
+					return c.answers[r.Seq-1]
+				}
+				return scripted.Action{}
+			}
+			inLab(t, scripted.Options{Intercept: f}, func(l *lab) {
+				l.o.Tries = 2
+				broken := 0
+				l.o.OnEvent = func(e resume.Event) {
+					if e.Kind == resume.Broken {
+						broken++
+					}
+				}
+				r := l.pushes("reg.test/a:1", img)
+				l.has("a", "1", img)
+				if n := l.count(scripted.PutManifest); n != c.puts || broken != 0 || r.Breaks != 0 {
+					t.Errorf("%d PUTs, %d broken; want %d, 0", n, broken, c.puts)
+				}
+				var last time.Time
+				for _, q := range l.reg.Requests() {
+					if q.Kind != scripted.PutManifest {
+						continue
+					}
+					if q.At.Sub(last) < 300*time.Millisecond {
+						t.Errorf("the manifest was sent again after %s", q.At.Sub(last))
+					}
+					last = q.At
+				}
+			})
+		})
+	}
 }

@@ -64,7 +64,8 @@ type Options struct {
 	Reached bool
 
 	// Tries is how many times in a row something may fail without progress; 0
-	// leaves it to RetryFor alone.
+	// leaves it to RetryFor alone. An answer that asks to come back later, such as
+	// 429, is not counted.
 	Tries int
 
 	// StallTimeout is how long connecting, sending, or a request without a body
@@ -404,54 +405,77 @@ func redirect(asked *url.URL, a *wire.Answer) *url.URL {
 // to where the registry stores things, without credentials there, and what it
 // got is whole. Failures are of type *Error with op as their Op.
 func (c *Client) Do(ctx context.Context, op string, req *http.Request) (*http.Response, error) {
-	var out *http.Response
-	u := c.base.ResolveReference(req.URL)
-	if !protocol.SameOrigin(c.base, u) {
-		return nil, errors.New("resume: Do sends to the client's own registry only")
+	return c.DoUnless(ctx, op, req, nil, nil)
+}
+
+// DoUnless is Do for a request that may be carried out although its answer is
+// lost, or is 429 because it waits in a queue (Pulp). Before req is sent again,
+// check is sent once, and its answer is the result if done accepts it. check has no
+// body.
+func (c *Client) DoUnless(ctx context.Context, op string, req, check *http.Request, done func(*http.Response) bool) (*http.Response, error) {
+	for _, r := range []*http.Request{req, check} {
+		if r != nil && !protocol.SameOrigin(c.base, c.base.ResolveReference(r.URL)) {
+			return nil, errors.New("resume: Do sends to the client's own registry only")
+		}
 	}
-	err := c.retry(ctx, subject{}, func(ctx context.Context, _ *retry.Loop) error {
-		var body wire.Body
-		if req.GetBody != nil && req.ContentLength > 0 {
-			r, err := req.GetBody()
-			if err != nil {
-				return protocol.Kind(protocol.ErrSource, err)
+	var out *http.Response
+	err := c.retry(ctx, subject{}, func(ctx context.Context, l *retry.Loop) (err error) {
+		if check != nil && l.Tries() > 0 {
+			switch out, err = c.once(ctx, check); {
+			case err == nil && done(out):
+				return nil
+			case err != nil && protocol.Classify(err).Class != protocol.Final:
+				return err
 			}
-			body = wire.NewBody(r, req.ContentLength)
 		}
-		r := request(req.Method, u, body, req.ContentLength)
-		for k, v := range req.Header {
-			r.Header[k] = v
-		}
-		lim := c.quick()
-		if body != nil {
-			lim.Answer = c.o.AnswerTimeout
-		}
-		a, err := c.send(ctx, r, lim, nil)
-		for hops := 0; err == nil && req.Method == http.MethodGet && redirect(r.URL, a) != nil && hops < maxRedirects; hops++ {
-			var to protocol.Location
-			if to, err = protocol.ParseLocation(c.base, r.URL, a.Header); err != nil {
-				return protocol.Kind(protocol.ErrEndpoint, err)
-			}
-			r = request(http.MethodGet, to.URL, nil, 0)
-			r.Header["Accept"] = req.Header["Accept"]
-			a, err = c.send(ctx, r, lim, nil)
-		}
-		if err != nil {
-			return err
-		}
-		if se := protocol.Unexpected(a, time.Now()); protocol.Classify(se).Class == protocol.Break || errors.Is(se, protocol.ErrDenied) {
-			return se
-		}
-		if err := whole(a); req.Method == http.MethodGet && a.Status == http.StatusOK && err != nil {
-			return err
-		}
-		out = answer(a)
-		return nil
+		out, err = c.once(ctx, req)
+		return err
 	})
 	if err != nil {
 		return nil, c.failure(op, "", 0, 0, 0, err)
 	}
 	return out, nil
+}
+
+// once carries out a request of Do.
+func (c *Client) once(ctx context.Context, req *http.Request) (*http.Response, error) {
+	u := c.base.ResolveReference(req.URL)
+	var body wire.Body
+	if req.GetBody != nil && req.ContentLength > 0 {
+		r, err := req.GetBody()
+		if err != nil {
+			return nil, protocol.Kind(protocol.ErrSource, err)
+		}
+		body = wire.NewBody(r, req.ContentLength)
+	}
+	r := request(req.Method, u, body, req.ContentLength)
+	for k, v := range req.Header {
+		r.Header[k] = v
+	}
+	lim := c.quick()
+	if body != nil {
+		lim.Answer = c.o.AnswerTimeout
+	}
+	a, err := c.send(ctx, r, lim, nil)
+	for hops := 0; err == nil && req.Method == http.MethodGet && redirect(r.URL, a) != nil && hops < maxRedirects; hops++ {
+		var to protocol.Location
+		if to, err = protocol.ParseLocation(c.base, r.URL, a.Header); err != nil {
+			return nil, protocol.Kind(protocol.ErrEndpoint, err)
+		}
+		r = request(http.MethodGet, to.URL, nil, 0)
+		r.Header["Accept"] = req.Header["Accept"]
+		a, err = c.send(ctx, r, lim, nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if se := protocol.Unexpected(a, time.Now()); protocol.Classify(se).Class == protocol.Break || errors.Is(se, protocol.ErrDenied) {
+		return nil, se
+	}
+	if err := whole(a); req.Method == http.MethodGet && a.Status == http.StatusOK && err != nil {
+		return nil, err
+	}
+	return answer(a), nil
 }
 
 // whole is nil for an answer whose body came to its end: the connection may
@@ -491,7 +515,7 @@ func (c *Client) retry(ctx context.Context, s subject, op func(context.Context, 
 		Answered: &c.answered,
 		Random:   c.o.Random,
 		Failed: func(err error) {
-			if conn, id, ok := exchange(err); ok {
+			if conn, id, ok := exchange(err); ok && !protocol.Classify(err).Busy {
 				var offset int64
 				if s.broken != nil {
 					offset = s.broken()

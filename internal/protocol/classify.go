@@ -46,6 +46,9 @@ type Verdict struct {
 	Class Class
 	// After is what the registry asked to wait, 0 if it did not.
 	After time.Duration
+	// Busy is set if the registry works and asks to come back later: 429, or a 403
+	// that is a rate limit.
+	Busy bool
 	// Err is the failure, with its kind (ErrDenied, ...) in the chain if Class
 	// is Final.
 	Err error
@@ -63,7 +66,7 @@ func Classify(err error) Verdict {
 	}
 	var status *StatusError
 	if errors.As(err, &status) {
-		return Verdict{Class: status.class(), After: status.After, Err: err}
+		return Verdict{Class: status.class(), After: status.After, Busy: status.busy(), Err: err}
 	}
 	// The kinds before their causes: whoever named a kind has decided.
 	for _, kind := range []error{ErrDenied, ErrEndpoint, ErrSource, ErrRefused} {
@@ -83,7 +86,7 @@ func Classify(err error) Verdict {
 	if errors.As(err, &te) {
 		status := &StatusError{Status: te.StatusCode, Err: clean(te, nil), Token: true}
 		status.limit(nil)
-		return Verdict{Class: status.class(), After: status.After, Err: status}
+		return Verdict{Class: status.class(), After: status.After, Busy: status.busy(), Err: status}
 	}
 	var dns *net.DNSError
 	var proxy *wire.ProxyError
@@ -213,6 +216,10 @@ func (e *StatusError) class() Class {
 		return Break
 	}
 	return classOf(e.Status)
+}
+
+func (e *StatusError) busy() bool {
+	return e.class() == Break && (e.Limited || e.Status == http.StatusTooManyRequests)
 }
 
 // limitWait is how long to wait after a 403 that is a rate limit and does not say

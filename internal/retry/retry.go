@@ -21,7 +21,7 @@ type Policy struct {
 	// for the first time.
 	First time.Duration
 	// Tries bounds how many attempts in a row may fail without progress; 0 does
-	// not.
+	// not. Being asked to come back later is no failure.
 	Tries int
 	// Answered is set by whoever receives an answer of that registry.
 	Answered *atomic.Bool
@@ -162,7 +162,10 @@ func (l *Loop) NextBackOff() time.Duration {
 		l.since = now
 	}
 	left := budget - now.Sub(l.since)
-	if l.row++; l.p.Tries > 0 && l.row >= l.p.Tries {
+	if !l.last.Busy {
+		l.row++
+	}
+	if l.p.Tries > 0 && l.row >= l.p.Tries {
 		l.wait = 0
 		return backoff.Stop
 	}
@@ -171,7 +174,7 @@ func (l *Loop) NextBackOff() time.Duration {
 		return backoff.Stop
 	}
 	l.wait = 0
-	if !first {
+	if !first || l.last.Busy {
 		l.wait = l.waits.NextBackOff()
 		if l.p.Random != nil {
 			l.wait += time.Duration(float64(l.wait) * jitter * (l.p.Random() - 0.5))

@@ -14,7 +14,8 @@ const (
 	// Unproved: no PATCH broke yet. All that is left goes in one PATCH.
 	Unproved Class = ""
 	// Exact registries keep the bytes of a broken PATCH, some rounded down to
-	// parts: distribution 3, olareg. All that is left goes in one PATCH.
+	// parts: distribution 3, olareg. All that is left goes in one PATCH, or in
+	// chunks if a break costs less with them.
 	Exact Class = "exact"
 	// Boundary registries keep the session and whole PATCHes only: anything
 	// behind a proxy that buffers requests. Chunks bound the loss.
@@ -119,6 +120,7 @@ type pacer struct {
 	d     Dialect
 	least int64 // OCI-Chunk-Min-Length
 	empty int   // breaks in a row of which nothing was kept
+	cost  int64 // bytes that the last break of a body without chunks lost, though a part was kept
 	gone  int   // sessions in a row lost by a break
 }
 
@@ -205,16 +207,38 @@ func (p *pacer) acknowledged() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.empty, p.gone = 0, 0
-	if p.d.Class == Boundary && p.d.Chunk > 0 {
+	if (p.d.Class == Boundary || p.d.Class == Exact) && p.d.Chunk > 0 {
 		p.d.Chunk = min(p.d.Chunk+p.d.Chunk/8, mostChunk)
+	}
+	if p.d.Class == Exact && p.d.Chunk == mostChunk {
+		p.d.Chunk = 0 // the line carries what is left
 	}
 }
 
-// keptPart: the registry held a part of a broken PATCH.
-func (p *pacer) keptPart() {
+// costly is the share of what a connection carries before it breaks that may be
+// lost with it before chunks are tried: a sixteenth.
+const costly = 16
+
+// keptPart: the registry held a part of a broken PATCH, all but lost bytes. The
+// connection had carried survived bytes. A registry that rounds down to parts,
+// as distribution does on S3, loses less of a chunk than of all that is left;
+// chunks are kept only while that is so.
+func (p *pacer) keptPart(lost, survived int64) {
 	p.learn(func() {
 		p.empty, p.gone = 0, 0
-		p.d.Class, p.d.Chunk = Exact, 0
+		switch d := &p.d; {
+		case d.Chunk == 0:
+			p.cost = lost
+			// Less may only have been in buffers on the way.
+			if lost > survived/costly && lost >= partSize {
+				d.Chunk = part(min(survived/4, lost), survived)
+			}
+		case p.cost == 0 && lost <= survived/costly, p.cost > 0 && lost >= p.cost:
+			d.Chunk = 0
+		default:
+			d.Chunk = part(min(d.Chunk, survived/4), survived)
+		}
+		p.d.Class = Exact
 	})
 }
 
@@ -227,6 +251,9 @@ func (p *pacer) keptNothing(handed, survived int64) {
 		switch {
 		case p.d.Class == Boundary && p.d.Chunk > 0:
 			p.d.Chunk = part(min(p.d.Chunk/2, survived/4), survived)
+		case p.d.Class == Exact && p.d.Chunk > 0:
+			// The chunk may not have filled a part.
+			p.d.Chunk = part(min(p.d.Chunk, survived/4), survived)
 		case handed >= proof || p.empty > 1 && handed > 0:
 			p.d.Class, p.d.Chunk = Boundary, part(survived/4, survived)
 		}
@@ -255,7 +282,7 @@ func (p *pacer) stoodStill(processes int) {
 // asked last. Chunks are whole MiB, and their ends prove nothing.
 func (p *pacer) wentOn(n int64) {
 	if d := p.dialect(); d.Class == Unproved && d.MaxBody == 0 && n%mib != 0 {
-		p.keptPart()
+		p.keptPart(0, 0)
 	}
 }
 

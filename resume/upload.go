@@ -109,6 +109,14 @@ type session struct {
 	broken   bool  // not continued since the last break
 }
 
+// cutBack is how many bytes the last break cost, if the session stands at offset.
+func (s *session) cutBack(offset int64) int64 {
+	if s.cut == nil {
+		return 0
+	}
+	return s.start + s.cut.handed - offset
+}
+
 // cut is a PATCH that got no answer.
 type cut struct {
 	whole    bool  // all of its body was handed to the connection
@@ -544,9 +552,9 @@ func (u *upload) accept(said int64) error {
 	if offset < u.guest.first() {
 		return u.drop(fmt.Errorf("it stands at %d, before what can be sent again", offset))
 	}
-	if s.cut != nil && offset < s.start+s.cut.handed {
+	if lost := s.cutBack(offset); lost > 0 {
 		if offset > s.start {
-			u.c.pace.keptPart()
+			u.c.pace.keptPart(lost, s.cut.survived)
 		} else {
 			u.c.pace.keptNothing(s.cut.handed, s.cut.survived)
 		}

@@ -676,3 +676,23 @@ func TestAbsentTagForbidden(t *testing.T) {
 		l.pushes("reg.test/a:1", img)
 	})
 }
+
+// An image of many small layers: two requests for each blob after the check
+// whether it is there.
+func TestSmallBlobRoundTrips(t *testing.T) {
+	var layers [][]byte
+	for i := range 99 {
+		layers = append(layers, content(byte(i), 1000+i))
+	}
+	inLab(t, scripted.Options{}, func(l *lab) {
+		l.o.Dialects = nil
+		l.pushes("reg.test/a:1", newImage(layers...)) // with its config 100 blobs
+		count := map[scripted.Kind]int{}
+		for _, r := range l.reg.Requests() {
+			count[r.Kind]++
+		}
+		if got := count[scripted.Post] + count[scripted.Put] + count[scripted.Patch]; got != 200 || count[scripted.HeadBlob] != 100 {
+			t.Errorf("%d requests after %d checks, want 200 after 100", got, count[scripted.HeadBlob])
+		}
+	})
+}

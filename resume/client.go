@@ -89,7 +89,9 @@ type Options struct {
 	// first. nil keeps nothing.
 	Store Store
 	// KeepFrom is the size in bytes from which on uploads are kept: below, a
-	// record costs more than it can save. 0 is DefaultKeepFrom.
+	// record costs more than it can save. Smaller blobs, if they are also smaller
+	// than DefaultKeepFrom, go in the body of the commit: two requests instead of
+	// three, and nothing to resume. 0 is DefaultKeepFrom.
 	KeepFrom int64
 	// Reference is written into records for people to read.
 	Reference string

@@ -51,6 +51,9 @@ type Dialect struct {
 	StuckRange bool `json:"stuckRange,omitempty"`
 	// NoStatus: a status request gets 404 although the session lives, as on ECR.
 	NoStatus bool `json:"noStatus,omitempty"`
+	// NoPutBody: a commit with the whole blob as its body is refused, as on
+	// Artifactory 6.
+	NoPutBody bool `json:"noPutBody,omitempty"`
 }
 
 // Dialects keeps dialects between clients, and between processes if it likes.
@@ -122,6 +125,7 @@ type pacer struct {
 	empty int   // breaks in a row of which nothing was kept
 	cost  int64 // bytes that the last break of a body without chunks lost, though a part was kept
 	gone  int   // sessions in a row lost by a break
+	puts  int   // blobs in a row that were refused as the body of a commit, and taken otherwise
 }
 
 func newPacer(host string, store Dialects) *pacer {
@@ -363,6 +367,23 @@ func (p *pacer) countsAlone(noStatus bool) {
 }
 
 func (p *pacer) endsAtCount() { p.learn(func() { p.d.OffByOne = true }) }
+
+// takesPut: a commit with a body was answered well.
+func (p *pacer) takesPut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.puts = 0
+}
+
+// refusesPut: a blob that was refused as the body of a commit arrived otherwise.
+// One may have been refused because its session was lost.
+func (p *pacer) refusesPut() {
+	p.learn(func() {
+		if p.puts++; p.puts > 1 {
+			p.d.NoPutBody = true
+		}
+	})
+}
 
 // needs notes the registry's OCI-Chunk-Min-Length.
 func (p *pacer) needs(least int64) {

@@ -33,7 +33,7 @@ func fragileLine() (repo name.Repository, end func()) {
 func ExampleClient_Upload() {
 	repo, end := fragileLine()
 	defer end()
-	data := bytes.Repeat([]byte("0123456789"), 100_000)
+	data := bytes.Repeat([]byte("0123456789"), 200_000)
 
 	c, err := resume.New(repo, resume.Options{PlainHTTP: true})
 	if err != nil {

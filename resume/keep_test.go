@@ -86,7 +86,7 @@ func TestContinuesInAnotherProcess(t *testing.T) {
 
 // Small blobs are not worth a record.
 func TestSmallBlobsAreNotKept(t *testing.T) {
-	inLab(t, scripted.Options{}, resume.Options{Store: broken{}}, func(l *lab) {
+	inLab(t, scripted.Options{}, resume.Options{Store: broken{}, KeepFrom: resume.DefaultKeepFrom}, func(l *lab) {
 		if res := l.delivers(content(1<<20 - 1)); res.Kept {
 			t.Error("kept")
 		}

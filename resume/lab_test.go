@@ -74,6 +74,9 @@ func inLab(t *testing.T, ro scripted.Options, o resume.Options, f func(*lab)) {
 		logger.SetLevel(logrus.DebugLevel)
 		o.PlainHTTP, o.External, o.Logger = true, external, logger
 		o.Random = rand.New(rand.NewPCG(1, 2)).Float64
+		if o.KeepFrom == 0 {
+			o.KeepFrom = 1 // small blobs too are sent as large ones are
+		}
 		o.OnEvent = func(e resume.Event) { l.events = append(l.events, e) }
 		if l.client, err = resume.New(repo, o); err != nil {
 			t.Fatal(err)

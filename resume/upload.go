@@ -107,6 +107,7 @@ type session struct {
 	said     int64 // the offset it said last
 	failed   bool  // a PATCH got no answer, or one of a failure
 	broken   bool  // not continued since the last break
+	whole    bool  // the blob was sent in the body of the commit, and nothing before
 }
 
 // cutBack is how many bytes the last break cost, if the session stands at offset.
@@ -147,6 +148,8 @@ type upload struct {
 	hopeless int       // sessions that refused their first PATCH
 	headway  bool
 	excused  bool         // the next loss is that of a body too large
+	apart    bool         // the bytes go before the commit, not in its body
+	refused  bool         // the registry refused a commit with a body
 	told     atomic.Int64 // when Sent was last emitted, in Unix nanoseconds
 
 	// guest is the request of another client that this upload carries out on a
@@ -223,6 +226,8 @@ func (u *upload) run(ctx context.Context) error {
 			u.op, err = "open", u.open(ctx)
 		case !u.sess.settled:
 			u.op, err = "status", u.settle(ctx)
+		case u.inOne():
+			u.op, err = "send", u.put(ctx)
 		case u.sess.offset < u.blob.Size:
 			u.op, err = "send", u.send(ctx)
 		case u.guest.appends():
@@ -639,8 +644,21 @@ func (u *upload) status(ctx context.Context, method string) (offset int64, ok bo
 
 // commit asks the registry to make the session a blob (end-6).
 func (u *upload) commit(ctx context.Context) error {
-	s := u.sess
-	at := *s.location
+	u.emit(Event{Kind: Committing, Offset: u.sess.offset})
+	req := u.commitRequest(nil, 0)
+	a, err := u.c.send(ctx, req, u.c.slow(), nil)
+	if err != nil {
+		u.doubt = time.Now()
+		u.guest.broke(err)
+		return err
+	}
+	return u.committed(ctx, a)
+}
+
+// commitRequest makes the request that ends the session, with the blob as its
+// body unless that is nil.
+func (u *upload) commitRequest(body wire.Body, length int64) *http.Request {
+	at := *u.sess.location
 	q := "digest=" + url.QueryEscape(u.blob.Digest.String())
 	if at.RawQuery != "" {
 		// Appended, not re-encoded: the registry gets its own state back as it
@@ -648,20 +666,20 @@ func (u *upload) commit(ctx context.Context) error {
 		q = at.RawQuery + "&" + q
 	}
 	at.RawQuery = q
-	u.emit(Event{Kind: Committing, Offset: s.offset})
-	req := request(http.MethodPut, &at, nil, 0)
+	req := request(http.MethodPut, &at, body, length)
 	req.Header.Set("Content-Type", "application/octet-stream")
-	a, err := u.c.send(ctx, req, u.c.slow(), nil)
-	if err != nil {
-		u.doubt = time.Now()
-		u.guest.broke(err)
-		return err
-	}
+	return req
+}
+
+// committed takes the answer to a commit.
+func (u *upload) committed(ctx context.Context, a *wire.Answer) error {
+	s := u.sess
 	switch {
 	case a.Status == http.StatusCreated && (s.recorded || !protocol.SameOrigin(u.c.base, a.Request.URL)):
 		return u.confirm(ctx)
 	case a.Status == http.StatusCreated:
 		u.proved()
+		u.provedPut()
 		u.finish(Committed)
 		return nil
 	case a.Status >= 200 && a.Status < 300:
@@ -683,6 +701,8 @@ func (u *upload) commit(ctx context.Context) error {
 	case exists:
 		u.finish(Committed)
 		return nil
+	case s.whole:
+		return u.refusedPut(ctx, refusal)
 	case a.Status == http.StatusNotFound || a.Status == http.StatusGone:
 		return u.drop(errLost)
 	case a.Status == http.StatusRequestedRangeNotSatisfiable || a.Status == http.StatusConflict:
@@ -754,6 +774,10 @@ func (u *upload) resolve(ctx context.Context) error {
 	}
 	if exists {
 		u.finish(Committed)
+		return nil
+	}
+	if u.sess.whole {
+		u.abandon()
 		return nil
 	}
 	offset, err := u.ask(ctx)

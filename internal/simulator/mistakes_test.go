@@ -60,6 +60,8 @@ func (u *upload) sameReader(r interface {
 	one("a commit without an answer taken for success", "resume/upload.go",
 		"u.doubt = time.Now()\n\t\tu.guest.broke(err)\n\t\treturn err",
 		"u.finish(Committed)\n\t\treturn nil"),
+	one("a commit with a body and without an answer taken for success", "resume/put.go",
+		"u.doubt = time.Now()\n\t\treturn err", "u.finish(Committed)\n\t\treturn nil"),
 	one("200 to a commit taken for success", "resume/upload.go",
 		"case a.Status == http.StatusCreated:\n\t\tu.proved()", "case a.Status < 300:\n\t\tu.proved()"),
 	one("a blob that is not there after a commit in doubt taken for there", "resume/upload.go",

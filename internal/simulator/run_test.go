@@ -187,13 +187,16 @@ func (s *scenario) play(o *outcome) {
 	logger.SetFormatter(&logrus.TextFormatter{DisableTimestamp: true, DisableColors: true})
 	onEvent := func(e resume.Event) { o.events = append(o.events, e) }
 	dialects := resume.MemoryDialects()
-	if s.hint != (resume.Dialect{}) {
-		port := ":80"
-		if s.tls {
-			port = ":443"
-		}
-		dialects.Save(scheme+"://"+registry+port, s.hint)
+	hint, keepFrom := s.hint, int64(1)
+	if s.inOne {
+		keepFrom = resume.DefaultKeepFrom
 	}
+	hint.NoPutBody = !s.inOne
+	port := ":80"
+	if s.tls {
+		port = ":443"
+	}
+	dialects.Save(scheme+"://"+registry+port, hint)
 
 	blobs := s.blobs()
 	if s.existing {
@@ -222,7 +225,7 @@ func (s *scenario) play(o *outcome) {
 			o.result, o.err = s.upload(life, blobs[0], resume.Options{
 				Transport: &signer{base: wired, scheme: scheme, auth: s.dialect.Auth}, External: connect(life),
 				PlainHTTP: !s.tls, Dialects: dialects, Logger: logger, OnEvent: onEvent, Random: jitter.Float64,
-				RetryFor: s.retryFor, StallTimeout: s.stall, AnswerTimeout: s.answer, Store: store, KeepFrom: 1,
+				RetryFor: s.retryFor, StallTimeout: s.stall, AnswerTimeout: s.answer, Store: store, KeepFrom: keepFrom,
 			})
 			wired.CloseIdleConnections()
 		}

@@ -26,6 +26,7 @@ type scenario struct {
 	existing bool // the first blob is there already
 	mount    bool // it may be mounted, and that works only if the other repository has it
 	source   bool
+	inOne    bool // small blobs go in the body of the commit
 
 	faults []fault
 	conns  []memnet.Limits // of the first connections
@@ -166,6 +167,7 @@ func draw(seed uint64) *scenario {
 	d := &drawer{rand.New(rand.NewPCG(seed, 0x5ee0))}
 	s := &scenario{seed: seed, parallel: 1, mayFail: map[error]string{}}
 	s.image = d.in(6)
+	s.inOne = d.in(4)
 	d.dialect(s)
 	d.size(s)
 	d.options(s)
@@ -227,6 +229,9 @@ func (d *drawer) dialect(s *scenario) {
 		o.MaxBody = int64(pick(d, 64<<10, 100_000, 200_000, 1<<20))
 	case 1:
 		o.MinChunk = int64(pick(d, 1, 100_000, 1<<20, 3<<20))
+	}
+	if s.inOne && d.in(8) {
+		o.NoPutBody = pick(d, 400, 404, 405, 415, 416)
 	}
 	if o.MaxBody > 0 {
 		o.OnePatch = false // together they take no large blob at all
@@ -332,6 +337,13 @@ func (d *drawer) faults(s *scenario) {
 		p := position{k, d.between(1, 3)}
 		if k == scripted.Patch {
 			p.nth = d.between(1, 5)
+		}
+		if s.inOne && k == scripted.Put && d.in(3) {
+			// The others are for commits without a body as well.
+			f := fault{position: p, what: breakBody}
+			d.fill(s, &f)
+			s.faults = append(s.faults, f)
+			continue
 		}
 		taken := 0
 		for _, f := range s.faults {
@@ -456,7 +468,7 @@ func (d *drawer) connections(s *scenario) {
 // patience draws a line so slow that all the breaks together take longer than
 // the budget, while each comes with progress.
 func (d *drawer) patience(s *scenario) {
-	s.existing, s.mount, s.source = false, false, false
+	s.existing, s.mount, s.source, s.inOne = false, false, false, false
 	size := d.between(10_000, 200_000)
 	if p := int(s.dialect.PartSize); p > 0 {
 		s.dialect.PartSize = 1000
@@ -512,6 +524,9 @@ func (d *drawer) failures(s *scenario) {
 		may(resume.ErrInterrupted, "after a refused digest every chunk seems to end in another place")
 	}
 	restarts, rejects, denials, unauthorizeds := 0, 0, 0, 0
+	if o.NoPutBody == http.StatusBadRequest {
+		rejects++
+	}
 	for _, f := range s.faults {
 		if f.what == restart {
 			restarts++
@@ -606,7 +621,7 @@ func (s *scenario) mostBytes() int64 {
 		}
 		return total * int64(times)
 	}
-	if !s.tight() {
+	if !s.tight() || s.inOne {
 		// Everything once more for each thing that went wrong, and for the
 		// digest that may be refused then.
 		most := total + size*int64(s.troubles()+4)
@@ -716,6 +731,8 @@ func (s *scenario) traits() (all []string) {
 	add(o.OnePatch, "one-patch")
 	add(o.MaxBody > 0, "limited")
 	add(o.MinChunk > 0, "chunks")
+	add(s.inOne, "in-one")
+	add(o.NoPutBody > 0, "no-put-body")
 	add(o.Auth.Scheme != 0, [...]string{"", "basic", "bearer"}[o.Auth.Scheme])
 	add(o.Auth.TokenRequests > 0, "short-tokens")
 	add(s.hint != (resume.Dialect{}), "hint")

@@ -112,6 +112,9 @@ type Options struct {
 	// MinPart, when set, answers 500 to the commit of a session that took a
 	// smaller PATCH before its last, as ECR does.
 	MinPart int64
+	// NoPutBody, when set, answers this to a PUT with a body, as Artifactory 6
+	// does with 404.
+	NoPutBody int
 	// OnePatch refuses the second PATCH of a session.
 	OnePatch bool
 	// MaxBody, when set, answers 413 to larger bodies.

@@ -308,6 +308,10 @@ func (x *exchange) put() {
 		x.fail(http.StatusBadRequest, "DIGEST_INVALID", digest)
 		return
 	}
+	if refusal := x.g.o.NoPutBody; refusal != 0 && x.q.Length > 0 {
+		x.fail(refusal, "BLOB_UNKNOWN", "a body")
+		return
+	}
 	if !x.take(u) {
 		return
 	}

@@ -3,8 +3,11 @@ package gateway
 import (
 	"crypto/tls"
 	"errors"
+	"io"
 	"net/http"
+	"net/http/httputil"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -47,6 +50,8 @@ type Gateway struct {
 	o       Options
 	limiter *wire.Limiter
 	uploads http.RoundTripper // of resume.NewTransport
+	proxy   *httputil.ReverseProxy
+	via     string // names this gateway in requests, to notice those that come back
 }
 
 // New checks the options. It does not touch the network.
@@ -54,16 +59,27 @@ func New(o Options) (*Gateway, error) {
 	if o.Limit < 0 {
 		return nil, errors.New("gateway: Limit is negative")
 	}
+	if o.RetryFor == 0 {
+		o.RetryFor = resume.DefaultRetryFor
+	}
 	if o.StallTimeout == 0 {
 		o.StallTimeout = resume.DefaultStallTimeout
 	}
-	g := &Gateway{o: o}
+	if o.AnswerTimeout == 0 {
+		o.AnswerTimeout = resume.DefaultAnswerTimeout
+	}
+	if o.Logger == nil {
+		l := logrus.New()
+		l.SetOutput(io.Discard)
+		o.Logger = l
+	}
+	g := &Gateway{o: o, via: newVia()}
 	if o.Limit > 0 {
 		g.limiter = wire.NewLimiter(o.Limit)
 	}
 	var err error
-	g.uploads, err = resume.NewTransport(byUpstream{}, resume.TransportOptions{
-		External: byUpstream{},
+	g.uploads, err = resume.NewTransport(byCall{}, resume.TransportOptions{
+		External: byCall{},
 		RetryFor: o.RetryFor, Tries: o.Tries, StallTimeout: o.StallTimeout, AnswerTimeout: o.AnswerTimeout,
 		SpoolDir: o.SpoolDir, SpoolLimit: o.SpoolLimit,
 		Dialects: o.Dialects, Logger: o.Logger, OnEvent: o.OnEvent,
@@ -71,6 +87,7 @@ func New(o Options) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
+	g.proxy = g.newProxy()
 	return g, nil
 }
 
@@ -88,6 +105,7 @@ type Upstream struct {
 // upstream is a registry with its connections.
 type upstream struct {
 	url      *url.URL
+	answered atomic.Bool
 	registry *wire.Transport
 	external *wire.External // to where the registry stores things
 }

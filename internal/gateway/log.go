@@ -10,11 +10,4 @@ import (
 // quiet takes what net/http says about connections: it may quote headers.
 var quiet = log.New(io.Discard, "", 0)
 
-func (g *Gateway) log() logrus.FieldLogger {
-	if g.o.Logger != nil {
-		return g.o.Logger
-	}
-	l := logrus.New()
-	l.SetOutput(io.Discard)
-	return l
-}
+func (g *Gateway) log() logrus.FieldLogger { return g.o.Logger }

@@ -303,12 +303,15 @@ func part(n, survived int64) int64 {
 	return limit(n)
 }
 
-// lost: a body broke after its connection had carried survived bytes, and the
-// session is gone.
-func (p *pacer) lost(survived int64) {
+// lost: a PATCH got no answer, and the session is gone. A body that was sent
+// whole proves less than one that broke: the answer to a small one, or to a chunk
+// through a proxy that buffers, may be lost by chance.
+func (p *pacer) lost(c cut) {
+	survived := c.survived
 	p.learn(func() {
 		p.gone++
 		switch {
+		case c.whole && p.gone == 1 && (p.d.Class == Boundary || c.handed < 2*partSize):
 		case p.d.Class == Exact && p.gone == 1:
 			// It has done better; a restart explains one loss.
 		case p.d.Class == Monolithic:

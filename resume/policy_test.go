@@ -44,3 +44,43 @@ func TestCostOfABreak(t *testing.T) {
 		}
 	})
 }
+
+// losesAnswers has the registry take PATCHes of more than n bytes and break the
+// connection instead of answering.
+func losesAnswers(n int64) func(scripted.Request) scripted.Action {
+	return func(r scripted.Request) scripted.Action {
+		if r.Kind == scripted.Patch && r.Length > n {
+			return scripted.Action{AfterReset: true}
+		}
+		return scripted.Action{}
+	}
+}
+
+// An answer to a whole PATCH that is lost takes the session with it where only
+// the answer has the new location. That is a lesson: smaller chunks, remembered.
+func TestLostAnswers(t *testing.T) {
+	ds := resume.MemoryDialects()
+	o := scripted.Options{StaleIsGone: true, LooseRange: true, Intercept: losesAnswers(6 * mib)}
+	const size = 40 * mib
+	inLab(t, o, resume.Options{Dialects: ds}, func(l *lab) {
+		l.net.Latency = latency
+		if res := l.delivers(content(size)); res.Sent > 3*size {
+			t.Errorf("%.2f x the blob was sent, want at most 3: %+v", float64(res.Sent)/size, res)
+		}
+		learns(t, ds, resume.Fragile)
+	})
+	inLab(t, o, resume.Options{Dialects: ds}, func(l *lab) {
+		l.net.Latency = latency
+		if res := l.delivers(content(size)); res.Sent != size {
+			t.Errorf("the next blob: %+v", res)
+		}
+	})
+	// The first lost answer to a small body may be chance, and teaches nothing.
+	ds = resume.MemoryDialects()
+	o.Intercept = on(scripted.Patch, 1, scripted.Action{AfterReset: true})
+	inLab(t, o, resume.Options{Dialects: ds}, func(l *lab) {
+		l.net.Latency = latency
+		l.delivers(content(3 * mib))
+		learns(t, ds, resume.Unproved)
+	})
+}

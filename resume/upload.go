@@ -482,9 +482,9 @@ func (u *upload) settle(ctx context.Context) error {
 			if s.kept != nil {
 				return u.expired(err)
 			}
-			if s.cut != nil && !s.cut.whole {
-				u.c.pace.lost(s.cut.survived)
-			} else if s.cut == nil && s.refused > 0 && s.most > 0 {
+			if s.cut != nil {
+				u.c.pace.lost(*s.cut)
+			} else if s.refused > 0 && s.most > 0 {
 				u.c.pace.refusedMore()
 			}
 			err = u.drop(err)

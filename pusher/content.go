@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"slices"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -72,58 +71,26 @@ func (s *Stored) child(d manifest.Descriptor) *Stored {
 	return &Stored{Content: s.Content, Descriptor: d.V1(), MountFrom: s.MountFrom}
 }
 
-const artifactManifest types.MediaType = "application/vnd.oci.artifact.manifest.v1+json"
-
-func isManifest(mt types.MediaType) bool {
-	return mt.IsImage() || mt.IsIndex() || mt == artifactManifest
-}
-
-// addStored takes in what a manifest names, and returns its height.
-func (g *graph) addStored(s *Stored, m *manifest.Manifest, depth int) (height int, err error) {
-	mt := s.Descriptor.MediaType
-	if mt.IsIndex() {
-		for _, d := range m.Manifests {
-			if !isManifest(d.MediaType) && !d.MediaType.IsSchema1() {
-				if err := g.addStoredBlob(s, d); err != nil {
-					return 0, err
-				}
-				continue
-			}
-			h, err := g.add(s.child(d), depth+1)
-			if err != nil {
-				return 0, err
-			}
-			height = max(height, h+1)
-		}
-		return height, nil
-	}
-	for _, d := range slices.Concat(m.Layers, m.Blobs) {
-		if err := g.addStoredBlob(s, d); err != nil {
-			return 0, err
+// stored lists what a manifest of a Content names.
+func (g *graph) stored(s *Stored, m *manifest.Manifest) (all []*item) {
+	for _, d := range m.Children(s.Descriptor.MediaType) {
+		switch {
+		case s.Descriptor.MediaType.IsIndex() && (manifest.Is(d.MediaType) || d.MediaType.IsSchema1()):
+			all = append(all, &item{t: s.child(d)})
+		case d.MediaType.IsDistributable() || g.nondistributable: // whoever pulls fetches the others elsewhere
+			all = append(all, s.blob(d))
 		}
 	}
-	if m.Config == nil {
-		return 0, nil
-	}
-	return 0, g.addStoredBlob(s, *m.Config)
+	return all
 }
 
-func (g *graph) addStoredBlob(s *Stored, d manifest.Descriptor) error {
-	if !d.MediaType.IsDistributable() && !g.nondistributable {
-		return nil // fetched from its own URLs by whoever pulls
-	}
-	if d.Digest == (v1.Hash{}) {
-		return fmt.Errorf("a descriptor of type %q has no digest", d.MediaType)
-	}
-	if d.Size < 0 {
-		return fmt.Errorf("blob %s has the size %d", d.Digest, d.Size)
-	}
+func (s *Stored) blob(d manifest.Descriptor) *item {
 	from := ""
 	if s.MountFrom != (name.Repository{}) {
 		from = s.MountFrom.Name()
 	}
 	content := s.Content
-	return g.addBlob(d.Digest, d.Size, d.MediaType, func(ctx context.Context, offset int64) (io.ReadCloser, error) {
+	return newItem(d.V1(), func(ctx context.Context, offset int64) (io.ReadCloser, error) {
 		return content.Open(ctx, d.V1(), offset)
 	}, from)
 }

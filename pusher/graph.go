@@ -22,9 +22,6 @@ import (
 	"github.com/rpush-go/rpush/resume"
 )
 
-// maxDepth bounds how deep indexes may nest.
-const maxDepth = 16
-
 // graph is all that a push has to deliver, each digest once.
 type graph struct {
 	blobs []*blob
@@ -40,8 +37,8 @@ type graph struct {
 
 	ctx              context.Context // of newGraph
 	nondistributable bool
-	visits           manifest.Visits
-	seenManifests    map[digest.Digest]*node
+	walker           manifest.Walker[*item]
+	manifests        map[v1.Hash]*node
 }
 
 type blob struct {
@@ -76,10 +73,8 @@ func (m *node) stored(existed bool) {
 }
 
 func newGraph(ctx context.Context, t remote.Taggable, nondistributable bool) (*graph, error) {
-	g := &graph{
-		ctx: ctx, nondistributable: nondistributable,
-		seenManifests: map[digest.Digest]*node{},
-	}
+	g := &graph{ctx: ctx, nondistributable: nondistributable, manifests: map[v1.Hash]*node{}}
+	g.walker.Tree = g
 	if err := g.build(t); err != nil {
 		if err := ended(ctx); err != nil {
 			return nil, err
@@ -97,21 +92,22 @@ func (g *graph) build(t remote.Taggable) error {
 	if b.Image == nil {
 		return errors.New("the bundle has no image")
 	}
-	if _, err := g.add(b.Image, 0); err != nil {
+	root, err := g.add(b.Image)
+	if err != nil {
 		return err
 	}
-	g.root, g.tags = g.levels[len(g.levels)-1][0], b.Tags
+	g.root, g.tags = root, b.Tags
 
 	image := g.levels
 	g.levels = nil
 	defer func() { g.levels, g.more = image, g.levels }()
 	for _, r := range b.Referrers {
-		if _, err := g.add(r, 0); err != nil {
+		if _, err := g.add(r); err != nil {
 			return err
 		}
 	}
 	for _, tag := range slices.Sorted(maps.Keys(b.Tagged)) {
-		m, err := g.addNamed(b.Tagged[tag], 0)
+		m, err := g.add(b.Tagged[tag])
 		if err != nil {
 			return err
 		}
@@ -124,115 +120,126 @@ func (g *graph) build(t remote.Taggable) error {
 	return nil
 }
 
-// add takes in t and what it names, and returns its height.
-func (g *graph) add(t remote.Taggable, depth int) (int, error) {
-	m, err := g.addNamed(t, depth)
-	if err != nil {
-		return 0, err
-	}
-	return m.height, nil
+// item is a manifest or a blob that the walk over an image comes to.
+type item struct {
+	t    remote.Taggable // nil for a blob
+	raw  []byte          // of a manifest; nil until it is read
+	desc v1.Descriptor
+	doc  *manifest.Manifest // nil for a manifest of a kind that is not known
+	blob *blob
 }
 
-func (g *graph) addNamed(t remote.Taggable, depth int) (*node, error) {
-	if err := context.Cause(g.ctx); err != nil {
+// add takes in a manifest and all that it names.
+func (g *graph) add(t remote.Taggable) (*node, error) {
+	it := &item{t: t}
+	if err := g.walker.Walk(g.ctx, it); err != nil {
 		return nil, err
 	}
-	if depth > maxDepth {
-		return nil, fmt.Errorf("indexes nest deeper than %d", maxDepth)
+	return g.manifests[it.desc.Digest], nil
+}
+
+// Describe implements manifest.Tree.
+func (g *graph) Describe(_ context.Context, it *item) (v1.Descriptor, bool, error) {
+	if it.blob != nil {
+		return it.desc, false, nil
 	}
-	if d, ok := t.(*remote.Descriptor); ok {
+	if d, ok := it.t.(*remote.Descriptor); ok {
 		var err error
 		switch {
 		case d.MediaType.IsIndex():
-			t, err = d.ImageIndex()
+			it.t, err = d.ImageIndex()
 		case d.MediaType.IsImage():
-			t, err = d.Image()
+			it.t, err = d.Image()
 		}
 		if err != nil {
-			return nil, err
+			return v1.Descriptor{}, true, err
 		}
 	}
-	raw, d, err := g.read(t)
+	if s, ok := it.t.(*Stored); ok { // read when it is entered: once
+		it.desc = s.Descriptor
+		return it.desc, true, nil
+	}
+	raw, err := it.t.RawManifest()
 	if err != nil {
-		return nil, err
+		return v1.Descriptor{}, true, fmt.Errorf("reading a manifest: %w", err)
 	}
-	dgst := digest.Digest(d.Digest.String())
-	if m, ok := g.seenManifests[dgst]; ok {
-		return m, nil
+	dgst := digest.FromBytes(raw)
+	it.raw, it.desc = raw, v1.Descriptor{
+		MediaType: mediaType(it.t), Size: int64(len(raw)),
+		Digest: v1.Hash{Algorithm: dgst.Algorithm().String(), Hex: dgst.Encoded()},
 	}
-	height := 0
-	doc, err := manifest.Parse(raw, d.MediaType)
-	switch t := t.(type) {
+	return it.desc, true, nil
+}
+
+// Enter implements manifest.Tree.
+func (g *graph) Enter(ctx context.Context, it *item, _ int) ([]*item, error) {
+	if it.blob != nil {
+		g.blobs = append(g.blobs, it.blob)
+		return nil, nil
+	}
+	if s, ok := it.t.(*Stored); ok {
+		var err error
+		if it.raw, err = s.Manifest(ctx); err != nil {
+			return nil, fmt.Errorf("reading a manifest: %w", err)
+		}
+	}
+	children, err := g.children(ctx, it)
+	if err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", it.desc.Digest, err)
+	}
+	return children, nil
+}
+
+// children are what a manifest names.
+func (g *graph) children(ctx context.Context, it *item) (children []*item, err error) {
+	it.doc, err = manifest.Parse(it.raw, it.desc.MediaType)
+	switch t := it.t.(type) {
 	case *Stored:
-		if !isManifest(d.MediaType) {
-			err = fmt.Errorf("manifests of type %q are not supported", d.MediaType)
+		if !manifest.Is(it.desc.MediaType) {
+			err = fmt.Errorf("manifests of type %q are not supported", it.desc.MediaType)
 		}
 		if err == nil {
-			height, err = g.addStored(t, doc, depth)
+			children = g.stored(t, it.doc)
 		}
 	case v1.Image:
-		if err = manifest.Check(raw); err == nil {
-			err = g.addImage(t)
+		if err = manifest.Check(it.raw); err == nil {
+			children, err = g.image(ctx, t)
 		}
 	case v1.ImageIndex:
-		if err = manifest.Check(raw); err == nil {
-			height, err = g.addIndex(t, depth)
+		if err = manifest.Check(it.raw); err == nil {
+			children, err = g.index(t)
 		}
 	default: // one that names nothing
 		err = nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("manifest %s: %w", dgst, err)
-	}
-	m := &node{raw: raw, digest: dgst, height: height}
-	if doc != nil {
-		m.base = doc.Annotations[baseName]
-		m.blobs = map[digest.Digest]bool{}
-		for _, d := range slices.Concat(doc.Layers, doc.Blobs) {
-			m.blobs[digest.Digest(d.Digest.String())] = true
-		}
-		if doc.Config != nil {
-			m.blobs[digest.Digest(doc.Config.Digest.String())] = true
-		}
-		if doc.Subject != nil {
-			m.subject = digest.Digest(doc.Subject.Digest.String())
-		}
-	}
-	m.report = ManifestReport{Digest: dgst, MediaType: string(d.MediaType), Size: d.Size}
-	for len(g.levels) <= height {
-		g.levels = append(g.levels, nil)
-	}
-	g.levels[height] = append(g.levels[height], m)
-	g.seenManifests[dgst] = m
-	return m, nil
+	return children, err
 }
 
-// read gives the bytes of a manifest and what names it. The bytes are nil for
-// one that is in seenManifests already.
-func (g *graph) read(t remote.Taggable) ([]byte, v1.Descriptor, error) {
-	if s, ok := t.(*Stored); ok {
-		// One that is named several times is read once.
-		first, err := g.visits.First(s.Descriptor, true)
-		if err != nil || !first {
-			return nil, s.Descriptor, err
+// Leave implements manifest.Tree.
+func (g *graph) Leave(_ context.Context, it *item, children []*item) error {
+	m := &node{raw: it.raw, digest: digest.Digest(it.desc.Digest.String())}
+	for _, child := range children {
+		if child.blob == nil {
+			m.height = max(m.height, g.manifests[child.desc.Digest].height+1)
 		}
-		raw, err := s.Manifest(g.ctx)
-		if err != nil {
-			err = fmt.Errorf("reading a manifest: %w", err)
+	}
+	if it.doc != nil {
+		m.base = it.doc.Annotations[baseName]
+		m.blobs = map[digest.Digest]bool{}
+		for _, d := range it.doc.Children(types.OCIManifestSchema1) {
+			m.blobs[digest.Digest(d.Digest.String())] = true
 		}
-		return raw, s.Descriptor, err
+		if it.doc.Subject != nil {
+			m.subject = digest.Digest(it.doc.Subject.Digest.String())
+		}
 	}
-	raw, err := t.RawManifest()
-	if err != nil {
-		return nil, v1.Descriptor{}, fmt.Errorf("reading a manifest: %w", err)
+	m.report = ManifestReport{Digest: m.digest, MediaType: string(it.desc.MediaType), Size: it.desc.Size}
+	for len(g.levels) <= m.height {
+		g.levels = append(g.levels, nil)
 	}
-	dgst := digest.FromBytes(raw)
-	d := v1.Descriptor{
-		MediaType: mediaType(t), Size: int64(len(raw)),
-		Digest: v1.Hash{Algorithm: dgst.Algorithm().String(), Hex: dgst.Encoded()},
-	}
-	_, err = g.visits.First(d, true)
-	return raw, d, err
+	g.levels[m.height] = append(g.levels[m.height], m)
+	g.manifests[it.desc.Digest] = m
+	return nil
 }
 
 func mediaType(t remote.Taggable) types.MediaType {
@@ -246,50 +253,52 @@ func mediaType(t remote.Taggable) types.MediaType {
 	return types.DockerManifestSchema2
 }
 
-func (g *graph) addImage(img v1.Image) error {
+// image lists the blobs of an image, its config last.
+func (g *graph) image(ctx context.Context, img v1.Image) (all []*item, err error) {
 	m, err := img.Manifest()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	layers, err := img.Layers()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, l := range layers {
-		if err := context.Cause(g.ctx); err != nil { // a digest may have to be computed
-			return err
+		if err := context.Cause(ctx); err != nil { // a digest may have to be computed
+			return nil, err
 		}
-		if err := g.addLayer(l); err != nil {
-			return err
+		if all, err = g.layer(all, l); err != nil {
+			return nil, err
 		}
 	}
 	if m.Config.Digest == (v1.Hash{}) {
-		return nil // schema 1
+		return all, nil // schema 1
 	}
-	return g.addBlob(m.Config.Digest, m.Config.Size, m.Config.MediaType, opener(func() (io.ReadCloser, error) {
+	return append(all, newItem(m.Config, opener(func() (io.ReadCloser, error) {
 		b, err := img.RawConfigFile()
 		if err != nil {
 			return nil, err
 		}
 		return &memory{bytes.NewReader(b)}, nil
-	}), "")
+	}), "")), nil
 }
 
-func (g *graph) addLayer(l v1.Layer) error {
+// layer adds a layer to a list, unless whoever pulls fetches it elsewhere.
+func (g *graph) layer(all []*item, l v1.Layer) ([]*item, error) {
 	mt, err := l.MediaType()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !mt.IsDistributable() && !g.nondistributable {
-		return nil // fetched from its own URLs by whoever pulls
+		return all, nil
 	}
 	h, err := l.Digest()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	size, err := l.Size()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	from := ""
 	if ml, ok := l.(*remote.MountableLayer); ok {
@@ -299,7 +308,7 @@ func (g *graph) addLayer(l v1.Layer) error {
 	if at, ok := l.(OffsetOpener); ok {
 		open = at.Open
 	}
-	return g.addBlob(h, size, mt, open, from)
+	return append(all, newItem(v1.Descriptor{MediaType: mt, Size: size, Digest: h}, open, from)), nil
 }
 
 // OffsetOpener is what a v1.Layer may be besides: Push then opens its
@@ -309,46 +318,38 @@ type OffsetOpener interface {
 	Open(ctx context.Context, offset int64) (io.ReadCloser, error)
 }
 
-func (g *graph) addBlob(h v1.Hash, size int64, mt types.MediaType, open func(context.Context, int64) (io.ReadCloser, error), from string) error {
-	if first, err := g.visits.First(v1.Descriptor{Digest: h, Size: size}, false); err != nil || !first {
-		return err
-	}
-	d := digest.Digest(h.String())
-	b := &blob{
-		Blob:   resume.Blob{Digest: d, Size: size, Open: open, MountFrom: from},
-		report: BlobReport{Digest: d, MediaType: string(mt), Size: size, State: BlobPending},
-	}
-	g.blobs = append(g.blobs, b)
-	return nil
+// newItem is a blob.
+func newItem(desc v1.Descriptor, open func(context.Context, int64) (io.ReadCloser, error), from string) *item {
+	d := digest.Digest(desc.Digest.String())
+	return &item{desc: desc, blob: &blob{
+		Blob:   resume.Blob{Digest: d, Size: desc.Size, Open: open, MountFrom: from},
+		report: BlobReport{Digest: d, MediaType: string(desc.MediaType), Size: desc.Size, State: BlobPending},
+	}}
 }
 
-func (g *graph) addIndex(idx v1.ImageIndex, depth int) (int, error) {
+// index lists what an index names.
+func (g *graph) index(idx v1.ImageIndex) (all []*item, err error) {
 	children, err := partial.Manifests(idx)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	height := 0
 	for _, child := range children {
 		switch child := child.(type) {
 		case remote.Taggable:
-			h, err := g.add(child, depth+1)
-			if err != nil {
-				return 0, err
-			}
-			height = max(height, h+1)
+			all = append(all, &item{t: child})
 		case v1.Layer:
-			if err := g.addLayer(child); err != nil {
-				return 0, err
+			if all, err = g.layer(all, child); err != nil {
+				return nil, err
 			}
 		default:
 			d, err := child.Digest()
 			if err != nil {
-				return 0, err
+				return nil, err
 			}
-			return 0, fmt.Errorf("it names %s, which is neither an image nor an index: not supported", d)
+			return nil, fmt.Errorf("it names %s, which is neither an image nor an index: not supported", d)
 		}
 	}
-	return height, nil
+	return all, nil
 }
 
 // opener makes every call a reader of its own at an offset: by seeking where

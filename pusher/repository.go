@@ -71,7 +71,7 @@ func (r *Repository) Find(ctx context.Context, ref name.Reference) (*Stored, err
 	if d.Digest, err = v1.NewHash(dgst.String()); err != nil {
 		return nil, protocol.Kind(protocol.ErrSource, err)
 	}
-	if !isManifest(d.MediaType) {
+	if !manifest.Is(d.MediaType) {
 		return nil, protocol.Kind(protocol.ErrSource, fmt.Errorf("%s is of the type %q, which cannot be copied", ref.Name(), d.MediaType))
 	}
 	s := &Stored{Content: &seen{r, d.Digest, raw}, Descriptor: d, MountFrom: r.name}

@@ -1,12 +1,17 @@
-// Package manifest bounds what foreign JSON may cost: manifests, indexes, image
-// configs, and the lists of an archive or a registry. A few megabytes of empty
-// entries would otherwise decode to many times their size, and a few entries
-// that name one another would be read for hours.
+// Package manifest reads manifests and indexes: [Parse] is the one place that
+// parses them, [Walker] the one walk over what they lead to, [Edit] the one way
+// to change them, and [Descriptor.Attests] the one test for attestations.
+//
+// It bounds what foreign JSON may cost: manifests, indexes, image configs, and
+// the lists of an archive or a registry. A few megabytes of empty entries would
+// otherwise decode to many times their size, and a few entries that name one
+// another would be read for hours.
 package manifest
 
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -26,6 +31,9 @@ const (
 	MaxVisits = 1 << 14
 	// MaxTotal is the most bytes of all manifests that one image leads to.
 	MaxTotal = 16 << 20
+	// MaxDepth is how many levels of manifests may lie below the first. Real
+	// images have one or two.
+	MaxDepth = 16
 )
 
 // Check reports a document that has more than MaxSize bytes or more than
@@ -49,12 +57,20 @@ func Unmarshal(raw []byte, into any) error {
 	return json.Unmarshal(raw, into)
 }
 
+// Artifact is the media type of artifact manifests, which image-spec 1.1 dropped.
+const Artifact types.MediaType = "application/vnd.oci.artifact.manifest.v1+json"
+
+// Is reports whether a media type is that of a manifest, an index or an
+// artifact manifest, which are what a push delivers as manifests. Schema 1 is
+// not among them.
+func Is(mt types.MediaType) bool { return mt.IsImage() || mt.IsIndex() || mt == Artifact }
+
 // Manifest is what a manifest of any kind says that a push needs.
 type Manifest struct {
 	MediaType    types.MediaType   `json:"mediaType"`
 	Config       *Descriptor       `json:"config"`
 	Layers       []Descriptor      `json:"layers"`
-	Blobs        []Descriptor      `json:"blobs"` // of an artifact manifest, which image-spec 1.1 dropped
+	Blobs        []Descriptor      `json:"blobs"` // of an artifact manifest
 	Manifests    []Descriptor      `json:"manifests"`
 	Subject      *Descriptor       `json:"subject"`
 	ArtifactType string            `json:"artifactType"`
@@ -64,36 +80,72 @@ type Manifest struct {
 // Descriptor is a v1.Descriptor without what a push does not need, which may
 // be large.
 type Descriptor struct {
-	MediaType types.MediaType `json:"mediaType"`
-	Size      int64           `json:"size"`
-	Digest    v1.Hash         `json:"digest"`
+	MediaType   types.MediaType `json:"mediaType"`
+	Size        int64           `json:"size"`
+	Digest      v1.Hash         `json:"digest"`
+	Platform    *v1.Platform    `json:"platform,omitempty"` // of an image in an index
+	Annotations Annotations     `json:"annotations"`
 }
 
-// V1 is d as other packages have it.
+// Annotations are those of a descriptor that a push needs.
+type Annotations struct {
+	AttestsTo string `json:"vnd.docker.reference.digest"`
+}
+
+// attestsTo is the annotation by which buildx says in an index which image, by
+// its digest, an attestation is about
+// (https://docs.docker.com/build/metadata/attestations/attestation-storage/).
+const attestsTo = "vnd.docker.reference.digest"
+
+// Attests returns the digest of the image of the same index that d is an
+// attestation about. It is empty if d is none.
+func (d Descriptor) Attests() string { return d.Annotations.AttestsTo }
+
+// V1 is the media type, size and digest of d.
 func (d Descriptor) V1() v1.Descriptor {
 	return v1.Descriptor{MediaType: d.MediaType, Size: d.Size, Digest: d.Digest}
 }
 
-// Bare is d without what a Descriptor does not have.
-func Bare(d v1.Descriptor) v1.Descriptor {
-	return v1.Descriptor{MediaType: d.MediaType, Size: d.Size, Digest: d.Digest}
+// Of is d without what a Descriptor does not have.
+func Of(d v1.Descriptor) Descriptor {
+	return Descriptor{
+		MediaType: d.MediaType, Size: d.Size, Digest: d.Digest, Platform: d.Platform,
+		Annotations: Annotations{AttestsTo: d.Annotations[attestsTo]},
+	}
 }
 
-// Parse reads a manifest that a descriptor names as of type mt. What the
-// manifest says of its own type must agree: one document may be valid as two
-// kinds. It fails for more than MaxNamed descriptors, and where Check does.
+// Bare is the media type, size and digest of d.
+func Bare(d v1.Descriptor) v1.Descriptor { return Of(d).V1() }
+
+// Parse reads a manifest that a descriptor names as of type mt; "" is any type.
+// What the manifest says of its own type must agree: one document may be valid
+// as two kinds. Parse fails for more than MaxNamed descriptors, and if Check
+// does.
 func Parse(raw []byte, mt types.MediaType) (*Manifest, error) {
 	m := &Manifest{}
 	if err := Unmarshal(raw, m); err != nil {
 		return nil, err
 	}
-	if m.MediaType != "" && m.MediaType != mt {
+	if m.MediaType != "" && m.MediaType != mt && mt != "" {
 		return nil, fmt.Errorf("it says it is %q, and is named as %q", m.MediaType, mt)
 	}
 	if n := len(m.Layers) + len(m.Blobs) + len(m.Manifests); n > MaxNamed {
 		return nil, fmt.Errorf("it names %d blobs and manifests, more than %d", n, MaxNamed)
 	}
 	return m, nil
+}
+
+// Children are what a manifest of type mt names: the manifests of an index, or
+// the blobs of any other, layers first and the config last.
+func (m *Manifest) Children(mt types.MediaType) []Descriptor {
+	if mt.IsIndex() {
+		return m.Manifests
+	}
+	all := slices.Concat(m.Layers, m.Blobs)
+	if m.Config != nil {
+		all = append(all, *m.Config)
+	}
+	return all
 }
 
 // Elements counts the objects, the lists, and the members of both after the
@@ -112,48 +164,4 @@ func Elements(raw []byte) int {
 		}
 	}
 	return n
-}
-
-// Visits is a walk over all that one image leads to, each digest once. The zero
-// value is a walk that has seen nothing. It is not safe for concurrent use.
-type Visits struct {
-	sizes map[v1.Hash]int64
-	seen  map[visit]bool
-	total int64 // bytes of manifests
-}
-
-type visit struct {
-	digest   v1.Hash
-	manifest bool
-}
-
-// First reports whether the walk comes to d for the first time. A digest that
-// is named both as a manifest and as a blob is visited as each of them.
-//
-// It fails for a digest that was named with another size before, for a manifest
-// of more than MaxSize bytes, and at the bounds MaxVisits and MaxTotal.
-func (v *Visits) First(d v1.Descriptor, isManifest bool) (bool, error) {
-	if v.sizes == nil {
-		v.sizes, v.seen = map[v1.Hash]int64{}, map[visit]bool{}
-	}
-	if size, ok := v.sizes[d.Digest]; ok && size != d.Size {
-		return false, fmt.Errorf("%s is said to have %d bytes and %d bytes", d.Digest, size, d.Size)
-	}
-	at := visit{d.Digest, isManifest}
-	if v.seen[at] {
-		return false, nil
-	}
-	if len(v.seen) == MaxVisits {
-		return false, fmt.Errorf("the image names more than %d manifests and blobs", MaxVisits)
-	}
-	if isManifest {
-		if d.Size < 0 || d.Size > MaxSize {
-			return false, fmt.Errorf("manifest %s has %d bytes, more than %d", d.Digest, d.Size, MaxSize)
-		}
-		if v.total += d.Size; v.total > MaxTotal {
-			return false, fmt.Errorf("the manifests of the image have more than %d bytes together", MaxTotal)
-		}
-	}
-	v.sizes[d.Digest], v.seen[at] = d.Size, true
-	return true, nil
 }

@@ -398,59 +398,83 @@ func openAnyArchive(ctx context.Context, file string, o Options) (*Images, error
 // compressed reports whether no layer below is a plain tar. What cannot be read
 // is no reason to think so.
 func (a *archive) compressed(ctx context.Context, ds []v1.Descriptor) (bool, error) {
-	if hasPlain(ds) {
+	if slices.ContainsFunc(ds, func(d v1.Descriptor) bool { return isPlain(manifest.Of(d)) }) {
 		return false, nil
 	}
-	found, err := a.search(ctx, ds, func(_ v1.Descriptor, below []v1.Descriptor) bool { return hasPlain(below) })
-	return !found, err
+	found, err := a.search(ctx, ds, func(_ v1.Descriptor, m *manifest.Manifest) bool { return slices.ContainsFunc(m.Layers, isPlain) })
+	return found == nil, err
 }
 
-func hasPlain(ds []v1.Descriptor) bool {
-	return slices.ContainsFunc(ds, func(d v1.Descriptor) bool { return strings.HasSuffix(string(d.MediaType), ".tar") })
-}
+// isPlain reports whether a layer is a tar that is not compressed.
+func isPlain(d manifest.Descriptor) bool { return strings.HasSuffix(string(d.MediaType), ".tar") }
 
-// search calls match for the manifests that ds lead to, each once, until one
-// matches. What cannot be read is passed over.
-func (a *archive) search(ctx context.Context, ds []v1.Descriptor, match func(d v1.Descriptor, below []v1.Descriptor) bool) (bool, error) {
-	var visits manifest.Visits
-	var search func(ds []v1.Descriptor, depth int) (bool, error)
-	search = func(ds []v1.Descriptor, depth int) (bool, error) {
-		for _, d := range ds {
-			if ctx.Err() != nil {
-				return false, context.Cause(ctx)
-			}
-			e, ok := a.find(blobName(d.Digest))
-			if depth > maxDepth || !ok || e.size != d.Size || !d.MediaType.IsImage() && !d.MediaType.IsIndex() {
-				continue
-			}
-			first, err := visits.First(d, true)
-			if err != nil {
-				return false, bad("%s: %w", a.name, err)
-			}
-			if !first {
-				continue
-			}
-			raw, err := (&pusher.Stored{Content: tarred{a}, Descriptor: d}).Manifest(ctx)
-			if err != nil {
-				continue
-			}
-			below, err := readManifest(raw, d)
-			if err != nil {
-				continue
-			}
-			if match(d, below) {
-				return true, nil
-			}
-			if d.MediaType.IsIndex() {
-				if found, err := search(below, depth+1); found || err != nil {
-					return found, err
-				}
-			}
+// search looks for a manifest that match holds for among those that ds lead to. It
+// returns nil if there is none. What cannot be read is skipped.
+func (a *archive) search(ctx context.Context, ds []v1.Descriptor, match func(d v1.Descriptor, m *manifest.Manifest) bool) (*pusher.Stored, error) {
+	s := &searcher{a: a, match: match}
+	w := manifest.Walker[*pusher.Stored]{Tree: s}
+	for _, one := range s.readable(ds) {
+		err := w.Walk(ctx, one)
+		switch {
+		case s.found != nil:
+			return s.found, nil
+		case err != nil && ctx.Err() != nil:
+			return nil, err
+		case err != nil:
+			return nil, bad("%s: %w", a.name, err)
 		}
-		return false, nil
 	}
-	return search(ds, 0)
+	return nil, nil
 }
+
+// searcher is a walk over the manifests of an archive, up to the first that
+// matches.
+type searcher struct {
+	a     *archive
+	match func(v1.Descriptor, *manifest.Manifest) bool
+	found *pusher.Stored
+}
+
+var errFound = errors.New("found")
+
+// readable picks the manifests that the archive has.
+func (s *searcher) readable(ds []v1.Descriptor) (all []*pusher.Stored) {
+	for _, d := range ds {
+		e, ok := s.a.find(blobName(d.Digest))
+		if ok && e.size == d.Size && (d.MediaType.IsImage() || d.MediaType.IsIndex()) {
+			all = append(all, &pusher.Stored{Content: tarred{s.a}, Descriptor: d})
+		}
+	}
+	return all
+}
+
+// Describe implements manifest.Tree.
+func (s *searcher) Describe(_ context.Context, n *pusher.Stored) (v1.Descriptor, bool, error) {
+	return n.Descriptor, true, nil
+}
+
+// Enter implements manifest.Tree.
+func (s *searcher) Enter(ctx context.Context, n *pusher.Stored, depth int) ([]*pusher.Stored, error) {
+	_, m, err := readManifest(ctx, n)
+	if err != nil {
+		return nil, nil //nolint:nilerr // it is not the one that is looked for
+	}
+	if s.match(n.Descriptor, m) {
+		s.found = n
+		return nil, errFound
+	}
+	if !n.Descriptor.MediaType.IsIndex() || depth == manifest.MaxDepth {
+		return nil, nil
+	}
+	ds := make([]v1.Descriptor, len(m.Manifests))
+	for i, d := range m.Manifests {
+		ds[i] = d.V1()
+	}
+	return s.readable(ds), nil
+}
+
+// Leave implements manifest.Tree.
+func (s *searcher) Leave(context.Context, *pusher.Stored, []*pusher.Stored) error { return nil }
 
 // unlimited is for systems that do not say what is free.
 const unlimited = math.MaxInt64

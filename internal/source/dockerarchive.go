@@ -92,7 +92,7 @@ func (d *dockerArchive) pick(ctx context.Context, sel selector, o Options) (Sour
 	if err != nil {
 		return Source{}, err
 	}
-	s, err := d.original(ctx, desc)
+	s, err := d.original(ctx, desc.Config)
 	if err != nil {
 		return Source{}, err
 	}
@@ -100,8 +100,7 @@ func (d *dockerArchive) pick(ctx context.Context, sel selector, o Options) (Sour
 		return Source{}, bad("%s has no manifest whose digest could be preserved: its layers are not stored as registries have them", d.name)
 	}
 	if s != nil {
-		c := checker{ctx: ctx, p: tarred{d.archive}, nondistributable: o.Nondistributable}
-		err = c.checkStored(s)
+		err = newChecker(tarred{d.archive}, o).check(ctx, s)
 	} else {
 		var plain *saved.Plain
 		if plain, s, err = d.image(ctx, desc); plain != nil {
@@ -156,24 +155,18 @@ func (d *dockerArchive) names() []string {
 	return all
 }
 
-// original finds the manifest that the image was pulled or built with, in an
+// original finds the manifest that the image with this config was pulled or built with, in an
 // OCI layout in the same archive. nil is none, or one with layers that a
 // registry is not sent as they are.
-func (d *dockerArchive) original(ctx context.Context, desc *tarball.Descriptor) (s *pusher.Stored, err error) {
-	t := tarred{d.archive}
-	top, err := readTop(t)
+func (d *dockerArchive) original(ctx context.Context, config string) (*pusher.Stored, error) {
+	top, err := readTop(tarred{d.archive})
 	if err != nil {
 		return nil, nil //nolint:nilerr // it has no OCI layout
 	}
-	isConfig := func(b v1.Descriptor) bool { return blobName(b.Digest) == path.Clean(desc.Config) }
-	_, err = d.search(ctx, top.Manifests, func(m v1.Descriptor, below []v1.Descriptor) bool {
-		if !m.MediaType.IsImage() || !slices.ContainsFunc(below, isConfig) || hasPlain(below) {
-			return false
-		}
-		s = &pusher.Stored{Content: t, Descriptor: m}
-		return true
+	return d.search(ctx, top.Manifests, func(desc v1.Descriptor, m *manifest.Manifest) bool {
+		return desc.MediaType.IsImage() && m.Config != nil && blobName(m.Config.Digest) == path.Clean(config) &&
+			!slices.ContainsFunc(m.Layers, isPlain)
 	})
-	return s, err
 }
 
 // image makes an image that has no manifest ready: with one, where its layers

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/internal/testgear/recorded"
 	"github.com/rpush-go/rpush/pusher"
@@ -58,17 +59,14 @@ func readPlain(p *saved.Plain) error {
 }
 
 func readStored(ctx context.Context, s *pusher.Stored, depth int) error {
-	raw, err := s.Manifest(ctx)
-	if err != nil || depth > maxDepth {
+	below, err := children(ctx, s)
+	if err != nil || depth > manifest.MaxDepth {
 		return err
 	}
-	below, err := readManifest(raw, s.Descriptor)
-	if err != nil {
-		return err
-	}
-	for i, d := range below {
+	for i, child := range below {
+		d := child.Descriptor
 		if d.MediaType.IsImage() || d.MediaType.IsIndex() {
-			if err := readStored(ctx, &pusher.Stored{Content: s.Content, Descriptor: d}, depth+1); err != nil {
+			if err := readStored(ctx, child, depth+1); err != nil {
 				return err
 			}
 			continue

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -77,7 +78,7 @@ func TestIndexesThatFanOut(t *testing.T) {
 	config := put(types.OCIConfigJSON, "{}")
 	d := put(types.OCIManifestSchema1, `{"schemaVersion":2,"config":`+config+`,"layers":[]}`)
 	index := func() string { return `{"schemaVersion":2,"manifests":[` + strings.Repeat(d+",", 19) + d + `]}` }
-	for range maxDepth - 1 {
+	for range manifest.MaxDepth - 1 {
 		d = put(types.OCIImageIndex, index())
 	}
 	entries = append(entries, "index.json", index())
@@ -136,10 +137,10 @@ func TestSections(t *testing.T) {
 
 // One platform of several that fit must be named exactly.
 func TestPickOne(t *testing.T) {
-	d := func(hex string, p v1.Platform) v1.Descriptor {
-		return v1.Descriptor{Digest: v1.Hash{Algorithm: "sha256", Hex: hex}, Platform: &p}
+	d := func(hex string, p v1.Platform) manifest.Descriptor {
+		return manifest.Descriptor{Digest: v1.Hash{Algorithm: "sha256", Hex: hex}, Platform: &p}
 	}
-	idx := &v1.IndexManifest{Manifests: []v1.Descriptor{
+	idx := &manifest.Manifest{Manifests: []manifest.Descriptor{
 		d("a", v1.Platform{OS: "linux", Architecture: "arm", Variant: "v6"}),
 		d("b", v1.Platform{OS: "linux", Architecture: "arm", Variant: "v7"}),
 		d("c", v1.Platform{OS: "linux", Architecture: "amd64"}),
@@ -170,7 +171,7 @@ func TestEditKeepsTheRest(t *testing.T) {
 		`{"mediaType":"m","digest":"sha256:` + strings.Repeat("a", 64) + `","size":1,"x":"kept"},` +
 		`{"mediaType":"m","digest":"sha256:` + strings.Repeat("b", 64) + `","size":1}]}`)
 	s := &pusher.Stored{Content: dir("none"), Descriptor: v1.Descriptor{MediaType: types.OCIImageIndex}}
-	out := must(edit(s, raw, []v1.Descriptor{{Digest: v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("a", 64)}}}))
+	out := must(edit(s, raw, map[v1.Hash]bool{{Algorithm: "sha256", Hex: strings.Repeat("a", 64)}: true}))
 	got := string(must(out.Manifest(t.Context())))
 	for _, w := range []string{`"x-own":[1,2]`, `"annotations":{"a":"b"}`, `"x":"kept"`} {
 		if !strings.Contains(got, w) {

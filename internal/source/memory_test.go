@@ -13,6 +13,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/resume"
 )
 
@@ -138,7 +139,7 @@ func TestSearchEndsWithTheContext(t *testing.T) {
 	enough := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	n := 0
-	_, err := a.search(ctx, must(readTop(tarred{a})).Manifests, func(v1.Descriptor, []v1.Descriptor) bool {
+	_, err := a.search(ctx, must(readTop(tarred{a})).Manifests, func(v1.Descriptor, *manifest.Manifest) bool {
 		if n++; n == 10 {
 			cancel(enough)
 		}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/pusher"
+	"github.com/rpush-go/rpush/resume"
 )
 
 const (
@@ -26,9 +27,6 @@ const (
 
 	refName        = "org.opencontainers.image.ref.name"
 	containerdName = "io.containerd.image.name" // written by ctr, nerdctl and buildx: a whole reference
-
-	// maxDepth bounds indexes within indexes. Real images have one or two levels.
-	maxDepth = 8
 )
 
 // place is where the blobs of a layout lie.
@@ -94,10 +92,9 @@ func layoutImages(named string, p place, o Options) (*Images, error) {
 
 // layoutImage checks what the chosen descriptor names, and makes it ready.
 func layoutImage(ctx context.Context, p place, top *v1.IndexManifest, desc v1.Descriptor, o Options) (remote.Taggable, error) {
-	if !desc.MediaType.IsImage() && !desc.MediaType.IsIndex() && desc.MediaType != artifactManifest {
+	if !manifest.Is(desc.MediaType) {
 		return nil, bad("%s: %s is neither an image nor an index but %q", p, desc.Digest, desc.MediaType)
 	}
-	c := checker{ctx: ctx, p: p, nondistributable: o.Nondistributable}
 	img, err := o.pick(ctx, &pusher.Stored{Content: p, Descriptor: desc})
 	if err != nil {
 		return nil, err
@@ -106,10 +103,8 @@ func layoutImage(ctx context.Context, p place, top *v1.IndexManifest, desc v1.De
 	if err != nil {
 		return nil, err
 	}
-	return out, everything(out, c.checkStored)
+	return out, newChecker(p, o).check(ctx, out)
 }
-
-const artifactManifest types.MediaType = "application/vnd.oci.artifact.manifest.v1+json"
 
 // choose picks the descriptor that sel asks for. Several names for one digest
 // are one image.
@@ -237,107 +232,91 @@ func readJSON(p place, name string, into any) error {
 	return nil
 }
 
-// checker looks at every blob of a layout that an image names.
+// checker checks, before anything is sent, that a layout has all that its images
+// name.
 type checker struct {
-	ctx              context.Context // of one call
 	p                place
 	nondistributable bool
-	visits           manifest.Visits
+	walker           manifest.Walker[*pusher.Stored]
 }
 
-// checkStored verifies a manifest, which may have been made here, and all that
-// it names in turn.
-func (c *checker) checkStored(s *pusher.Stored) error {
-	if _, ok := s.Content.(*edited); !ok {
-		return c.check(s.Descriptor, 0)
-	}
-	raw, err := s.Manifest(c.ctx)
-	if err != nil {
-		return bad("%w", err)
-	}
-	return c.children(s.Descriptor, raw, 0)
+func newChecker(p place, o Options) *checker {
+	c := &checker{p: p, nondistributable: o.Nondistributable}
+	c.walker.Tree = c
+	return c
 }
 
-// check verifies the blob of d and all that it names in turn.
-func (c *checker) check(d v1.Descriptor, depth int) error {
-	if c.ctx.Err() != nil {
-		return context.Cause(c.ctx)
-	}
-	if err := c.valid(d); err != nil {
-		return err
-	}
-	isManifest := d.MediaType.IsImage() || d.MediaType.IsIndex() || d.MediaType == artifactManifest
-	first, err := c.visits.First(d, isManifest)
-	switch {
-	case err != nil:
-		return bad("%s: %w", c.p, err)
-	case !first:
-		return nil
-	}
-	err = c.p.stat(d)
-	switch {
-	case errors.Is(err, fs.ErrNotExist) && !d.MediaType.IsDistributable() && !c.nondistributable:
-		return nil // a foreign layer: the registry is not sent it either
-	case errors.Is(err, fs.ErrNotExist) && isManifest && depth > 0:
-		return fmt.Errorf("%w; where only some platforms are there, pick them with --platform", err)
-	case err != nil:
-		return err
-	case !isManifest:
-		return nil
-	case depth >= maxDepth:
-		return bad("%s: indexes nested deeper than %d at %s", c.p, maxDepth, d.Digest)
-	}
-	raw, err := (&pusher.Stored{Content: c.p, Descriptor: d}).Manifest(c.ctx)
-	if err != nil {
-		return bad("%w", err)
-	}
-	return c.children(d, raw, depth)
-}
-
-func (c *checker) children(d v1.Descriptor, raw []byte, depth int) error {
-	children, err := readManifest(raw, d)
-	if err != nil {
-		return err
-	}
-	for _, child := range children {
-		if err := c.check(child, depth+1); err != nil {
+// check checks an image, what accompanies it, and all that they name.
+func (c *checker) check(ctx context.Context, t remote.Taggable) error {
+	return everything(t, func(s *pusher.Stored) error {
+		err := c.walker.Walk(ctx, s)
+		if err == nil || ctx.Err() != nil || errors.Is(err, resume.ErrSource) {
 			return err
 		}
-	}
-	return nil
+		return bad("%s: %w", c.p, err)
+	})
 }
 
-// valid checks a descriptor before the place is asked. The digest was parsed by
-// v1.Hash: nothing but hex digits of the right number comes in, so that a path
-// made of it cannot leave the layout.
-func (c *checker) valid(d v1.Descriptor) error {
-	if d.Digest == (v1.Hash{}) {
-		return bad("%s: a descriptor of type %q has no digest", c.p, d.MediaType)
-	}
-	if d.Size < 0 {
-		return bad("blob %s has the size %d in its descriptor", d.Digest, d.Size)
-	}
-	return nil
+// Describe implements manifest.Tree.
+func (c *checker) Describe(_ context.Context, s *pusher.Stored) (v1.Descriptor, bool, error) {
+	return s.Descriptor, manifest.Is(s.Descriptor.MediaType), nil
 }
 
-// readManifest gives what a manifest names.
-func readManifest(raw []byte, d v1.Descriptor) ([]v1.Descriptor, error) {
-	m, err := manifest.Parse(raw, d.MediaType)
-	if err != nil {
-		return nil, bad("manifest %s: %w", d.Digest, err)
-	}
-	below := m.Manifests
-	if !d.MediaType.IsIndex() {
-		below = slices.Concat(m.Layers, m.Blobs)
-		if m.Config != nil {
-			below = append(below, *m.Config)
+// Enter implements manifest.Tree. Digests were parsed by v1.Hash: nothing but hex
+// digits of the right number comes in, so that a path made of one cannot leave
+// the layout.
+func (c *checker) Enter(ctx context.Context, s *pusher.Stored, depth int) ([]*pusher.Stored, error) {
+	d := s.Descriptor
+	if !isEdited(s) {
+		err := c.p.stat(d)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && !d.MediaType.IsDistributable() && !c.nondistributable:
+			return nil, nil // a foreign layer: the registry is not sent it either
+		case errors.Is(err, fs.ErrNotExist) && manifest.Is(d.MediaType) && depth > 0:
+			return nil, fmt.Errorf("%w; where only some platforms are there, pick them with --platform", err)
+		case err != nil:
+			return nil, err
 		}
 	}
-	all := make([]v1.Descriptor, len(below))
-	for i, b := range below {
-		all[i] = b.V1()
+	if !manifest.Is(d.MediaType) {
+		return nil, nil
+	}
+	return children(ctx, s)
+}
+
+// Leave implements manifest.Tree.
+func (c *checker) Leave(context.Context, *pusher.Stored, []*pusher.Stored) error { return nil }
+
+// children are what a manifest names, in the same place.
+func children(ctx context.Context, s *pusher.Stored) ([]*pusher.Stored, error) {
+	_, m, err := readManifest(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	named := m.Children(s.Descriptor.MediaType)
+	all := make([]*pusher.Stored, len(named))
+	for i, d := range named {
+		all[i] = at(s, d)
 	}
 	return all, nil
+}
+
+// at is another manifest or blob of the place that s is in.
+func at(s *pusher.Stored, d manifest.Descriptor) *pusher.Stored {
+	return &pusher.Stored{Content: s.Content, Descriptor: d.V1(), MountFrom: s.MountFrom}
+}
+
+// readManifest reads and parses a manifest.
+func readManifest(ctx context.Context, s *pusher.Stored) ([]byte, *manifest.Manifest, error) {
+	raw, err := s.Manifest(ctx)
+	if err != nil {
+		return nil, nil, kept(err)
+	}
+	m, err := manifest.Parse(raw, s.Descriptor.MediaType)
+	if err != nil {
+		return nil, nil, bad("manifest %s: %w", s.Descriptor.Digest, err)
+	}
+	return raw, m, nil
 }
 
 // dir is a layout in a directory.

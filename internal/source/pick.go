@@ -2,21 +2,18 @@ package source
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/opencontainers/go-digest"
 
 	"github.com/rpush-go/rpush/internal/manifest"
-	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -26,59 +23,45 @@ func (o Options) pick(ctx context.Context, s *pusher.Stored) (*pusher.Stored, er
 	if len(o.Platforms) == 0 {
 		return s, nil
 	}
-	raw, err := s.Manifest(ctx)
+	raw, m, err := readManifest(ctx, s)
 	if err != nil {
-		return nil, kept(err)
+		return nil, err
 	}
 	if !s.Descriptor.MediaType.IsIndex() {
-		config, err := readConfig(ctx, s, raw)
+		config, err := readConfig(ctx, s, m)
 		if err != nil {
 			return nil, err
 		}
 		return s, o.fits(config, s.Descriptor.Digest.String())
 	}
-	idx, err := readIndex(raw)
-	if err != nil {
-		return nil, bad("index %s: %w", s.Descriptor.Digest, err)
-	}
-	var picked []v1.Descriptor
+	picked := map[v1.Hash]bool{}
+	var last manifest.Descriptor
 	for _, p := range o.Platforms {
-		d, err := one(idx, p)
+		d, err := one(m, p)
 		if err != nil {
 			return nil, bad("index %s: %w", s.Descriptor.Digest, err)
 		}
-		if !slices.ContainsFunc(picked, func(o v1.Descriptor) bool { return o.Digest == d.Digest }) {
-			picked = append(picked, d)
-		}
+		picked[d.Digest], last = true, d
 	}
 	if len(o.Platforms) == 1 {
-		return &pusher.Stored{Content: s.Content, Descriptor: picked[0], MountFrom: s.MountFrom}, nil
+		return at(s, last), nil
 	}
-	is := map[string]bool{}
-	for _, d := range picked {
-		is[d.Digest.String()] = true
-	}
-	for _, d := range idx.Manifests {
-		if is[d.Annotations[saved.AttestsTo]] {
-			picked = append(picked, d)
+	keep := maps.Clone(picked)
+	for _, d := range m.Manifests {
+		if of, err := v1.NewHash(d.Attests()); err == nil && picked[of] {
+			keep[d.Digest] = true
 		}
 	}
-	return edit(s, raw, picked)
-}
-
-// readIndex is strict about nothing but size and shape.
-func readIndex(raw []byte) (*v1.IndexManifest, error) {
-	var m v1.IndexManifest
-	return &m, manifest.Unmarshal(raw, &m)
+	return edit(s, raw, keep)
 }
 
 // one finds the image for a platform: the one that says exactly the same, or
 // the only one that fits.
-func one(idx *v1.IndexManifest, p v1.Platform) (v1.Descriptor, error) {
-	var fit []v1.Descriptor
+func one(idx *manifest.Manifest, p v1.Platform) (manifest.Descriptor, error) {
+	var fit []manifest.Descriptor
 	var have []string
 	for _, d := range idx.Manifests {
-		if d.Platform == nil || d.Annotations[saved.AttestsTo] != "" {
+		if d.Platform == nil || d.Attests() != "" {
 			continue
 		}
 		have = append(have, d.Platform.String())
@@ -91,22 +74,19 @@ func one(idx *v1.IndexManifest, p v1.Platform) (v1.Descriptor, error) {
 	}
 	switch len(fit) {
 	case 0:
-		return v1.Descriptor{}, fmt.Errorf("no image for %s; it has: %s", p, oneOf(have))
+		return manifest.Descriptor{}, fmt.Errorf("no image for %s; it has: %s", p, oneOf(have))
 	case 1:
 		return fit[0], nil
 	}
-	return v1.Descriptor{}, fmt.Errorf("several images fit %s, say which; it has: %s", p, oneOf(have))
+	return manifest.Descriptor{}, fmt.Errorf("several images fit %s, say which; it has: %s", p, oneOf(have))
 }
 
 // readConfig reads the config that a manifest names.
-func readConfig(ctx context.Context, s *pusher.Stored, raw []byte) ([]byte, error) {
-	var m struct {
-		Config *v1.Descriptor `json:"config"`
-	}
-	if err := manifest.Unmarshal(raw, &m); err != nil || m.Config == nil {
+func readConfig(ctx context.Context, s *pusher.Stored, m *manifest.Manifest) ([]byte, error) {
+	if m.Config == nil {
 		return nil, bad("manifest %s is no image, and for no platform", s.Descriptor.Digest)
 	}
-	r, err := s.Content.Open(ctx, *m.Config, 0)
+	r, err := s.Content.Open(ctx, m.Config.V1(), 0)
 	if err != nil {
 		return nil, kept(err)
 	}
@@ -159,42 +139,21 @@ func (e *edited) Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error) 
 	return e.Content.Manifest(ctx, d)
 }
 
+// isEdited reports whether s is a manifest that edit made.
+func isEdited(s *pusher.Stored) bool {
+	e, ok := s.Content.(*edited)
+	return ok && e.digest == s.Descriptor.Digest
+}
+
 // edit makes an index of some manifests of another; all else it says stays.
-func edit(s *pusher.Stored, raw []byte, manifests []v1.Descriptor) (*pusher.Stored, error) {
-	all := map[string]json.RawMessage{}
-	if err := manifest.Unmarshal(raw, &all); err != nil {
-		return nil, bad("index %s: %w", s.Descriptor.Digest, err)
-	}
-	var old []json.RawMessage
-	if err := json.Unmarshal(all["manifests"], &old); err != nil {
-		return nil, bad("index %s: %w", s.Descriptor.Digest, err)
-	}
-	is := map[v1.Hash]bool{}
-	for _, d := range manifests {
-		is[d.Digest] = true
-	}
-	var left []json.RawMessage
-	for _, one := range old {
-		var d v1.Descriptor
-		if err := json.Unmarshal(one, &d); err == nil && is[d.Digest] {
-			left = append(left, one)
-		}
-	}
-	var err error
-	if all["manifests"], err = json.Marshal(left); err != nil {
-		return nil, err
-	}
-	out, err := json.Marshal(all)
+func edit(s *pusher.Stored, raw []byte, keep map[v1.Hash]bool) (*pusher.Stored, error) {
+	out, err := manifest.KeepManifests(raw, keep)
 	if err != nil {
-		return nil, err
-	}
-	h, err := v1.NewHash(digest.FromBytes(out).String())
-	if err != nil {
-		return nil, err
+		return nil, bad("index %s: %w", s.Descriptor.Digest, err)
 	}
 	d := s.Descriptor
-	d.Digest, d.Size = h, int64(len(out))
-	return &pusher.Stored{Content: &edited{s.Content, h, out}, Descriptor: d, MountFrom: s.MountFrom}, nil
+	d.Digest, d.Size = hashOf(out), int64(len(out))
+	return &pusher.Stored{Content: &edited{s.Content, d.Digest, out}, Descriptor: d, MountFrom: s.MountFrom}, nil
 }
 
 // friends finds what belongs to a manifest.
@@ -218,68 +177,88 @@ func (o Options) accompany(ctx context.Context, s *pusher.Stored, f friends) (re
 	if !o.Referrers && !o.DigestTags {
 		return s, nil
 	}
-	b := &pusher.Bundle{Image: s, Tagged: map[string]remote.Taggable{}}
-	queue := []*pusher.Stored{s}
-	known := map[v1.Hash]bool{s.Descriptor.Digest: true}
-	add := func(n *pusher.Stored) bool {
-		if known[n.Descriptor.Digest] {
-			return false
-		}
-		known[n.Descriptor.Digest] = true
-		queue = append(queue, n)
-		return true
+	c := &companions{
+		o: o, f: f, b: &pusher.Bundle{Image: s, Tagged: map[string]remote.Taggable{}},
+		known: map[v1.Hash]bool{s.Descriptor.Digest: true},
 	}
-	for len(queue) > 0 {
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		if len(known) > maxFriends {
-			return nil, bad("more than %d manifests belong to %s", maxFriends, s.Descriptor.Digest)
-		}
-		m := queue[0]
-		queue = queue[1:]
-		if m.Descriptor.MediaType.IsIndex() {
-			raw, err := m.Manifest(ctx)
-			if err != nil {
-				return nil, kept(err)
-			}
-			idx, err := readIndex(raw)
-			if err != nil {
-				return nil, bad("index %s: %w", m.Descriptor.Digest, err)
-			}
-			for _, d := range idx.Manifests {
-				if d.MediaType.IsImage() || d.MediaType.IsIndex() {
-					add(&pusher.Stored{Content: m.Content, Descriptor: manifest.Bare(d), MountFrom: m.MountFrom})
-				}
-			}
-		}
-		if o.Referrers {
-			all, err := f.referrers(ctx, m.Descriptor.Digest)
-			if err != nil {
-				return nil, err
-			}
-			for _, r := range all {
-				if add(r) {
-					b.Referrers = append(b.Referrers, r)
-				}
-			}
-		}
-		if o.DigestTags {
-			all, err := f.tagged(ctx, m.Descriptor.Digest)
-			if err != nil {
-				return nil, err
-			}
-			for tag, t := range all {
-				add(t)
-				b.Tagged[tag] = t
-			}
-		}
+	w := manifest.Walker[*pusher.Stored]{Tree: c}
+	switch err := w.Walk(ctx, s); {
+	case err == nil:
+	case ctx.Err() != nil:
+		return nil, err
+	default:
+		return nil, kept(err)
 	}
-	if len(b.Referrers)+len(b.Tagged) == 0 {
+	if len(c.b.Referrers)+len(c.b.Tagged) == 0 {
 		return s, nil
 	}
-	return b, nil
+	return c.b, nil
 }
+
+// companions is a walk over the manifests of an image and over what accompanies
+// each of them.
+type companions struct {
+	o     Options
+	f     friends
+	b     *pusher.Bundle
+	known map[v1.Hash]bool
+}
+
+// Describe implements manifest.Tree.
+func (c *companions) Describe(_ context.Context, s *pusher.Stored) (v1.Descriptor, bool, error) {
+	return s.Descriptor, true, nil
+}
+
+// Enter implements manifest.Tree.
+func (c *companions) Enter(ctx context.Context, s *pusher.Stored, _ int) (next []*pusher.Stored, err error) {
+	add := func(n *pusher.Stored) bool {
+		if c.known[n.Descriptor.Digest] {
+			return false
+		}
+		c.known[n.Descriptor.Digest] = true
+		next = append(next, n)
+		return true
+	}
+	if s.Descriptor.MediaType.IsIndex() {
+		_, m, err := readManifest(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range m.Manifests {
+			if d.MediaType.IsImage() || d.MediaType.IsIndex() {
+				add(at(s, d))
+			}
+		}
+	}
+	if c.o.Referrers {
+		all, err := c.f.referrers(ctx, s.Descriptor.Digest)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range all {
+			if add(r) {
+				c.b.Referrers = append(c.b.Referrers, r)
+			}
+		}
+	}
+	if c.o.DigestTags {
+		all, err := c.f.tagged(ctx, s.Descriptor.Digest)
+		if err != nil {
+			return nil, err
+		}
+		for tag, t := range all {
+			add(t)
+			c.b.Tagged[tag] = t
+		}
+	}
+	if len(c.known) > maxFriends {
+		return nil, bad("more than %d manifests belong to %s", maxFriends, c.b.Image.(*pusher.Stored).Descriptor.Digest)
+	}
+	return next, nil
+}
+
+// Leave implements manifest.Tree.
+func (c *companions) Leave(context.Context, *pusher.Stored, []*pusher.Stored) error { return nil }
 
 // everything calls f for the image and for what accompanies it.
 func everything(t remote.Taggable, f func(*pusher.Stored) error) error {
@@ -313,7 +292,10 @@ func (l *layoutFriends) referrers(ctx context.Context, h v1.Hash) ([]*pusher.Sto
 	}
 	l.about = map[v1.Hash][]*pusher.Stored{}
 	// A fallback tag in the layout lists what index.json need not name.
-	all := slices.Clone(l.top.Manifests)
+	var all []manifest.Descriptor
+	for _, d := range l.top.Manifests {
+		all = append(all, manifest.Of(d))
+	}
 	read := map[v1.Hash]bool{} // each once
 	for _, d := range l.top.Manifests {
 		if ctx.Err() != nil {
@@ -328,7 +310,7 @@ func (l *layoutFriends) referrers(ctx context.Context, h v1.Hash) ([]*pusher.Sto
 		if err != nil {
 			return nil, kept(err)
 		}
-		if idx, err := readIndex(raw); err == nil {
+		if idx, err := manifest.Parse(raw, ""); err == nil {
 			all = append(all, idx.Manifests...)
 		}
 	}
@@ -337,19 +319,16 @@ func (l *layoutFriends) referrers(ctx context.Context, h v1.Hash) ([]*pusher.Sto
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if read[d.Digest] || !d.MediaType.IsImage() && !d.MediaType.IsIndex() && d.MediaType != artifactManifest {
+		if read[d.Digest] || !manifest.Is(d.MediaType) {
 			continue
 		}
 		read[d.Digest] = true
-		s := &pusher.Stored{Content: l.p, Descriptor: manifest.Bare(d)}
+		s := &pusher.Stored{Content: l.p, Descriptor: d.V1()}
 		raw, err := s.Manifest(ctx)
 		if err != nil {
 			return nil, kept(err)
 		}
-		var m struct {
-			Subject *manifest.Descriptor `json:"subject"`
-		}
-		if manifest.Unmarshal(raw, &m) == nil && m.Subject != nil {
+		if m, err := manifest.Parse(raw, ""); err == nil && m.Subject != nil {
 			l.about[m.Subject.Digest] = append(l.about[m.Subject.Digest], s)
 		}
 	}

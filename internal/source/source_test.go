@@ -326,7 +326,7 @@ func TestOCIForeignInput(t *testing.T) {
 
 	t.Run("nested too deep", func(t *testing.T) {
 		idx := must(random.Index(10, 1, 1))
-		for range maxDepth {
+		for range 16 {
 			idx = mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: idx})
 		}
 		p := newLayout(t, "deep")

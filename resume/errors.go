@@ -66,6 +66,21 @@ func (e *BudgetError) Error() string {
 // Unwrap returns the last failure.
 func (e *BudgetError) Unwrap() error { return e.Err }
 
+// ContentError is a registry's refusal to store a blob whose bytes arrived as
+// they are at the source: it checks what blobs contain, as Nexus does, or has
+// another rule against it. It is of the kind ErrRefused.
+type ContentError struct {
+	// Err is what the registry said.
+	Err error
+}
+
+func (e *ContentError) Error() string {
+	return "the registry refuses to store the blob, although its bytes are good: " + protocol.Text(e.Err)
+}
+
+// Unwrap returns what the registry said.
+func (e *ContentError) Unwrap() error { return e.Err }
+
 // Error is the failure of one blob, with what is known about it.
 type Error struct {
 	// Op is what was being done: "check", "open", "send", "status", "commit".

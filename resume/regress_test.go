@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/rpush-go/rpush/internal/testgear/memnet"
 	"github.com/rpush-go/rpush/internal/testgear/scripted"
 	"github.com/rpush-go/rpush/resume"
@@ -242,6 +244,44 @@ func TestLostCommitOnObjectStorage(t *testing.T) {
 				if res := l.delivers(content(100_000)); !res.Existed { // an ordinary check says yes as well
 					t.Errorf("the second upload: %+v", res)
 				}
+			})
+		})
+	}
+}
+
+// A registry that checks what a blob contains refuses it at the commit: Nexus, with
+// strict content type validation. Sending the blob again would not help.
+func TestContentRefused(t *testing.T) {
+	nexus := []byte(`{"errors":[{"code":"BLOB_UPLOAD_INVALID","message":"blob upload invalid","detail":"Invalid docker content v2/-/blobs/sha256:0"}]}`)
+	policy := []byte(`{"errors":[{"code":"POLICY","message":"encrypted layers are not allowed"}]}`)
+	data := content(100_000)
+	for name, body := range map[string][]byte{"nexus": nexus, "another code": policy} {
+		t.Run(name, func(t *testing.T) {
+			refuse := func(r scripted.Request) scripted.Action {
+				if r.Kind == scripted.Put {
+					return scripted.Action{Before: 400, Body: body}
+				}
+				return scripted.Action{}
+			}
+			var wrong *resume.ContentError
+			inLab(t, scripted.Options{Intercept: refuse}, resume.Options{}, func(l *lab) {
+				err := l.fails(blobOf(data), resume.ErrRefused)
+				if !errors.As(err, &wrong) || l.count(scripted.Patch) != 1 || !strings.Contains(err.Error(), "BLOB_UPLOAD_INVALID") && !strings.Contains(err.Error(), "encrypted") {
+					t.Errorf("%d PATCHes, and %v", l.count(scripted.Patch), err)
+				}
+			})
+			// After a break an offset may have been wrong.
+			inLab(t, scripted.Options{Intercept: all(brokenBody(50_000), refuse)}, resume.Options{}, func(l *lab) {
+				err := l.fails(blobOf(data), resume.ErrRefused)
+				if !errors.As(err, &wrong) || l.count(scripted.Patch) != 3 {
+					t.Errorf("%d PATCHes, and %v", l.count(scripted.Patch), err)
+				}
+			})
+			// A bad source is named first.
+			inLab(t, scripted.Options{Intercept: refuse}, resume.Options{}, func(l *lab) {
+				b := blobOf(data)
+				b.Digest = digest.FromString("other")
+				l.fails(b, resume.ErrSource)
 			})
 		})
 	}

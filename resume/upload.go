@@ -742,8 +742,16 @@ func (u *upload) reject(ctx context.Context, refusal *protocol.StatusError) erro
 	if err := u.blob.verify(ctx); err != nil {
 		return err
 	}
+	// Without a break no offset can have been wrong, so the answer is about what
+	// the blob contains.
+	if u.undisturbed() && refusal.RefusesContent() {
+		return &ContentError{Err: refusal}
+	}
 	if u.rejected++; u.rejected > 1 {
-		return fmt.Errorf("the source is good, its bytes were sent twice, and still: %w", refusal)
+		if refusal.Has(transport.DigestInvalidErrorCode) {
+			return fmt.Errorf("the source is good, its bytes were sent twice, and still: %w", refusal)
+		}
+		return &ContentError{Err: refusal}
 	}
 	why := "the registry refuses the digest of a good source: an offset it gave was wrong"
 	if !refusal.Has(transport.DigestInvalidErrorCode) {
@@ -751,6 +759,11 @@ func (u *upload) reject(ctx context.Context, refusal *protocol.StatusError) erro
 	}
 	u.warn(errors.New(why + "; sending the blob again"))
 	return u.drop(refusal)
+}
+
+// undisturbed reports whether nothing has gone wrong in this upload.
+func (u *upload) undisturbed() bool {
+	return u.res.Breaks == 0 && u.res.Resumes == 0 && u.res.Restarts == 0 && u.sess.refused == 0 && !u.sess.recorded
 }
 
 // arrived asks for the blob after something of it was sent.

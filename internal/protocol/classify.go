@@ -284,6 +284,21 @@ func (e *StatusError) Mentions(text string) bool {
 	return slices.ContainsFunc(e.Err.Errors, func(d transport.Diagnostic) bool { return strings.Contains(d.Message, text) })
 }
 
+// aboutSessions are the codes of a refused commit that can mean a lost session or
+// a wrong offset.
+var aboutSessions = []transport.ErrorCode{
+	transport.DigestInvalidErrorCode, transport.BlobUploadInvalidErrorCode, transport.BlobUploadUnknownErrorCode,
+	transport.BlobUnknownErrorCode, transport.SizeInvalidErrorCode, transport.UnsupportedErrorCode, transport.UnknownErrorCode, "",
+}
+
+// RefusesContent reports whether the answer to a commit is about what the blob
+// contains. Nexus says so with the code BLOB_UPLOAD_INVALID and "Invalid docker
+// content": https://github.com/cirruslabs/tart/issues/252.
+func (e *StatusError) RefusesContent() bool {
+	return e.Mentions("Invalid docker content") ||
+		slices.ContainsFunc(e.Err.Errors, func(d transport.Diagnostic) bool { return !slices.Contains(aboutSessions, d.Code) })
+}
+
 // TooLarge reports whether the answer refuses a body for its size: 413, or 416
 // in GHCR's words: "the request body is too large and exceeds the maximum
 // permissible limit of 4.00MiB".

@@ -636,7 +636,7 @@ func kind(path, base string) string {
 	if path == "/v2/" {
 		return "ping"
 	}
-	for _, k := range []string{"manifests/", "blobs/uploads/", "blobs/"} {
+	for _, k := range []string{"manifests/", "blobs/uploads/", "blobs/upload/", "blobs/"} {
 		if len(path) >= len(base)+len(k) && path[:len(base)] == base && path[len(base):len(base)+len(k)] == k {
 			return k[:len(k)-1]
 		}

@@ -10,7 +10,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"regexp"
 	"slices"
@@ -422,86 +421,4 @@ func Unexpected(a *wire.Answer, now time.Time) *StatusError {
 	e := &StatusError{Status: a.Status, After: RetryAfter(a.Header, now), RequestID: printable(RequestID(a.Header)), Conn: a.Conn, Err: clean(te, a.Request)}
 	e.limit(a.Header, a.Body[:min(len(a.Body), 64<<10)]...)
 	return e
-}
-
-// clean makes a registry's error fit to be shown: without the body that it may
-// be, with details only where they are short texts, and without what it may
-// quote of the location or of credentials.
-func clean(te *transport.Error, r *http.Request) *transport.Error {
-	c := &transport.Error{StatusCode: te.StatusCode, Request: scrub(te.Request)}
-	for _, d := range te.Errors {
-		show := func(s string) string { return printable(credential().ReplaceAllString(hide(r, s), "$1 ...")) }
-		detail, _ := d.Detail.(string)
-		n := transport.Diagnostic{Code: transport.ErrorCode(show(string(d.Code))), Message: show(d.Message)}
-		if detail != "" {
-			n.Message += " (" + show(detail) + ")"
-		}
-		c.Errors = append(c.Errors, n)
-	}
-	return c
-}
-
-// credential is what follows the name of an authentication scheme.
-var credential = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?i)\b(basic|bearer)\s+\S+`) })
-
-// printable keeps a stranger's text from steering a terminal or filling a log.
-func printable(s string) string {
-	s = strings.ToValidUTF8(s, "?")
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
-			return ' '
-		}
-		return r
-	}, s)
-	if len(s) > 300 {
-		s = strings.ToValidUTF8(s[:300], "") + "..."
-	}
-	return s
-}
-
-// hide takes out of a registry's words what it may quote of the location.
-func hide(r *http.Request, text string) string {
-	if r == nil {
-		return text
-	}
-	_, session, _ := strings.Cut(r.URL.Path, "/blobs/uploads/")
-	secrets := append(strings.Split(session, "/"), r.URL.RawQuery)
-	for k, vs := range r.URL.Query() {
-		if k != "digest" && k != "mount" && k != "from" {
-			secrets = append(secrets, vs...)
-		}
-	}
-	for _, s := range secrets {
-		if len(s) > 3 {
-			text = strings.ReplaceAll(text, s, "...")
-		}
-	}
-	return text
-}
-
-// scrub leaves of a request what may be shown: the path of an upload location
-// and every query can be a capability.
-func scrub(r *http.Request) *http.Request {
-	if r == nil {
-		return nil
-	}
-	u := *r.URL
-	if i := strings.Index(u.Path, "/blobs/uploads/"); i >= 0 {
-		u.Path = u.Path[:i] + "/blobs/uploads/"
-		u.RawPath = ""
-	} else if !strings.HasPrefix(u.Path, "/v2/") {
-		u.Path, u.RawPath = "/", ""
-	}
-	u.RawQuery, u.User, u.Fragment = "", nil, ""
-	return &http.Request{Method: r.Method, URL: &u, Host: r.Host}
-}
-
-// Text is an error's text, fit for a log: without the URLs that net/http puts
-// into it and without what could steer a terminal.
-func Text(err error) string {
-	var ue *url.Error
-	if errors.As(err, &ue) {
-		err = ue.Err
-	}
-	return printable(err.Error())
 }

@@ -59,6 +59,15 @@ const (
 	Downgrade                     // http, whatever the request came by
 )
 
+// UploadPath is the path of upload locations.
+type UploadPath int
+
+const (
+	BlobsUploads     UploadPath = iota // /v2/NAME/blobs/uploads/ID
+	BlobsUpload                        // /v2/NAME/blobs/upload/ID, as on GHCR
+	ArtifactsUploads                   // /artifacts-uploads/NAME/ID, as on Artifact Registry
+)
+
 // StorageStyle is where the bytes of a blob are.
 type StorageStyle int
 
@@ -104,6 +113,11 @@ type Options struct {
 	StaleIsGone bool
 	// OneLocation gives every answer of a session the same Location.
 	OneLocation bool
+	// SingleUse answers 404 to any request on a Location that a PATCH or PUT has
+	// used, as Artifact Registry does.
+	SingleUse bool
+	// UploadPath is where upload locations are.
+	UploadPath UploadPath
 	// PatchStatus, when set, answers a PATCH that went well instead of 202.
 	PatchStatus int
 	// SaysOffset puts into the text of a 416 at which byte the session stands, as

@@ -298,6 +298,10 @@ func (x *exchange) classify() {
 		q.Kind = Stored
 		q.Repo, q.Reference, _ = cutLast(strings.TrimPrefix(r.URL.Path, storage), "/")
 		return
+	case strings.HasPrefix(r.URL.Path, artifacts):
+		if name, id, ok := cutLast(strings.TrimPrefix(r.URL.Path, artifacts), "/"); ok {
+			rest = name + "/blobs/uploads/" + id
+		}
 	case !isV2:
 		return
 	case rest == "":
@@ -306,7 +310,11 @@ func (x *exchange) classify() {
 		}
 		return
 	}
-	if name, id, ok := cutLast(rest, "/blobs/uploads/"); ok {
+	name, id, ok := cutLast(rest, "/blobs/uploads/")
+	if !ok {
+		name, id, ok = cutLast(rest, "/blobs/upload/")
+	}
+	if ok {
 		q.Repo, q.Upload = name, id
 		q.Reference = r.URL.Query().Get("digest")
 		switch {
@@ -576,6 +584,9 @@ func (x *exchange) getBlob() {
 	x.w.Header().Set("Docker-Content-Digest", x.q.Reference)
 	x.reply(http.StatusOK, b.data)
 }
+
+// artifacts is the path of upload locations of the style ArtifactsUploads.
+const artifacts = "/artifacts-uploads/"
 
 // storage is the path of what is stored.
 const storage = "/storage/"

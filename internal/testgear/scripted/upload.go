@@ -29,12 +29,13 @@ type upload struct {
 	received int64            // bytes of all bodies, stored or not
 	void     bool             // opened before a restart
 	states   map[string]int64 // offset each handed out state stands for
+	used     map[string]bool  // states that a PATCH or PUT came with
 }
 
 // open wants g.mu held.
 func (g *Registry) open(repo string) *upload {
 	g.sessions++
-	u := &upload{id: fmt.Sprintf("session-%04d", g.sessions), repo: repo, number: g.sessions, data: []byte{}, states: map[string]int64{}}
+	u := &upload{id: fmt.Sprintf("session-%04d", g.sessions), repo: repo, number: g.sessions, data: []byte{}, states: map[string]int64{}, used: map[string]bool{}}
 	g.uploads[u.id] = u
 	return u
 }
@@ -50,6 +51,12 @@ func (x *exchange) describe(u *upload, location bool) {
 		state := fmt.Sprintf("%08x", uint32(g.states)*2654435761) // opaque to the reader
 		u.states[state] = size
 		path := "/v2/" + u.repo + "/blobs/uploads/" + u.id
+		switch g.o.UploadPath {
+		case BlobsUpload:
+			path = "/v2/" + u.repo + "/blobs/upload/" + u.id
+		case ArtifactsUploads:
+			path = artifacts + u.repo + "/" + u.id
+		}
 		if !g.o.OneLocation {
 			path += "?_state=" + state
 		}
@@ -102,7 +109,14 @@ func (x *exchange) session() *upload {
 		x.fail(http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN", x.q.Upload)
 		return nil
 	}
-	offset, known := u.states[x.r.URL.Query().Get("_state")]
+	state := x.r.URL.Query().Get("_state")
+	offset, known := u.states[state]
+	if g.o.SingleUse && u.used[state] {
+		g.mu.Unlock()
+		x.fail(http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN", "this location was used before")
+		return nil
+	}
+	u.used[state] = u.used[state] || x.q.Kind == Patch || x.q.Kind == Put
 	stale := (!known || offset != int64(len(u.data))) && !g.o.OneLocation
 	void := u.void && !known
 	g.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/url"
 	"sync"
@@ -17,10 +18,20 @@ import (
 	"github.com/rpush-go/rpush/internal/wire"
 )
 
+const (
+	// fetchRate is the least rate, in bytes per second, at which a blob must
+	// arrive: below what is of any use, above what a registry needs to hold a
+	// reader for years.
+	fetchRate = 16 << 10
+	// fetchStart is what reading a blob of any size may take.
+	fetchStart = time.Minute
+)
+
 // maxRedirects is how far a blob may be from where it was asked for.
 const maxRedirects = 5
 
 var (
+	errSlowBlob  = errors.New("the registry sends the blob too slowly")
 	errShortBlob = errors.New("the registry ended the blob early")
 	errElsewhere = errors.New("the registry sent another part of the blob than was asked for")
 )
@@ -31,20 +42,27 @@ var (
 // ranges. It fails with an *Error, of the kind ErrSource where the registry
 // does not have the blob. Bytes are not verified.
 //
+// All calls of Read together may take a minute, a second for each 16 KiB of the
+// blob, and Options.RetryFor. Then Read fails with ErrInterrupted, however
+// steadily bytes come.
+//
 // Nothing is asked before the first Read. The context bounds reading as well.
 // Close may be called while a Read is under way.
 func (c *Client) Fetch(ctx context.Context, dgst digest.Digest, size, offset int64) io.ReadCloser {
-	ctx, cancel := context.WithCancel(ctx)
-	return &fetch{c: c, ctx: ctx, cancel: cancel, digest: dgst, size: size, offset: offset}
+	ctx, cancel := context.WithCancelCause(ctx)
+	left := fetchStart + time.Duration(min(max(size, 0), 1<<46)/fetchRate)*time.Second
+	left += min(max(c.o.RetryFor, 0), math.MaxInt64-left)
+	return &fetch{c: c, ctx: ctx, cancel: cancel, digest: dgst, size: size, offset: offset, left: left}
 }
 
 // fetch is a blob on its way here.
 type fetch struct {
 	c            *Client
 	ctx          context.Context // ends with Close
-	cancel       context.CancelFunc
+	cancel       context.CancelCauseFunc
 	digest       digest.Digest
 	size, offset int64
+	left         time.Duration // that Read may still take
 
 	mu   sync.Mutex // body, as Close sees it
 	body *wire.Download
@@ -60,6 +78,7 @@ func (f *fetch) Read(p []byte) (n int, err error) {
 		return 0, nil
 	}
 	p = p[:min(int64(len(p)), f.size-f.offset)]
+	defer f.limited()()
 	if f.body != nil {
 		if n, err = f.read(p); err == nil {
 			return n, nil
@@ -86,6 +105,18 @@ func (f *fetch) Read(p []byte) (n int, err error) {
 		return 0, f.c.failure("read", f.digest, f.offset, f.size, tries+1, err)
 	}
 	return n, nil
+}
+
+// limited ends the fetch if Read takes what is left of the time for it. Progress
+// does not give more: each byte, and each connection, would otherwise be good
+// for another stall timeout.
+func (f *fetch) limited() (done func()) {
+	began := time.Now()
+	t := time.AfterFunc(f.left, func() { f.cancel(errSlowBlob) })
+	return func() {
+		t.Stop()
+		f.left -= time.Since(began)
+	}
 }
 
 // read returns at least one byte or an error, after which there is no body.
@@ -121,7 +152,7 @@ func (f *fetch) set(d *wire.Download) {
 
 // Close gives up what is not read yet.
 func (f *fetch) Close() error {
-	f.cancel()
+	f.cancel(nil)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.gone = true

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -27,10 +28,17 @@ const (
 	maxRatio = 128
 	// maxVerifying bounds how many blobs are verified at once.
 	maxVerifying = 2
+	// verifyRate is the least rate, in bytes per second, at which a blob must
+	// arrive to be verified, beside verifyStart for a blob of any size.
+	verifyRate  = 64 << 10
+	verifyStart = time.Minute
 	// verifyWindow bounds the memory of a zstd decoder: 8 MiB is what every
 	// decoder must support (RFC 8878, section 3.1.1.1.2).
 	verifyWindow = 8 << 20
 )
+
+// errSlow ends a download that takes longer than it is worth.
+var errSlow = errors.New("the registry sends the blob too slowly")
 
 // errDiffers says that a blob does not hold the layer it was said to hold.
 var errDiffers = errors.New("the blob does not hold that layer")
@@ -138,13 +146,16 @@ func (j *Job) onRegistry(names []string) (repos []name.Repository) {
 }
 
 // verify downloads a blob and compares its digest, its size and its diffID. It
-// fails with errDiffers if any of them is another.
+// fails with errDiffers if any of them is another, and ends after a time that
+// depends on the size of the blob alone.
 func (j *Job) verify(ctx context.Context, repo name.Repository, diff digest.Digest, l known.Layer) error {
 	a, ok := compress.Of(mediaType(l))
 	h, err := v1.NewHash(l.Digest.String())
 	if !ok || err != nil || l.Digest.Validate() != nil || diff.Validate() != nil {
 		return errDiffers
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, verifyStart+time.Duration(l.Size/verifyRate)*time.Second, errSlow)
+	defer cancel()
 	at, err := j.Reader.Repository(ctx, repo)
 	if err != nil {
 		return err

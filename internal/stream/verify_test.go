@@ -4,16 +4,24 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net/http"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/rpush-go/rpush/internal/compress"
 	"github.com/rpush-go/rpush/internal/known"
+	"github.com/rpush-go/rpush/internal/testgear/memnet"
+	"github.com/rpush-go/rpush/internal/wire"
+	"github.com/rpush-go/rpush/pusher"
 )
 
 func compressed(t *testing.T, a compress.Algorithm, plain []byte) []byte {
@@ -115,4 +123,63 @@ func TestHoldsGivesUpBombs(t *testing.T) {
 			t.Errorf("%s: %d MiB allocated", tt.name, n>>20)
 		}
 	}
+}
+
+// A registry that sends a blob a byte at a time does not keep a push waiting:
+// the layer is compressed instead.
+func TestVerifyingEndsIfBytesTrickle(t *testing.T) {
+	plain := bytes.Repeat([]byte("layer"), 1000)
+	blob := compressed(t, compress.Gzip, plain)
+	synctest.Test(t, func(t *testing.T) {
+		net := memnet.New()
+		ln, err := net.Listen("reg.test:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if !strings.Contains(r.URL.Path, "/blobs/") {
+				return
+			}
+			w.Header().Set("Content-Length", strconv.Itoa(len(blob)))
+			for i := range blob {
+				if _, err := w.Write(blob[i : i+1]); err != nil || http.NewResponseController(w).Flush() != nil {
+					return
+				}
+				time.Sleep(50 * time.Second)
+			}
+		})}
+		go srv.Serve(ln)
+		tr := wire.New(wire.Options{Dial: net.Dial})
+		defer func() {
+			tr.CloseIdleConnections()
+			srv.Close()
+			time.Sleep(time.Hour)
+			synctest.Wait()
+		}()
+		p, err := pusher.New(pusher.Options{Transport: tr, Scheme: pusher.SchemeHTTP, Keychain: authn.NewMultiKeychain()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var warned []string
+		j := &Job{
+			Reader: p, Repository: "reg.test/team/app",
+			Warn: func(err error) { warned = append(warned, err.Error()) }, Doing: func(string) {},
+		}
+		l := known.Layer{
+			Digest: digest.FromBytes(blob), Size: int64(len(blob)), MediaType: string(types.OCILayer),
+			Repositories: []string{j.Repository},
+		}
+		repos := j.onRegistry(l.Repositories)
+		began := time.Now()
+		at, err := j.verifiedIn(t.Context(), digest.FromBytes(plain), l, repos, repos)
+		if at != "" || err != nil {
+			t.Errorf("got %q, %v, want nothing", at, err)
+		}
+		if took := time.Since(began); took > 2*time.Minute {
+			t.Errorf("it took %s", took)
+		}
+		if len(warned) != 1 || !strings.Contains(warned[0], "too slowly") {
+			t.Errorf("warnings: %q, want one about a slow blob", warned)
+		}
+	})
 }

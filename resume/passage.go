@@ -249,6 +249,9 @@ func (u *upload) pass(ctx context.Context) error {
 			if b := current.Load(); b != nil {
 				sent = (*b).Sent()
 			}
+			if g.put() && a.Status == http.StatusCreated && !protocol.SameOrigin(u.c.base, a.Request.URL) {
+				return u.confirmPassed(ctx, a, sent)
+			}
 			u.handOn(a, sent)
 			return nil
 		}
@@ -313,6 +316,24 @@ func (u *upload) handOn(a *wire.Answer, sent int64) {
 	u.c.pace.acknowledged()
 	u.settled()
 	u.c.pace.save()
+}
+
+// confirmPassed hands on an answer of another host to the client's commit once
+// the registry has the blob. Until then it is a commit in doubt.
+func (u *upload) confirmPassed(ctx context.Context, a *wire.Answer, sent int64) error {
+	g := u.guest
+	u.res.Sent += sent
+	if g.length < 0 {
+		g.length = sent
+		g.size(u)
+	}
+	u.unsettle(true)
+	u.sess.failed, u.sess.sent = true, max(u.blob.Size, g.start)
+	if err := u.confirm(ctx); err != nil {
+		return err
+	}
+	g.as = a
+	return nil
 }
 
 // Tracker implements wire.Tracking.

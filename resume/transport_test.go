@@ -19,6 +19,8 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/rpush-go/rpush/internal/testgear/memnet"
 	"github.com/rpush-go/rpush/internal/testgear/scripted"
 	"github.com/rpush-go/rpush/resume"
@@ -485,6 +487,44 @@ func TestTransportCredentials(t *testing.T) {
 		}
 		p.has(data)
 	})
+}
+
+// A commit that another host answers counts once the registry has the blob.
+func TestTransportConfirmsCommitsElsewhere(t *testing.T) {
+	data := content(10_000)
+	lie := scripted.Action{Before: http.StatusCreated, Header: http.Header{
+		"Docker-Content-Digest": {digest.FromBytes(data).String()}, "Location": {"/v2/team/app/blobs/" + digest.FromBytes(data).String()},
+	}}
+	for _, s := range styles {
+		ro := scripted.Options{Location: scripted.OtherHost, OtherHost: "other.test"}
+		ro.Intercept = func(q scripted.Request) scripted.Action {
+			if q.Kind == scripted.Put {
+				return lie
+			}
+			return scripted.Action{}
+		}
+		onTransport(t, ro, &resume.TransportOptions{RetryFor: time.Minute}, func(p *passing) {
+			if err := p.upload(p.t.Context(), s, data); err == nil {
+				t.Errorf("%s: 201, and the registry does not have the blob", s.name)
+			}
+		})
+		ro.Intercept = on(scripted.Put, 1, lie)
+		onTransport(t, ro, &resume.TransportOptions{}, func(p *passing) {
+			if err := p.upload(p.t.Context(), s, data); err != nil {
+				t.Errorf("%s: %v\n%s", s.name, err, p.log.String())
+				return
+			}
+			p.has(data)
+		})
+		// An honest answer is the client's.
+		ro.Intercept = nil
+		onTransport(t, ro, &resume.TransportOptions{}, func(p *passing) {
+			p.delivers(s, data)
+			if n := p.count(scripted.HeadBlob); n != 1 {
+				t.Errorf("%s: the blob was asked for %d times, want once", s.name, n)
+			}
+		})
+	}
 }
 
 // The answers to the client's own requests that are no breaks are the client's.

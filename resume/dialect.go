@@ -2,6 +2,8 @@ package resume
 
 import (
 	"sync"
+
+	"github.com/rpush-go/rpush/internal/protocol"
 )
 
 // Class is what a registry, with all that stands before it, has proved about a
@@ -41,6 +43,9 @@ type Dialect struct {
 	// MaxRanged is the same for bodies with a Content-Range. GHCR refuses those
 	// above 4 MiB, and takes whole blobs without Content-Range.
 	MaxRanged int64 `json:"maxRanged,omitempty"`
+	// MaxChunk is the registry's OCI-Chunk-Max-Length in bytes, which bounds all
+	// bodies. 0 is any size.
+	MaxChunk int64 `json:"maxChunk,omitempty"`
 	// StatusGET: the offset is answered to GET, not to HEAD.
 	StatusGET bool `json:"statusGet,omitempty"`
 	// OffByOne: the Range of a status answer ends at the number of bytes held,
@@ -152,6 +157,9 @@ func (d Dialect) valid() Dialect {
 	if d.MaxRanged != 0 {
 		d.MaxRanged = max(d.MaxRanged, leastBody)
 	}
+	if d.MaxChunk != 0 {
+		d.MaxChunk = max(d.MaxChunk, leastBody)
+	}
 	return d
 }
 
@@ -173,6 +181,9 @@ func (p *pacer) next(left int64, whole bool) (n int64, fresh bool) {
 	}
 	if p.d.MaxBody > 0 {
 		n = min(n, max(p.d.MaxBody, p.least))
+	}
+	if most := p.d.MaxChunk; most > 0 && n > most {
+		n = max(min(round(most), most), p.least)
 	}
 	if p.d.MaxRanged > 0 && (!whole || n < left) {
 		n = min(n, max(p.d.MaxRanged, p.least))
@@ -388,9 +399,8 @@ func (p *pacer) refusesPut() {
 	})
 }
 
-// needs notes the registry's OCI-Chunk-Min-Length.
-func (p *pacer) needs(least int64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.least = least
+// announced notes what the registry says about the sizes of chunks when it opens
+// a session.
+func (p *pacer) announced(l protocol.ChunkLengths) {
+	p.learn(func() { p.least, p.d.MaxChunk = l.Min, l.Max })
 }

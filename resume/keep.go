@@ -95,10 +95,11 @@ func (u *upload) recall(ctx context.Context) error {
 		return nil
 	}
 	u.saved = r
-	u.c.pace.needs(r.MinChunk)
+	lengths := protocol.ChunkLengths{Min: r.MinChunk, Max: r.MaxChunk}
+	u.c.pace.announced(lengths)
 	u.sess = &session{
 		location: at, kept: &r, recorded: true, opened: r.Opened, draining: true, broken: true,
-		acked: r.Acked, sent: u.blob.Size, minChunk: r.MinChunk,
+		acked: r.Acked, sent: u.blob.Size, lengths: lengths, part: r.Part,
 	}
 	return nil
 }
@@ -183,7 +184,8 @@ func (u *upload) keep(ctx context.Context) {
 	}
 	r := Record{
 		Key: u.c.key(u.blob.Digest), Reference: u.c.o.Reference,
-		Location: s.location.String(), Size: u.blob.Size, Offset: s.offset, Acked: s.acked, MinChunk: s.minChunk, Idle: s.idle,
+		Location: s.location.String(), Size: u.blob.Size, Offset: s.offset, Acked: s.acked, Idle: s.idle,
+		MinChunk: s.lengths.Min, MaxChunk: s.lengths.Max, Part: s.part,
 		Opened: s.opened.UTC().Truncate(time.Second), Updated: time.Now().UTC().Truncate(time.Second),
 	}
 	old := u.saved

@@ -44,6 +44,10 @@ type Record struct {
 	// MinChunk is the registry's OCI-Chunk-Min-Length in bytes, said when the
 	// session was opened.
 	MinChunk int64 `json:"minChunk,omitempty"`
+	// MaxChunk is its OCI-Chunk-Max-Length. With it, Part is the size in bytes that
+	// all chunks of the session have but the last, 0 before the first.
+	MaxChunk int64 `json:"maxChunk,omitempty"`
+	Part     int64 `json:"part,omitempty"`
 	// Idle counts the processes in a row that found the upload where the one
 	// before them had left it.
 	Idle   int       `json:"idle,omitempty"`
@@ -93,7 +97,7 @@ func (r Record) sound() bool {
 		return false
 	}
 	return 0 <= r.Offset && r.Offset <= r.Size && 0 <= r.Acked && r.Acked <= r.Size &&
-		0 <= r.MinChunk && r.MinChunk <= 1<<30 && 0 <= r.Idle && r.Idle <= maxIdle
+		0 <= r.MinChunk && r.MinChunk <= 1<<30 && 0 <= r.MaxChunk && 0 <= r.Part && r.Part <= r.Size && 0 <= r.Idle && r.Idle <= maxIdle
 }
 
 // maxIdle bounds Record.Idle.

@@ -255,7 +255,9 @@ func (t *transporter) learn(req *http.Request, resp *http.Response) bool {
 		return false
 	}
 	s.location = l.URL
-	t.pacer(base).needs(protocol.ChunkMinLength(resp.Header))
+	if req.Method == http.MethodPost {
+		t.pacer(base).announced(protocol.ParseChunkLengths(resp.Header))
+	}
 	t.put(s)
 	return true
 }

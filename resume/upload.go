@@ -96,7 +96,9 @@ type session struct {
 	opened   time.Time
 	idle     int
 
-	minChunk int64 // OCI-Chunk-Min-Length
+	lengths  protocol.ChunkLengths
+	part     int64 // the size of its first chunk, which a registry that announces a largest wants all to have
+	cuts     int   // requests in a row that broke since the last answer to a PATCH
 	ranged   int64 // what the Range of the last good answer to a PATCH said
 	answered bool  // the last PATCH was answered well
 	stuck    bool  // its Range had not moved
@@ -273,8 +275,8 @@ func (u *upload) open(ctx context.Context) error {
 	if err := u.relocate(s, at, a); err != nil {
 		return protocol.Kind(protocol.ErrEndpoint, err)
 	}
-	s.minChunk = protocol.ChunkMinLength(a.Header)
-	u.c.pace.needs(s.minChunk)
+	s.lengths = protocol.ParseChunkLengths(a.Header)
+	u.c.pace.announced(s.lengths)
 	u.sess, u.blob.Missing = s, false
 	u.emit(Event{Kind: Opened})
 	u.keep(ctx)
@@ -291,7 +293,13 @@ func (u *upload) send(ctx context.Context) error {
 	whole := untouched && (u.guest == nil || !u.guest.ranged())
 	n, fresh := u.c.pace.next(u.blob.Size-s.offset, whole)
 	if s.probing {
-		n = min(n, max(probeBody, s.minChunk)) // it may be refused
+		n = min(n, max(probeBody, s.lengths.Min)) // it may be refused
+	}
+	if part := min(s.part, u.blob.Size-s.offset); part > 0 {
+		if n < part && s.cuts > 1 {
+			return u.drop(fmt.Errorf("chunks of %d bytes do not get through, and the session takes no smaller ones", part))
+		}
+		n = part
 	}
 	cut, from, sent := s.cut, s.start, s.sent
 	start, end := s.offset, s.offset+n
@@ -370,6 +378,7 @@ func (u *upload) sent(ctx context.Context, body wire.Body, start, n int64, err e
 	if err == nil {
 		return nil
 	}
+	s.cuts++
 	s.sent = max(s.sent, start+sent)
 	s.failed, s.probing = true, false
 	u.unsettle(true)
@@ -400,6 +409,10 @@ func (u *upload) acknowledge(ctx context.Context, end int64, a *wire.Answer) err
 	}
 	u.c.pace.acknowledged()
 	u.proved()
+	s.cuts = 0
+	if s.lengths.Max > 0 && s.start == 0 && end < u.blob.Size {
+		s.part = end // Cloudflare's registry refuses chunks of another size, but for the last
+	}
 	before := s.ranged
 	s.ranged, s.answered, s.stuck = held.Bytes, true, ranged && before > 0 && held.Bytes == before
 	s.acked, s.refused, s.guessed, s.probing, u.excused = end, 0, false, false, false

@@ -113,14 +113,31 @@ func NextPage(h http.Header) (query string, ok bool) {
 	return "", false
 }
 
-// ChunkMinLength reads OCI-Chunk-Min-Length in bytes, 0 where there is none. It
-// is bounded: a registry cannot make a chunk larger than 1 GiB.
-func ChunkMinLength(h http.Header) int64 {
-	n, err := strconv.ParseInt(strings.TrimSpace(h.Get("OCI-Chunk-Min-Length")), 10, 64)
-	if err != nil {
-		return 0
+// ChunkLengths are bounds in bytes on all chunks of an upload but the last, which
+// has only the upper one. 0 is no bound, and Min is never above a Max.
+type ChunkLengths struct {
+	Min, Max int64
+}
+
+// ParseChunkLengths reads OCI-Chunk-Min-Length and OCI-Chunk-Max-Length. The
+// latter is an open proposal (https://github.com/opencontainers/distribution-spec/issues/485)
+// that Cloudflare's registry sends. A registry cannot make chunks larger than
+// 1 GiB by Min, or smaller than 64 KiB by Max. If they contradict each other, Max
+// counts: it is what a larger body is refused for.
+func ParseChunkLengths(h http.Header) ChunkLengths {
+	length := func(name string) int64 {
+		n, err := strconv.ParseInt(strings.TrimSpace(h.Get(name)), 10, 64)
+		if err != nil {
+			return 0
+		}
+		return max(n, 0)
 	}
-	return min(max(n, 0), 1<<30)
+	l := ChunkLengths{Min: min(length("OCI-Chunk-Min-Length"), 1<<30), Max: length("OCI-Chunk-Max-Length")}
+	if l.Max > 0 {
+		l.Max = max(l.Max, 64<<10)
+		l.Min = min(l.Min, l.Max)
+	}
+	return l
 }
 
 // MaxWait bounds what a Retry-After may ask for.

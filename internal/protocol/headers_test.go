@@ -221,3 +221,28 @@ func TestIsBlob(t *testing.T) {
 		}
 	}
 }
+
+func TestParseChunkLengths(t *testing.T) {
+	for _, c := range []struct {
+		least, most string
+		want        ChunkLengths
+	}{
+		{"", "", ChunkLengths{}},
+		{"5242880", "100000000", ChunkLengths{Min: 5242880, Max: 100000000}},
+		{" 7 ", "", ChunkLengths{Min: 7}},
+		{"", "70000", ChunkLengths{Max: 70000}},
+		{"x", "y", ChunkLengths{}},
+		{"-1", "-1", ChunkLengths{}},
+		{"0", "0", ChunkLengths{}},
+		{"", "1", ChunkLengths{Max: 64 << 10}},
+		{"5242880", "1048576", ChunkLengths{Min: 1048576, Max: 1048576}},
+		{"9000000000000000000", "", ChunkLengths{Min: 1 << 30}},
+		{"99999999999999999999", "99999999999999999999", ChunkLengths{}},
+		{"", "9223372036854775807", ChunkLengths{Max: 1<<63 - 1}},
+	} {
+		h := http.Header{"Oci-Chunk-Min-Length": {c.least}, "Oci-Chunk-Max-Length": {c.most}}
+		if got := ParseChunkLengths(h); got != c.want {
+			t.Errorf("min %q, max %q: got %+v, want %+v", c.least, c.most, got, c.want)
+		}
+	}
+}

@@ -229,11 +229,19 @@ func (d *drawer) dialect(s *scenario) {
 		o.MaxBody = int64(pick(d, 64<<10, 100_000, 200_000, 1<<20))
 	case 1:
 		o.MinChunk = int64(pick(d, 1, 100_000, 1<<20, 3<<20))
+	case 2:
+		o.MaxChunk = int64(pick(d, 64<<10, 100_000, 200_000, 1<<20))
+		if o.EqualChunks = d.in(2); o.EqualChunks {
+			o.Store, o.PartSize = scripted.Boundary, 0
+		}
+		if d.in(3) {
+			o.MinChunk = int64(pick(d, 1, 64<<10, int(o.MaxChunk)))
+		}
 	}
 	if s.inOne && d.in(8) {
 		o.NoPutBody = pick(d, 400, 404, 405, 415, 416)
 	}
-	if o.MaxBody > 0 {
+	if o.MaxBody > 0 || o.MaxChunk > 0 {
 		o.OnePatch = false // together they take no large blob at all
 	}
 	switch d.IntN(8) {
@@ -267,7 +275,7 @@ func (d *drawer) size(s *scenario) {
 		s.parallel = d.between(1, 4)
 	}
 	unit := pick(d, 1000, 4096, 16<<10, 32<<10, 64<<10)
-	for _, special := range []int64{s.dialect.PartSize, s.dialect.MaxBody, s.dialect.MinChunk} {
+	for _, special := range []int64{s.dialect.PartSize, s.dialect.MaxBody, s.dialect.MinChunk, s.dialect.MaxChunk} {
 		if special > 0 && special <= 1<<20 {
 			unit = int(special)
 		}
@@ -284,7 +292,7 @@ func (d *drawer) size(s *scenario) {
 		}
 		s.sizes = append(s.sizes, size)
 	}
-	if s.dialect.MinChunk > 1<<20 && !s.image && d.in(2) {
+	if s.dialect.MinChunk > 1<<20 && s.dialect.MaxChunk == 0 && !s.image && d.in(2) {
 		// Larger than chunks would be otherwise.
 		s.sizes[0] = d.between(3<<20, 7<<20)
 		s.hint = resume.Dialect{Class: pick(d, resume.Boundary, resume.Fragile), Chunk: 1 << 20}
@@ -473,7 +481,7 @@ func (d *drawer) patience(s *scenario) {
 	if p := int(s.dialect.PartSize); p > 0 {
 		s.dialect.PartSize = 1000
 	}
-	s.dialect.MaxBody = 0
+	s.dialect.MaxBody, s.dialect.MaxChunk = 0, 0
 	s.sizes = []int{size}
 	s.hint = resume.Dialect{}
 	s.stall = 20 * time.Second
@@ -514,7 +522,7 @@ func (d *drawer) failures(s *scenario) {
 	}) {
 		may(resume.ErrInterrupted, "a registry that has not answered yet is given 30 s")
 	}
-	if o.Auth.TokenRequests > 0 && (s.image || !s.tight() || o.MaxBody > 0) {
+	if o.Auth.TokenRequests > 0 && (s.image || !s.tight() || o.MaxBody > 0 || o.MaxChunk > 0) {
 		may(resume.ErrDenied, "tokens may end at three PATCHes in a row")
 		if o.Status == scripted.NoStatus {
 			may(resume.ErrInterrupted, "each of them may cost a session")
@@ -616,7 +624,7 @@ func (s *scenario) mostBytes() int64 {
 		// Given up after eight sessions in a row; chunks that grow get further.
 		times := 12 + s.troubles()
 		times += 8 * len(s.deaths) // each process anew
-		if s.dialect.MinChunk > 0 || s.dialect.MaxBody > 0 || s.hint.Chunk > 0 {
+		if s.dialect.MinChunk > 0 || s.dialect.MaxBody > 0 || s.dialect.MaxChunk > 0 || s.hint.Chunk > 0 {
 			times += 8
 		}
 		return total * int64(times)
@@ -684,6 +692,7 @@ func (s *scenario) String() string {
 	add(o.PartSize > 0, fmt.Sprint("part-size=", o.PartSize))
 	add(o.MaxBody > 0, fmt.Sprint("max-body=", o.MaxBody))
 	add(o.MinChunk > 0, fmt.Sprint("min-chunk=", o.MinChunk))
+	add(o.MaxChunk > 0, fmt.Sprint("max-chunk=", o.MaxChunk))
 	add(o.Auth.TokenRequests > 0, fmt.Sprintf("token-for=%d", o.Auth.TokenRequests))
 	add(s.hint != (resume.Dialect{}), fmt.Sprintf("hint=%+v", s.hint))
 	b.WriteString(" |")
@@ -731,6 +740,8 @@ func (s *scenario) traits() (all []string) {
 	add(o.OnePatch, "one-patch")
 	add(o.MaxBody > 0, "limited")
 	add(o.MinChunk > 0, "chunks")
+	add(o.MaxChunk > 0, "largest-chunk")
+	add(o.EqualChunks, "equal-chunks")
 	add(s.inOne, "in-one")
 	add(o.NoPutBody > 0, "no-put-body")
 	add(o.Auth.Scheme != 0, [...]string{"", "basic", "bearer"}[o.Auth.Scheme])

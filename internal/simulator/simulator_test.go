@@ -227,6 +227,9 @@ func (s *scenario) problems(o *outcome) (bad []string) {
 			report("PATCH of %d bytes at %d, less than OCI-Chunk-Min-Length %d", q.Length, q.Start, least)
 		}
 	}
+	if s.dialect.MaxChunk > 0 && tooLarge > 0 {
+		report("%d answers of 413, although the largest chunk is announced", tooLarge)
+	}
 	if most := s.mostBytes(); received > most {
 		report("%d bytes of bodies for %d bytes of blobs, at most %d are unavoidable", received, s.total(), most)
 	}

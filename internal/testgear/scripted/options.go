@@ -138,6 +138,13 @@ type Options struct {
 	MaxRanged int64
 	// MinChunk, when set, is announced as OCI-Chunk-Min-Length.
 	MinChunk int64
+	// MaxChunk, when set, is announced as OCI-Chunk-Max-Length. Larger bodies get
+	// 413.
+	MaxChunk int64
+	// EqualChunks refuses chunks of another size than the first of the session,
+	// except for a smaller last one, with 416, Range and Location, as Cloudflare's
+	// registry does.
+	EqualChunks bool
 	// SignsForGet signs the URLs of redirects to storage for GET, whatever the
 	// method of the request. Otherwise they are good for its method alone.
 	SignsForGet bool

@@ -1,6 +1,7 @@
 package scripted
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -232,7 +233,7 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if x.q.Kind == Ping && !x.authorize() {
 		return
 	}
-	if g.o.MaxBody > 0 && r.ContentLength > g.o.MaxBody {
+	if most := cmp.Or(g.o.MaxBody, g.o.MaxChunk); most > 0 && r.ContentLength > most {
 		x.fail(http.StatusRequestEntityTooLarge, "SIZE_INVALID", "body too large")
 		return
 	}

@@ -23,6 +23,8 @@ type upload struct {
 	acked    int64 // end of the last acknowledged chunk
 	first    int64 // size after the first chunk, for the stuck Range
 	patches  int
+	chunk    int64            // length of the first chunk
+	last     bool             // a smaller one came
 	short    bool             // the last chunk was smaller than Options.MinPart
 	small    bool             // and one before it
 	writers  int              // bodies that began to come in
@@ -156,6 +158,9 @@ func (x *exchange) post() {
 	g.mu.Unlock()
 	if g.o.MinChunk > 0 {
 		x.w.Header().Set("OCI-Chunk-Min-Length", fmt.Sprint(g.o.MinChunk))
+	}
+	if g.o.MaxChunk > 0 {
+		x.w.Header().Set("OCI-Chunk-Max-Length", fmt.Sprint(g.o.MaxChunk))
 	}
 	x.reply(http.StatusAccepted, nil)
 }
@@ -303,10 +308,24 @@ func (x *exchange) patch() {
 		x.fail(http.StatusBadRequest, "UNSUPPORTED", "only one PATCH")
 		return
 	}
+	if g.o.EqualChunks {
+		g.mu.Lock()
+		unequal := u.chunk > 0 && (u.last || x.q.Length > u.chunk)
+		if unequal {
+			x.describe(u, true)
+		}
+		g.mu.Unlock()
+		if unequal {
+			x.fail(http.StatusRequestedRangeNotSatisfiable, "RANGE_ERROR", "chunks must be of equal size")
+			return
+		}
+	}
 	if !x.take(u) {
 		return
 	}
 	g.mu.Lock()
+	u.last = u.last || u.chunk > 0 && x.q.Length < u.chunk
+	u.chunk = cmp.Or(u.chunk, x.q.Length)
 	x.describe(u, true)
 	g.mu.Unlock()
 	x.reply(cmp.Or(g.o.PatchStatus, http.StatusAccepted), nil)

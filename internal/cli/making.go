@@ -3,21 +3,19 @@ package cli
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rpush-go/rpush/internal/compress"
+	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/internal/spool"
 	"github.com/rpush-go/rpush/internal/stream"
 	"github.com/rpush-go/rpush/pusher"
@@ -124,8 +122,10 @@ func (m *making) make(ctx context.Context) (remote.Taggable, error) {
 		j.MountFrom = append(j.MountFrom, repo.Name())
 	}
 	if j.Whole {
-		if there, err := m.published(ctx); there != nil || err != nil {
-			return there, err
+		if j.Format == "" {
+			if there, err := stream.Published(ctx, m.p, m.d, m.ref.Context(), j.ID); there != nil || err != nil {
+				return there, err
+			}
 		}
 		return j.Run(ctx)
 	}
@@ -175,12 +175,11 @@ func (m *making) unclobbered(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		var is struct {
-			Config struct {
-				Digest digest.Digest `json:"digest"`
-			} `json:"config"`
+		if doc == nil {
+			continue
 		}
-		if doc != nil && (json.Unmarshal(doc.Raw, &is) != nil || is.Config.Digest != m.id()) {
+		is, err := manifest.Parse(doc.Raw, "")
+		if err != nil || is.Config == nil || is.Config.Digest.String() != m.id().String() {
 			return &pusher.ExistsError{Reference: ref.Name(), Digest: digest.FromBytes(doc.Raw)}
 		}
 	}
@@ -200,66 +199,6 @@ func (m *making) spool() *spool.Dir {
 	m.warn(fmt.Errorf("there is no place for compressed layers, each try makes them again: %w", first))
 	return nil
 }
-
-// published is the manifest or index of an image that containerd keeps, if the
-// repository has it, with all that it names.
-func (m *making) published(ctx context.Context) (remote.Taggable, error) {
-	if m.o.layers.manifests() != "" {
-		return nil, nil
-	}
-	doc, err := m.p.Manifest(ctx, m.ref.Context().Digest(m.job.ID.String()))
-	if err != nil || doc == nil {
-		return nil, err
-	}
-	if whole, err := m.complete(ctx, doc, 0); !whole || err != nil {
-		return nil, err
-	}
-	return &rawManifest{doc.Raw, types.MediaType(doc.MediaType)}, nil
-}
-
-// complete reports whether the repository has what a manifest names: a clean-up
-// may have left nothing but the manifest.
-func (m *making) complete(ctx context.Context, doc *pusher.Document, depth int) (bool, error) {
-	var names struct {
-		Config    *v1.Descriptor
-		Layers    []v1.Descriptor
-		Manifests []v1.Descriptor
-	}
-	const maxDepth = 8
-	if depth > maxDepth || json.Unmarshal(doc.Raw, &names) != nil {
-		return false, nil
-	}
-	for _, d := range names.Manifests {
-		child, err := m.p.Manifest(ctx, m.ref.Context().Digest(d.Digest.String()))
-		if err != nil || child == nil {
-			return false, err
-		}
-		if whole, err := m.complete(ctx, child, depth+1); !whole || err != nil {
-			return false, err
-		}
-	}
-	if names.Config != nil {
-		names.Layers = append(names.Layers, *names.Config)
-	}
-	for _, d := range names.Layers {
-		if !d.MediaType.IsDistributable() {
-			continue
-		}
-		if held, err := m.d.Held(ctx, digest.Digest(d.Digest.String()), d.Size, string(d.MediaType)); !held || err != nil {
-			return false, err
-		}
-	}
-	return true, nil
-}
-
-// rawManifest is one whose blobs are at the registry.
-type rawManifest struct {
-	raw   []byte
-	media types.MediaType
-}
-
-func (m *rawManifest) RawManifest() ([]byte, error)        { return m.raw, nil }
-func (m *rawManifest) MediaType() (types.MediaType, error) { return m.media, nil }
 
 // learn asks the registry what it knows of the image's layers, and returns the
 // pusher to verify that with. All of it is a help: what fails is left out.

@@ -36,10 +36,6 @@ const (
 	maxTrailer   = 64 << 20 // bytes after the end of the tar
 )
 
-// AttestsTo is the annotation by which buildx says in an index which image, by
-// its digest, an attestation is about.
-const AttestsTo = "vnd.docker.reference.digest"
-
 // The files that say what an archive holds.
 const (
 	manifestFile = "manifest.json"

@@ -82,10 +82,10 @@ func (j *Job) assemble(config []byte, foreign map[v1.Hash]v1.Descriptor) (remote
 		}
 		descs = append(descs, d)
 	}
-	manifest, err := NewManifest(config, descs, j.Format == OCI)
+	raw, err := NewManifest(config, descs, j.Format == OCI)
 	if err != nil {
 		return nil, err
 	}
 	j.keep(j.Cache.AddConfig(j.ID, config))
-	return NewImage(manifest, config, nil)
+	return NewImage(raw, config, nil)
 }

@@ -1,8 +1,7 @@
 package stream
 
 import (
-	"bytes"
-	"encoding/json"
+	"cmp"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
@@ -10,7 +9,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/rpush-go/rpush/internal/saved"
+	"github.com/rpush-go/rpush/internal/manifest"
 )
 
 // Format is that of manifests. As they are is the zero value.
@@ -49,70 +48,77 @@ func (f Format) translate(mt types.MediaType) (out types.MediaType, ok bool) {
 // already: Docker's builder makes OCI manifests of layers that have docker's
 // types. What has no type in the format may stay in a manifest of that format.
 func (f Format) manifest(raw []byte) ([]byte, error) {
-	m, err := v1.ParseManifest(bytes.NewReader(raw))
+	m, err := manifest.Parse(raw, "")
 	if err != nil {
 		return nil, bad("manifest %s: %w", digest.FromBytes(raw), err)
 	}
-	if m.MediaType == "" {
-		m.MediaType = types.OCIManifestSchema1
-	}
 	if f == "" {
 		return raw, nil
 	}
-	to, _ := f.translate(m.MediaType)
-	converts := to != m.MediaType
-	changed := converts
-	all := []*types.MediaType{&m.MediaType, &m.Config.MediaType}
-	for i := range m.Layers {
-		all = append(all, &m.Layers[i].MediaType)
+	media := cmp.Or(m.MediaType, types.OCIManifestSchema1)
+	to, _ := f.translate(media)
+	converts := to != media
+	change := manifest.Changes{DropAnnotations: f == V2S2 && converts} // it has none
+	if converts {
+		change.MediaType = to
 	}
-	for _, mt := range all {
-		to, ok := f.translate(*mt)
-		if !ok && converts {
-			return nil, bad("%s cannot be written as %s: it has a part of type %q", digest.FromBytes(raw), f, *mt)
+	var unknown types.MediaType
+	change.Descriptor = func(d *manifest.Descriptor) bool {
+		to, ok := f.translate(d.MediaType)
+		if ok {
+			d.MediaType = to
+		} else {
+			unknown = cmp.Or(unknown, d.MediaType)
 		}
-		if ok && to != *mt {
-			*mt, changed = to, true
-		}
+		return true
 	}
-	if !changed {
-		return raw, nil
+	out, err := manifest.Edit(raw, change)
+	switch {
+	case err != nil:
+		return nil, bad("manifest %s: %w", digest.FromBytes(raw), err)
+	case unknown != "" && converts:
+		return nil, bad("%s cannot be written as %s: it has a part of type %q", digest.FromBytes(raw), f, unknown)
 	}
-	if f == V2S2 && converts {
-		m.Annotations = nil // it has none
-	}
-	return json.MarshalIndent(m, "", "   ")
+	return out, nil
 }
 
-// index takes the children, as they have become, into an index, and reports
-// whether that changed it.
-func (f Format) index(m *v1.IndexManifest, children []remote.Taggable) (changed bool, err error) {
+// index writes an index anew if what its manifests became, by their digests, is
+// not what it names, or if it is not in the format.
+func (f Format) index(raw []byte, media types.MediaType, became map[v1.Hash]remote.Taggable) ([]byte, types.MediaType, error) {
 	if f == "" {
-		return false, nil
+		return raw, media, nil
 	}
-	became := map[string]string{}
-	for i, c := range children {
-		raw, err := c.RawManifest()
+	now := map[v1.Hash]manifest.Descriptor{}
+	digests := map[string]string{}
+	for was, t := range became {
+		raw, err := t.RawManifest()
 		if err != nil {
-			return false, err
+			return nil, "", err
 		}
-		d := &m.Manifests[i]
-		before := *d
-		if d.Digest, err = partial.Digest(c); err != nil {
-			return false, err
+		h, err := partial.Digest(t)
+		if err != nil {
+			return nil, "", err
 		}
-		d.Size = int64(len(raw))
-		d.MediaType, _ = f.translate(d.MediaType)
-		changed = changed || d.Digest != before.Digest || d.MediaType != before.MediaType
-		became[before.Digest.String()] = d.Digest.String()
+		now[was] = manifest.Descriptor{Size: int64(len(raw)), Digest: h}
+		digests[was.String()] = h.String()
 	}
-	for _, d := range m.Manifests {
-		if now, ok := became[d.Annotations[saved.AttestsTo]]; ok {
-			d.Annotations[saved.AttestsTo] = now
+	to, _ := f.translate(media)
+	change := manifest.Changes{Descriptor: func(d *manifest.Descriptor) bool {
+		if n, ok := now[d.Digest]; ok {
+			d.Digest, d.Size = n.Digest, n.Size
+			d.MediaType, _ = f.translate(d.MediaType)
 		}
+		if of, ok := digests[d.Annotations.AttestsTo]; ok {
+			d.Annotations.AttestsTo = of
+		}
+		return true
+	}}
+	if to != media {
+		change.MediaType = to
 	}
-	to, _ := f.translate(m.MediaType)
-	changed = changed || to != m.MediaType
-	m.MediaType = to
-	return changed, nil
+	out, err := manifest.Edit(raw, change)
+	if err != nil {
+		err = bad("index %s: %w", digest.FromBytes(raw), err)
+	}
+	return out, to, err
 }

@@ -1,7 +1,7 @@
 package stream
 
 import (
-	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/rpush-go/rpush/internal/known"
+	"github.com/rpush-go/rpush/internal/manifest"
 )
 
 // opener is that of resume.Blob, at offset 0.
@@ -24,7 +25,7 @@ type core struct {
 	manifest []byte
 	media    types.MediaType
 	config   []byte
-	descs    []v1.Descriptor
+	descs    []manifest.Descriptor
 	open     func(d digest.Digest) opener
 }
 
@@ -41,7 +42,7 @@ func (c *core) LayerByDigest(h v1.Hash) (partial.CompressedLayer, error) {
 }
 
 type coreLayer struct {
-	desc v1.Descriptor
+	desc manifest.Descriptor
 	open opener
 }
 
@@ -61,15 +62,12 @@ var errGone = errors.New("the registry had this layer a moment ago, and has it n
 
 // NewImage makes an image of a manifest, whatever its kind, and its config.
 // open says how to read a layer, nil for one that the registry has.
-func NewImage(manifest, config []byte, open func(digest.Digest) func() (io.ReadCloser, error)) (v1.Image, error) {
-	m, err := v1.ParseManifest(bytes.NewReader(manifest))
+func NewImage(raw, config []byte, open func(digest.Digest) func() (io.ReadCloser, error)) (v1.Image, error) {
+	m, err := manifest.Parse(raw, "")
 	if err != nil {
-		return nil, bad("manifest %s: %w", digest.FromBytes(manifest), err)
+		return nil, bad("manifest %s: %w", digest.FromBytes(raw), err)
 	}
-	if m.MediaType == "" {
-		m.MediaType = types.OCIManifestSchema1
-	}
-	c := &core{manifest: manifest, media: m.MediaType, config: config, descs: m.Layers}
+	c := &core{manifest: raw, media: cmp.Or(m.MediaType, types.OCIManifestSchema1), config: config, descs: m.Layers}
 	c.open = func(d digest.Digest) opener {
 		if open == nil {
 			return nil
@@ -78,7 +76,7 @@ func NewImage(manifest, config []byte, open func(digest.Digest) func() (io.ReadC
 	}
 	img, err := partial.CompressedToImage(c)
 	if err != nil {
-		return nil, bad("manifest %s: %w", digest.FromBytes(manifest), err)
+		return nil, bad("manifest %s: %w", digest.FromBytes(raw), err)
 	}
 	return img, nil
 }

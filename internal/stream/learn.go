@@ -16,6 +16,7 @@ import (
 
 	"github.com/rpush-go/rpush/internal/compress"
 	"github.com/rpush-go/rpush/internal/known"
+	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/pusher"
 )
 
@@ -76,45 +77,78 @@ func (l *Lessons) Learn(ctx context.Context, p *pusher.Pusher, ref name.Referenc
 // ID and diffIDs are known: its config is not read. ref may be at a mirror.
 func (l *Lessons) LearnAs(ctx context.Context, p *pusher.Pusher, ref name.Reference, of name.Repository, id digest.Digest, diffs []digest.Digest) error {
 	l.once.Do(func() { l.slots = make(chan struct{}, maxDocuments) })
-	children, err := l.learn(ctx, p, ref, of, id, diffs)
+	s := &lesson{l: l, p: p, of: of, id: id, diffs: diffs}
+	children, err := s.learn(ctx, ref)
+	s.repo = ref.Context()
+	w := manifest.Walker[manifest.Descriptor]{Tree: s}
 	for _, child := range children {
-		if err != nil {
-			break
-		}
-		at := ref.Context().Digest(child.Digest.String())
-		if _, err = l.learn(ctx, p, at, of, id, diffs); errors.Is(err, errOther) {
-			err = nil
+		if err == nil {
+			err = w.Walk(ctx, child)
 		}
 	}
 	return err
 }
 
+// lesson is a walk over the images of an index.
+type lesson struct {
+	l     *Lessons
+	p     *pusher.Pusher
+	repo  name.Repository
+	of    name.Repository
+	id    digest.Digest
+	diffs []digest.Digest
+}
+
+// Describe implements manifest.Tree.
+func (s *lesson) Describe(_ context.Context, d manifest.Descriptor) (v1.Descriptor, bool, error) {
+	return d.V1(), true, nil
+}
+
+// Enter implements manifest.Tree. An index below the first is not looked at.
+func (s *lesson) Enter(ctx context.Context, d manifest.Descriptor, _ int) ([]manifest.Descriptor, error) {
+	_, err := s.learn(ctx, s.repo.Digest(d.Digest.String()))
+	if errors.Is(err, errOther) {
+		err = nil
+	}
+	return nil, err
+}
+
+// Leave implements manifest.Tree.
+func (s *lesson) Leave(context.Context, manifest.Descriptor, []manifest.Descriptor) error { return nil }
+
 // learn reads one manifest; that of an index gives the images to read next.
-func (l *Lessons) learn(ctx context.Context, p *pusher.Pusher, ref name.Reference, of name.Repository, id digest.Digest, diffs []digest.Digest) ([]learntDescriptor, error) {
+func (s *lesson) learn(ctx context.Context, ref name.Reference) ([]manifest.Descriptor, error) {
+	l, diffs := s.l, s.diffs
 	select {
 	case l.slots <- struct{}{}:
 		defer func() { <-l.slots }()
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	doc, err := p.Manifest(ctx, ref)
+	doc, err := s.p.Manifest(ctx, ref)
 	if err != nil || doc == nil {
 		return nil, err
 	}
-	var m learntManifest
-	if err := json.Unmarshal(doc.Raw, &m); err != nil {
+	m, err := manifest.Parse(doc.Raw, "")
+	if err != nil {
 		return nil, bad("the manifest of %s: %w", ref.Name(), err)
 	}
 	if types.MediaType(doc.MediaType).IsIndex() {
-		return m.images(), nil
+		return imagesOf(m), nil
 	}
 	doc = nil // let it go before the config is read
+	switch {
+	case len(m.Layers) > maxLearnt:
+		return nil, bad("the manifest of %s names more than %d layers", ref.Name(), maxLearnt)
+	case m.Config == nil:
+		return nil, nil
+	}
 	config := digest.Digest(m.Config.Digest.String())
 	switch {
-	case id != "" && config != id:
-		return nil, fmt.Errorf("%s: %w: its config is %s, not %s", ref.Name(), errOther, config, id)
-	case id == "" || config == l.ID:
-		c, err := p.Config(ctx, ref.Context(), config)
+	case s.id != "" && config != s.id:
+		return nil, fmt.Errorf("%s: %w: its config is %s, not %s", ref.Name(), errOther, config, s.id)
+	case s.id == "" || config == l.ID:
+		c, err := s.p.Config(ctx, ref.Context(), config)
 		if err != nil || c == nil {
 			return nil, err
 		}
@@ -138,7 +172,7 @@ func (l *Lessons) learn(ctx context.Context, p *pusher.Pusher, ref name.Referenc
 	for i, d := range m.Layers {
 		l.add(diffs[i], known.Layer{
 			Digest: digest.Digest(d.Digest.String()), Size: d.Size, MediaType: string(d.MediaType),
-			Repositories: []string{of.Name()},
+			Repositories: []string{s.of.Name()},
 		})
 	}
 	return nil, nil
@@ -167,27 +201,10 @@ func (l *Lessons) add(diff digest.Digest, layer known.Layer) {
 	}
 }
 
-// learntManifest is what counts of a manifest or an index. It takes little
-// memory, whatever the document holds.
-type learntManifest struct {
-	Config    learntDescriptor       `json:"config"`
-	Layers    list[learntDescriptor] `json:"layers"`
-	Manifests list[learntDescriptor] `json:"manifests"`
-}
-
-type learntDescriptor struct {
-	MediaType   types.MediaType `json:"mediaType"`
-	Size        int64           `json:"size"`
-	Digest      v1.Hash         `json:"digest"`
-	Annotations struct {
-		AttestsTo string `json:"vnd.docker.reference.digest"` // saved.AttestsTo
-	} `json:"annotations"`
-}
-
-// images are the images of an index, without attestations.
-func (m *learntManifest) images() []learntDescriptor {
-	images := slices.DeleteFunc(m.Manifests, func(d learntDescriptor) bool {
-		return !d.MediaType.IsImage() || d.Annotations.AttestsTo != ""
+// imagesOf are the images of an index, without attestations.
+func imagesOf(m *manifest.Manifest) []manifest.Descriptor {
+	images := slices.DeleteFunc(m.Manifests, func(d manifest.Descriptor) bool {
+		return !d.MediaType.IsImage() || d.Attests() != ""
 	})
 	return images[:min(len(images), maxPlatforms)]
 }

@@ -2,7 +2,6 @@ package stream
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log"
@@ -23,18 +22,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/pusher"
 )
-
-// A struct tag cannot be a constant.
-func TestAttestationsAreToldByTheSameAnnotation(t *testing.T) {
-	var m learntManifest
-	d := fmt.Sprintf(`{"mediaType":%q,"digest":%q,"annotations":{%q:"x"}}`, types.OCIManifestSchema1, digest.FromString(""), saved.AttestsTo)
-	if err := json.Unmarshal([]byte(`{"manifests":[`+d+`]}`), &m); err != nil || len(m.Manifests) != 1 || len(m.images()) != 0 {
-		t.Errorf("%v: %+v", err, m)
-	}
-}
 
 // Documents of 4 MiB that list as many things as fit in, at the target's tag
 // and at four --cache-from, as an index, a manifest and a config, take little

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/internal/testgear/recorded"
 )
@@ -73,7 +74,7 @@ func images(t *testing.T, idx v1.ImageIndex) {
 	}
 	for _, d := range m.Manifests {
 		img, err := idx.Image(d.Digest)
-		if err == nil && d.Annotations[saved.AttestsTo] == "" {
+		if err == nil && manifest.Of(d).Attests() == "" {
 			err = validate.Image(img)
 		}
 		if err != nil {

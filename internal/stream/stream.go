@@ -310,7 +310,7 @@ func (j *Job) deliver(ctx context.Context) (remote.Taggable, error) {
 	case j.Plain != nil:
 		return j.assemble(j.Config, j.foreign)
 	case j.Whole:
-		return j.whole(a)
+		return j.whole(ctx, a)
 	}
 	return j.docker(a)
 }

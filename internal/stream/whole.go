@@ -2,7 +2,8 @@ package stream
 
 import (
 	"bytes"
-	"encoding/json"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -13,14 +14,13 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/internal/saved"
+	"github.com/rpush-go/rpush/resume"
 )
 
-// maxDepth bounds indexes within indexes.
-const maxDepth = 8
-
 // whole makes the image, or index, of an archive that is an OCI layout.
-func (j *Job) whole(a *saved.Archive) (remote.Taggable, error) {
+func (j *Job) whole(ctx context.Context, a *saved.Archive) (remote.Taggable, error) {
 	top, err := a.Index()
 	switch {
 	case err != nil:
@@ -28,62 +28,137 @@ func (j *Job) whole(a *saved.Archive) (remote.Taggable, error) {
 	case top == nil:
 		return nil, bad("what was saved is no OCI layout")
 	}
-	t := &tree{j: j, a: a, nodes: map[key]remote.Taggable{}, here: map[key]bool{}}
 	for _, d := range top.Manifests {
 		if digest.Digest(d.Digest.String()) == j.ID {
-			return t.node(d, 0)
+			return j.tree(ctx, a, manifest.Of(d))
 		}
 	}
 	// The index may have been left out for one of its images.
 	if len(top.Manifests) == 1 {
 		j.Warn(fmt.Errorf("only %s of %s is here, and is pushed alone", top.Manifests[0].Digest, j.ID))
-		return t.node(top.Manifests[0], 0)
+		return j.tree(ctx, a, manifest.Of(top.Manifests[0]))
 	}
 	return nil, bad("%w: it has no manifest %s", errChanged, j.ID)
 }
 
-// tree makes images and indexes of an archive, each once: an index may name
-// another a thousand times.
+// tree makes the image or index that a descriptor names.
+func (j *Job) tree(ctx context.Context, a *saved.Archive, d manifest.Descriptor) (remote.Taggable, error) {
+	inv := &inventory{a: a, has: map[visit]bool{}}
+	walk := manifest.Walker[manifest.Descriptor]{Tree: inv}
+	err := walk.Walk(ctx, d)
+	t := &tree{j: j, a: a, inv: inv, nodes: map[v1.Hash]remote.Taggable{}}
+	if err == nil {
+		build := manifest.Walker[*branch]{Tree: t}
+		err = build.Walk(ctx, &branch{d: d})
+	}
+	switch {
+	case err == nil:
+		return t.nodes[d.Digest], nil
+	case ctx.Err() != nil, errors.Is(err, resume.ErrSource):
+		return nil, err
+	}
+	return nil, bad("%w", err)
+}
+
+// inventory is a walk that finds out what of an index is in the archive.
+type inventory struct {
+	a   *saved.Archive
+	has map[visit]bool
+}
+
+// visit is a manifest or a blob of a walk.
+type visit struct {
+	digest     v1.Hash
+	isManifest bool
+}
+
+func visitOf(d manifest.Descriptor) visit { return visit{d.Digest, manifest.Is(d.MediaType)} }
+
+// Describe implements manifest.Tree.
+func (i *inventory) Describe(_ context.Context, d manifest.Descriptor) (v1.Descriptor, bool, error) {
+	return d.V1(), manifest.Is(d.MediaType), nil
+}
+
+// Enter implements manifest.Tree. What is not here, or cannot be read, leads to
+// nothing.
+func (i *inventory) Enter(_ context.Context, d manifest.Descriptor, depth int) ([]manifest.Descriptor, error) {
+	dgst := digest.Digest(d.Digest.String())
+	if !manifest.Is(d.MediaType) {
+		_, _, ok := i.a.Resolve(saved.BlobName(dgst))
+		i.has[visitOf(d)] = ok || !d.MediaType.IsDistributable()
+		return nil, nil
+	}
+	if raw, err := i.a.Blob(dgst); err == nil && depth < manifest.MaxDepth {
+		if m, err := manifest.Parse(raw, d.MediaType); err == nil {
+			i.has[visitOf(d)] = true
+			return m.Children(d.MediaType), nil
+		}
+	}
+	return nil, nil
+}
+
+// Leave implements manifest.Tree.
+func (i *inventory) Leave(_ context.Context, d manifest.Descriptor, children []manifest.Descriptor) error {
+	if slices.ContainsFunc(children, func(c manifest.Descriptor) bool { return !i.has[visitOf(c)] }) {
+		i.has[visitOf(d)] = false
+	}
+	return nil
+}
+
+// tree is a walk that makes images and indexes of an archive, each once: an
+// index may name another a thousand times.
 type tree struct {
 	j     *Job
 	a     *saved.Archive
-	nodes map[key]remote.Taggable
-	here  map[key]bool // what complete said
+	inv   *inventory
+	nodes map[v1.Hash]remote.Taggable
 }
 
-// key is what a manifest is known by within a tree.
-type key struct {
-	digest v1.Hash
-	media  types.MediaType
+// branch is a manifest of a tree.
+type branch struct {
+	d   manifest.Descriptor
+	raw []byte // of an index, with the manifests that are here; nil if an image stands for it
 }
 
-func (t *tree) node(d v1.Descriptor, depth int) (n remote.Taggable, err error) {
-	at := key{d.Digest, d.MediaType}
-	if n, ok := t.nodes[at]; ok {
-		return n, nil
-	}
-	switch {
-	case depth > maxDepth:
-		return nil, bad("indexes nest deeper than %d", maxDepth)
-	case d.MediaType.IsImage():
-		n, err = t.image(d)
-	case d.MediaType.IsIndex():
-		n, err = t.index(d, depth)
-	default:
-		return nil, bad("%s is neither an image nor an index but %q", d.Digest, d.MediaType)
-	}
-	t.nodes[at] = n
-	return n, err
+// Describe implements manifest.Tree.
+func (t *tree) Describe(_ context.Context, b *branch) (v1.Descriptor, bool, error) {
+	return b.d.V1(), true, nil
 }
 
-func (t *tree) image(d v1.Descriptor) (v1.Image, error) {
-	raw, err := t.a.Blob(digest.Digest(d.Digest.String()))
+// Enter implements manifest.Tree.
+func (t *tree) Enter(_ context.Context, b *branch, _ int) ([]*branch, error) {
+	raw, err := t.a.Blob(digest.Digest(b.d.Digest.String()))
 	if err != nil {
 		return nil, err
 	}
-	m, err := v1.ParseManifest(bytes.NewReader(raw))
-	if err != nil {
-		return nil, bad("manifest %s: %w", d.Digest, err)
+	m, err := manifest.Parse(raw, b.d.MediaType)
+	switch {
+	case err != nil:
+		return nil, bad("manifest %s: %w", b.d.Digest, err)
+	case b.d.MediaType.IsImage():
+		t.nodes[b.d.Digest], err = t.image(b.d, raw, m)
+		return nil, err
+	case b.d.MediaType.IsIndex():
+		return t.enterIndex(b, raw, m)
+	}
+	return nil, bad("%s is neither an image nor an index but %q", b.d.Digest, b.d.MediaType)
+}
+
+// Leave implements manifest.Tree.
+func (t *tree) Leave(_ context.Context, b *branch, children []*branch) (err error) {
+	switch {
+	case b.d.MediaType.IsImage():
+	case b.raw == nil:
+		t.nodes[b.d.Digest] = t.nodes[children[0].d.Digest]
+	default:
+		t.nodes[b.d.Digest], err = t.index(b, children)
+	}
+	return err
+}
+
+func (t *tree) image(d manifest.Descriptor, raw []byte, m *manifest.Manifest) (v1.Image, error) {
+	if m.Config == nil {
+		return nil, bad("manifest %s names no config", d.Digest)
 	}
 	config, err := t.a.Blob(digest.Digest(m.Config.Digest.String()))
 	if err != nil {
@@ -109,7 +184,7 @@ func (t *tree) image(d v1.Descriptor) (v1.Image, error) {
 // layerHere fails unless the archive has a layer under its own digest. That the
 // registry has such a blob is not enough: it would then be published by nothing
 // but a manifest that names it.
-func (t *tree) layerHere(l v1.Descriptor) error {
+func (t *tree) layerHere(l manifest.Descriptor) error {
 	d := digest.Digest(l.Digest.String())
 	name := saved.BlobName(d)
 	if _, isDocument := t.a.Document(name); isDocument {
@@ -122,89 +197,60 @@ func (t *tree) layerHere(l v1.Descriptor) error {
 	return nil
 }
 
-// complete reports whether all that d names is here.
-func (t *tree) complete(d v1.Descriptor, depth int) bool {
-	at := key{d.Digest, d.MediaType}
-	if _, ok := t.here[at]; !ok {
-		t.here[at] = t.allHere(d, depth)
-	}
-	return t.here[at]
-}
-
-func (t *tree) allHere(d v1.Descriptor, depth int) bool {
-	raw, err := t.a.Blob(digest.Digest(d.Digest.String()))
-	if err != nil || depth > maxDepth {
-		return false
-	}
-	if d.MediaType.IsIndex() {
-		m, err := v1.ParseIndexManifest(bytes.NewReader(raw))
-		return err == nil && !slices.ContainsFunc(m.Manifests, func(d v1.Descriptor) bool { return !t.complete(d, depth+1) })
-	}
-	m, err := v1.ParseManifest(bytes.NewReader(raw))
-	return err == nil && !slices.ContainsFunc(append(m.Layers, m.Config), func(d v1.Descriptor) bool {
-		_, _, ok := t.a.Resolve(saved.BlobName(digest.Digest(d.Digest.String())))
-		return !ok && d.MediaType.IsDistributable()
-	})
-}
-
-// index makes an index. Where not all of its platforms are here it is one of
-// those that are, or the only one of them alone.
-func (t *tree) index(d v1.Descriptor, depth int) (remote.Taggable, error) {
-	raw, err := t.a.Blob(digest.Digest(d.Digest.String()))
-	if err != nil {
-		return nil, err
-	}
-	m, err := v1.ParseIndexManifest(bytes.NewReader(raw))
-	if err != nil {
-		return nil, bad("index %s: %w", d.Digest, err)
-	}
-	here := slices.DeleteFunc(slices.Clone(m.Manifests), func(d v1.Descriptor) bool { return !t.complete(d, depth+1) })
+// enterIndex picks the manifests of an index that are here with all they name. If
+// some are not, the index becomes one of those that are, or the only image alone.
+func (t *tree) enterIndex(b *branch, raw []byte, m *manifest.Manifest) (children []*branch, err error) {
+	here := slices.DeleteFunc(slices.Clone(m.Manifests), func(d manifest.Descriptor) bool { return !t.inv.has[visitOf(d)] })
 	// What describes an image is of no use without it.
-	here = slices.DeleteFunc(here, func(d v1.Descriptor) bool {
-		of := d.Annotations[saved.AttestsTo]
-		return of != "" && !slices.ContainsFunc(here, func(o v1.Descriptor) bool { return o.Digest.String() == of })
+	here = slices.DeleteFunc(here, func(d manifest.Descriptor) bool {
+		of := d.Attests()
+		return of != "" && !slices.ContainsFunc(here, func(o manifest.Descriptor) bool { return o.Digest.String() == of })
 	})
-	images := slices.DeleteFunc(slices.Clone(here), func(d v1.Descriptor) bool { return d.Annotations[saved.AttestsTo] != "" })
-	if m.MediaType == "" {
-		m.MediaType = d.MediaType
-	}
+	images := slices.DeleteFunc(slices.Clone(here), func(d manifest.Descriptor) bool { return d.Attests() != "" })
+	b.raw = raw
 	switch {
 	case len(here) == len(m.Manifests):
 	case len(images) == 0:
-		return nil, bad("no platform of %s is complete", d.Digest)
+		return nil, bad("no platform of %s is complete", b.d.Digest)
 	case len(here) == 1:
-		t.j.Warn(fmt.Errorf("not all platforms of %s are here: only %s is pushed, as %s", d.Digest, platform(images[0]), images[0].Digest))
-		return t.node(images[0], depth+1)
+		t.j.Warn(fmt.Errorf("not all platforms of %s are here: only %s is pushed, as %s", b.d.Digest, platform(images[0]), images[0].Digest))
+		b.raw = nil
 	default:
-		t.j.Warn(fmt.Errorf("not all platforms of %s are here: %d of %d manifests are pushed, as an index of their own", d.Digest, len(here), len(m.Manifests)))
-		m.Manifests = here
-		raw = nil
-	}
-	idx := &index{raw: raw, manifest: m}
-	for _, d := range m.Manifests {
-		child, err := t.node(d, depth+1)
-		if err != nil {
-			return nil, err
+		t.j.Warn(fmt.Errorf("not all platforms of %s are here: %d of %d manifests are pushed, as an index of their own", b.d.Digest, len(here), len(m.Manifests)))
+		keep := map[v1.Hash]bool{}
+		for _, d := range here {
+			keep[d.Digest] = true
 		}
-		idx.children = append(idx.children, child)
+		if b.raw, err = manifest.KeepManifests(raw, keep); err != nil {
+			return nil, bad("index %s: %w", b.d.Digest, err)
+		}
 	}
-	changed, err := t.j.Format.index(m, idx.children)
-	if err != nil {
+	for _, d := range here {
+		children = append(children, &branch{d: d})
+	}
+	return children, nil
+}
+
+// index makes an index of what its manifests became.
+func (t *tree) index(b *branch, children []*branch) (v1.ImageIndex, error) {
+	idx := &index{raw: b.raw, media: b.d.MediaType}
+	became := map[v1.Hash]remote.Taggable{}
+	for _, c := range children {
+		idx.children = append(idx.children, t.nodes[c.d.Digest])
+		became[c.d.Digest] = t.nodes[c.d.Digest]
+	}
+	var err error
+	if idx.raw, idx.media, err = t.j.Format.index(idx.raw, idx.media, became); err != nil {
 		return nil, err
 	}
-	if changed {
-		idx.raw = nil
+	idx.manifest = &v1.IndexManifest{}
+	if err := manifest.Unmarshal(idx.raw, idx.manifest); err != nil {
+		return nil, bad("index %s: %w", b.d.Digest, err)
 	}
-	if idx.raw == nil {
-		if idx.raw, err = json.MarshalIndent(m, "", "   "); err != nil {
-			return nil, err
-		}
-	}
-	idx.media = m.MediaType
 	return idx, nil
 }
 
-func platform(d v1.Descriptor) string {
+func platform(d manifest.Descriptor) string {
 	if d.Platform == nil {
 		return "one"
 	}

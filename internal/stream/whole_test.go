@@ -24,6 +24,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/rpush-go/rpush/internal/compress"
+	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/internal/spool"
 	"github.com/rpush-go/rpush/pusher"
@@ -109,7 +110,7 @@ func (a *archive) attest(d v1.Descriptor) v1.Descriptor {
 	}
 	at := a.json(m, types.OCIManifestSchema1)
 	at.Platform = &v1.Platform{OS: "unknown", Architecture: "unknown"}
-	at.Annotations = map[string]string{saved.AttestsTo: d.Digest.String()}
+	at.Annotations = map[string]string{"vnd.docker.reference.digest": d.Digest.String()}
 	return at
 }
 
@@ -227,7 +228,7 @@ func TestWholeIndexes(t *testing.T) {
 			}
 			n = len(im.Manifests)
 			for _, d := range im.Manifests {
-				if of := d.Annotations[saved.AttestsTo]; of != "" {
+				if of := manifest.Of(d).Attests(); of != "" {
 					continue // no image
 				}
 				img, err := idx.Image(d.Digest)
@@ -285,7 +286,7 @@ func TestWholeRefuses(t *testing.T) {
 func TestWholeIndexesThatFanOut(t *testing.T) {
 	a := newArchive()
 	d := a.image(t, "a", true)
-	for range maxDepth - 1 {
+	for range manifest.MaxDepth - 1 {
 		m := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
 		for range 20 {
 			m.Manifests = append(m.Manifests, d)

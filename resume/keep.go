@@ -22,6 +22,8 @@ const (
 	// maxKeptFailures is how often nobody may say where an earlier upload stands,
 	// before that is given up if the registry answers other questions.
 	maxKeptFailures = 3
+	// maxFailures is the same for a session of this process.
+	maxFailures = 5
 	// heldPause is between two looks at a blob that another push uploads.
 	heldPause = 500 * time.Millisecond
 )
@@ -143,23 +145,36 @@ func (u *upload) found(said int64) {
 	}
 }
 
-// leadsNowhere judges a failure to ask where a session stands that an earlier
-// process left. Another host than the registry may be gone for good, and a
-// registry may have damaged what it stores of this one session.
+// leadsNowhere judges a failure to ask where a session stands. Another host than
+// the registry may be gone for good since an earlier process, and a registry may
+// have damaged what it stores of this one session.
 func (u *upload) leadsNowhere(ctx context.Context, err error) bool {
-	v := protocol.Classify(err)
-	if v.Class != protocol.Break {
-		return true
+	s, v := u.sess, protocol.Classify(err)
+	most := maxFailures
+	if s.kept != nil {
+		most = maxKeptFailures
+		if v.Class != protocol.Break {
+			return true
+		}
+	} else if !isDamaged(err) {
+		return false
 	}
 	if v.After > 0 {
 		return false
 	}
-	s := u.sess
-	if s.failures++; s.failures < maxKeptFailures {
+	if s.failures++; s.failures < most {
 		return false
 	}
 	_, err = u.c.exists(ctx, u.blob.Digest, u.blob.Size)
 	return err == nil // the registry answers everything else
+}
+
+// isDamaged tells an answer to a status request that may be about this session
+// alone. Distribution 3 on S3 gives 500 for ever to a session whose PATCH or
+// commit ended while it assembled the parts.
+func isDamaged(err error) bool {
+	var answered *protocol.StatusError
+	return errors.As(err, &answered) && answered.Status == http.StatusInternalServerError
 }
 
 // expired forgets a session of an earlier process that the registry does not

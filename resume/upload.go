@@ -90,7 +90,7 @@ type session struct {
 	// said it stands; guessed is set while one of them tries the byte before.
 	refused  int
 	guessed  bool
-	failures int     // to ask, while kept
+	failures int     // to ask, in a row
 	recorded bool    // the session comes from a record
 	kept     *Record // what is known of it came from this record, and is not yet confirmed
 	opened   time.Time
@@ -507,7 +507,7 @@ func (u *upload) settle(ctx context.Context) error {
 			return err
 		}
 		if err != nil {
-			if s.kept != nil && ctx.Err() == nil && u.leadsNowhere(ctx, err) {
+			if ctx.Err() == nil && u.leadsNowhere(ctx, err) {
 				return u.drop(err)
 			}
 			return err
@@ -646,6 +646,7 @@ func (u *upload) status(ctx context.Context, method string) (offset int64, ok bo
 		return 0, false, nil
 	}
 	u.c.pace.answersStatus()
+	s.failures = 0
 	if err := u.newer(s, a); err != nil {
 		return 0, false, err
 	}
@@ -814,6 +815,9 @@ func (u *upload) resolve(ctx context.Context) error {
 	case errors.Is(err, errLost):
 		u.doubt = time.Time{}
 		return u.drop(err)
+	case err != nil && isDamaged(err) && u.commitFailed():
+		u.doubt = time.Time{}
+		return u.drop(err)
 	case err != nil:
 		return err
 	}
@@ -823,6 +827,14 @@ func (u *upload) resolve(ctx context.Context) error {
 	}
 	u.keep(ctx)
 	return nil
+}
+
+// commitFailed counts answers of 500 about a session whose commit is in doubt, while
+// the blob is not there. The registry may be assembling the blob, which takes time
+// by its size; if not, such a session is of no use any more.
+func (u *upload) commitFailed() bool {
+	u.sess.failures++
+	return u.sess.failures >= maxKeptFailures && time.Since(u.doubt) >= u.patience()-commitLeast
 }
 
 // patience is how long a registry may take to assemble the blob. It grows with

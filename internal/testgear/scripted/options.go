@@ -227,6 +227,11 @@ type Action struct {
 	// ForgetSession drops the session before acting on the request; on a POST
 	// the session that was just opened.
 	ForgetSession bool
+	// DamageSession, on a request that ends in BreakBody or AfterReset, leaves the
+	// session behind in a state that every later request to it gets 500 for, as
+	// distribution 3 on S3 does if it notices the break while it assembles the
+	// parts. A commit is not carried out.
+	DamageSession bool
 	// Restart gives the registry a new secret before it acts: it cannot read
 	// the Locations it handed out so far, and no token is good any more.
 	Restart bool

@@ -23,13 +23,14 @@ type upload struct {
 	acked    int64 // end of the last acknowledged chunk
 	first    int64 // size after the first chunk, for the stuck Range
 	patches  int
-	chunk    int64            // length of the first chunk
-	last     bool             // a smaller one came
-	short    bool             // the last chunk was smaller than Options.MinPart
-	small    bool             // and one before it
-	writers  int              // bodies that began to come in
-	received int64            // bytes of all bodies, stored or not
-	void     bool             // opened before a restart
+	chunk    int64 // length of the first chunk
+	last     bool  // a smaller one came
+	short    bool  // the last chunk was smaller than Options.MinPart
+	small    bool  // and one before it
+	writers  int   // bodies that began to come in
+	received int64 // bytes of all bodies, stored or not
+	void     bool  // opened before a restart
+	damaged  bool
 	states   map[string]int64 // offset each handed out state stands for
 	used     map[string]bool  // states that a PATCH or PUT came with
 }
@@ -120,9 +121,12 @@ func (x *exchange) session() *upload {
 	}
 	u.used[state] = u.used[state] || x.q.Kind == Patch || x.q.Kind == Put
 	stale := (!known || offset != int64(len(u.data))) && !g.o.OneLocation
-	void := u.void && !known
+	void, damaged := u.void && !known, u.damaged
 	g.mu.Unlock()
 	switch {
+	case damaged:
+		x.fail(http.StatusInternalServerError, "UNKNOWN", "append to zero-size path unsupported")
+		return nil
 	case void:
 		x.fail(http.StatusBadRequest, "BLOB_UPLOAD_INVALID", "the state is not of this registry")
 		return nil
@@ -248,6 +252,7 @@ func (x *exchange) take(u *upload) bool {
 		end += int64(len(b))
 	})
 	g.mu.Lock()
+	u.damaged = u.damaged || x.act.DamageSession
 	if err != nil {
 		switch {
 		case g.o.Store == Fragile:
@@ -350,6 +355,11 @@ func (x *exchange) put() {
 	}
 	g := x.g
 	g.mu.Lock()
+	if u.damaged {
+		g.mu.Unlock()
+		x.reset()
+		return
+	}
 	if u.small {
 		g.mu.Unlock()
 		x.fail(http.StatusInternalServerError, "UNKNOWN", "")

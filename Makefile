@@ -7,6 +7,7 @@ RPUSH := $(TOOLS)/rpush
 # What the tests, the demo and the bench run, each a module of its own version.
 registry      := github.com/distribution/distribution/v3/cmd/registry@v3.1.1
 crane         := github.com/google/go-containerregistry/cmd/crane@v0.22.1
+versitygw     := github.com/versity/versitygw/cmd/versitygw@v1.8.0
 golangci-lint := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 export RPUSH_TOOLS := $(BIN)
@@ -74,11 +75,11 @@ cross:
 fuzz:
 	scripts/fuzz 60s
 
-tools: $(BIN)/registry $(BIN)/crane $(BIN)/golangci-lint
+tools: $(BIN)/registry $(BIN)/crane $(BIN)/versitygw $(BIN)/golangci-lint
 
 # Real parts that Debian has, installed where that is allowed. RUNLEVEL=1 keeps
 # them from starting as services.
-DEBIAN := nginx docker-registry skopeo buildah podman redis-server iproute2 iptables nftables procps
+DEBIAN := nginx haproxy docker-registry skopeo buildah podman redis-server iproute2 iptables nftables procps
 debian:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		missing=$$(for p in $(DEBIAN); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \

@@ -19,6 +19,7 @@ import (
 
 const (
 	chaosRuns   = 10
+	slowRuns    = 2 // of slow sites
 	chaosTime   = 3 * time.Second
 	chaosFaults = 12
 
@@ -64,7 +65,10 @@ func TestChaos(t *testing.T) {
 	for _, s := range setups() {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
-			at := s.start(t)
+			at, runs := s.start(t), runs
+			if s.slow && !isLong() {
+				runs = min(runs, slowRuns)
+			}
 			for seed := first; seed < first+runs; seed++ {
 				t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { chaos(t, at, seed) })
 			}

@@ -37,6 +37,7 @@ type site struct {
 	addr    string // where clients go
 	caFile  string // of HTTPS
 	login   bool
+	noEmpty bool         // it takes no empty blob, from any client
 	restart func() error // kills what holds the sessions, and starts it again
 }
 
@@ -69,7 +70,12 @@ type setup struct {
 	// what it received needs no more than one; elsewhere each break costs the
 	// request under way, or on some the session.
 	most float64
+	// slow sites are in the suite's long form: RPUSH_MATRIX=long. Otherwise
+	// TestResets leaves out distribution 2, and TestChaos has fewer runs.
+	slow bool
 }
+
+func isLong() bool { return os.Getenv("RPUSH_MATRIX") == "long" }
 
 func direct(tool string, o realreg.Options) func(t *testing.T) *site {
 	return func(t *testing.T) *site {
@@ -101,6 +107,19 @@ func tokenSite(t *testing.T) (*site, *tokens.Server) {
 	s := direct(three, realreg.Options{Token: server.Auth()})(t)
 	s.login = true
 	return s, server
+}
+
+func onS3(tool string, noRedirect bool) func(t *testing.T) *site {
+	return func(t *testing.T) *site {
+		s := realreg.StartS3(t)
+		s.NoRedirect = noRedirect
+		if tool == three {
+			s.PartSize = 5 * mib // the least that S3 takes
+		}
+		at := direct(tool, realreg.Options{S3: s})(t)
+		at.noEmpty = tool == two
+		return at
+	}
 }
 
 func withRedis(t *testing.T) *site {
@@ -149,11 +168,15 @@ var reported = nginx.Options{TLS: true, BasicAuth: true}
 
 func setups() []setup {
 	all := []setup{
-		{"distribution 3", direct(three, realreg.Options{}), 1.05},
-		{"distribution 3, tokens", withTokens, 1.05},
-		{"distribution 3, Redis", withRedis, 1.05},
-		{"distribution 2", direct(two, realreg.Options{}), 2},
-		{"go-containerregistry", inProcess, 2},
+		{name: "distribution 3", start: direct(three, realreg.Options{}), most: 1.05},
+		{name: "distribution 3, tokens", start: withTokens, most: 1.05},
+		{name: "distribution 3, Redis", start: withRedis, most: 1.05},
+		{name: "distribution 2", start: direct(two, realreg.Options{}), most: 2},
+		{name: "go-containerregistry", start: inProcess, most: 2},
+		{name: "distribution 3 on S3", start: onS3(three, false), most: 1.5, slow: true},
+		{name: "distribution 3 on S3, no redirects", start: onS3(three, true), most: 1.5, slow: true},
+		{name: "distribution 2 on S3", start: onS3(two, false), most: 2, slow: true},
+		{name: "distribution 2 on S3, no redirects", start: onS3(two, true), most: 2, slow: true},
 	}
 	for _, f := range fronts {
 		most := 2.0
@@ -161,8 +184,8 @@ func setups() []setup {
 			most = 1.05
 		}
 		all = append(all,
-			setup{"distribution 3 behind nginx, " + f.name, behind(three, f.o), most},
-			setup{"distribution 2 behind nginx, " + f.name, behind(two, f.o), 2})
+			setup{name: "distribution 3 behind nginx, " + f.name, start: behind(three, f.o), most: most},
+			setup{name: "distribution 2 behind nginx, " + f.name, start: behind(two, f.o), most: 2})
 	}
 	return all
 }

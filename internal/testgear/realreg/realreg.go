@@ -52,6 +52,8 @@ type Options struct {
 	Token *TokenAuth
 	// Redis, when set, is the host:port of the cache of blob descriptors.
 	Redis string
+	// S3, when set, is where everything is stored, instead of a directory.
+	S3 *S3
 	// Addr, when set, is where it listens, instead of a free port of loopback.
 	Addr string
 	// Through, when set, is a command that runs the one that follows it:
@@ -163,7 +165,13 @@ func (r *Registry) path(name string) string { return filepath.Join(r.dir, name) 
 func (r *Registry) config(o Options) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "version: 0.1\nlog:\n  level: info\n  formatter: json\n  accesslog:\n    disabled: false\n")
-	fmt.Fprintf(&b, "storage:\n  filesystem:\n    rootdirectory: %q\n  delete:\n    enabled: true\n", r.Root)
+	fmt.Fprintf(&b, "storage:\n")
+	if o.S3 != nil {
+		b.WriteString(o.S3.config())
+	} else {
+		fmt.Fprintf(&b, "  filesystem:\n    rootdirectory: %q\n", r.Root)
+	}
+	fmt.Fprintf(&b, "  delete:\n    enabled: true\n")
 	fmt.Fprintf(&b, "  maintenance:\n    uploadpurging:\n      enabled: false\n")
 	if o.Redis != "" {
 		fmt.Fprintf(&b, "  cache:\n    blobdescriptor: redis\n")
@@ -212,7 +220,10 @@ func (r *Registry) start(ctx context.Context) error {
 	args := append(slices.Clone(r.through), r.bin, "serve", r.path("config.yml"))
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = access, log
-	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
+	// The AWS SDK takes AWS_ variables over the configuration, and distribution 2
+	// does not start with a bundle of its own kind of authorities.
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "AWS_") })
+	cmd.Env = append(cmd.Env, "OTEL_TRACES_EXPORTER=none")
 	p, err := process.Start(ctx, cmd, r.answers)
 	if err != nil {
 		return fmt.Errorf("realreg: %w: %s", err, process.LastLine(r.Log()))

@@ -41,8 +41,14 @@ func TestPushAndPull(t *testing.T) {
 	for _, o := range []Options{
 		{}, {TLS: true, BasicAuth: true, Secret: "s"}, {Redis: "start"},
 		{Tool: "docker-registry"}, {Tool: "docker-registry", TLS: true, BasicAuth: true}, {Tool: "docker-registry", Redis: "start"},
+		{S3: &S3{}}, {S3: &S3{NoRedirect: true, PartSize: 5 << 20}}, {Tool: "docker-registry", S3: &S3{}},
 	} {
-		t.Run(fmt.Sprintf("%s,tls=%t,redis=%t", o.Tool, o.TLS, o.Redis != ""), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s,tls=%t,redis=%t,s3=%t", o.Tool, o.TLS, o.Redis != "", o.S3 != nil), func(t *testing.T) {
+			if o.S3 != nil {
+				s := StartS3(t)
+				s.PartSize, s.NoRedirect = o.S3.PartSize, o.S3.NoRedirect
+				o.S3 = s
+			}
 			if o.Redis != "" {
 				o.Redis = StartRedis(t)
 			}
@@ -65,7 +71,11 @@ func TestPushAndPull(t *testing.T) {
 			if o.Redis != "" && keys(t, o.Redis) == 0 {
 				t.Error("nothing is in Redis")
 			}
-			if st, err := os.Stat(r.BlobPath(im.Layers[0].Digest)); err != nil || st.Size() != im.Layers[0].Size {
+			if o.S3 != nil {
+				if left, err := os.ReadDir(r.Root); err != nil || len(left) > 0 {
+					t.Errorf("in its directory: got %v, %v, want nothing", left, err)
+				}
+			} else if st, err := os.Stat(r.BlobPath(im.Layers[0].Digest)); err != nil || st.Size() != im.Layers[0].Size {
 				t.Errorf("blob: got %v, %v", st, err)
 			}
 			log, err := r.AccessLog()

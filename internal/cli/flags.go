@@ -26,6 +26,7 @@ type options struct {
 	cacheDir, stateDir string
 	noState            bool
 	alive, all         bool
+	registry           string // whose uploads sessions is about
 	engine             engineOptions
 	layers             layerOptions
 
@@ -67,13 +68,17 @@ func (o *options) sessionsFlags() (common []flagGroup, list, forget flagGroup) {
 	s.StringVar(&o.stateDir, "state-dir", "", stateDirUsage)
 	list = newGroup("List")
 	list.BoolVar(&o.alive, "check", false, "ask the registries whether the sessions are alive")
+	list.StringVar(&o.registry, "registry", "", atRegistryUsage)
 	forget = newGroup("Forget")
+	forget.StringVar(&o.registry, "registry", "", atRegistryUsage)
 	forget.BoolVar(&o.all, "all", false, "all of them")
 	c := newGroup("Connection")
 	c.BoolVar(&o.to.plainHTTP, "plain-http", false, "also speak to registries over HTTP, for uploads kept by such a push")
 	o.to.trustFlags(c.FlagSet)
 	return []flagGroup{s, c, o.outputFlags()}, list, forget
 }
+
+const atRegistryUsage = "only uploads to `REGISTRY`"
 
 const stateDirUsage = "keep open uploads in `DIR`, not in the user's state directory"
 

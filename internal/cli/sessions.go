@@ -76,7 +76,7 @@ func (a *app) sessionsCommand() *cobra.Command {
 		if len(args) > 0 {
 			return 0, fmt.Errorf(noSessionsVerb, args[0])
 		}
-		return a.listSessions(ctx, &o, s), nil
+		return a.listSessions(ctx, &o, s)
 	}
 	cmd := verb("sessions", sessionsShort, list, listFlags)
 	cmd.Args = cobra.ArbitraryArgs // list says what is wrong with them
@@ -98,35 +98,85 @@ func (a *app) sessionsCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) listSessions(ctx context.Context, o *options, store *resume.FileStore) int {
+func (a *app) listSessions(ctx context.Context, o *options, store *resume.FileStore) (int, error) {
 	records, err := store.Records()
 	if err != nil {
 		a.out.line(noStateWords(err))
-		return exitPermanent
+		return exitPermanent, nil
+	}
+	if records, err = o.atRegistry(records); err != nil {
+		return 0, err
 	}
 	all := []*kept{} // a list, also where it is empty
 	for _, r := range records {
 		all = append(all, newKept(r, time.Now()))
 	}
 	if o.alive {
-		a.checkAll(ctx, o, store, all)
+		about, err := o.aboutRegistry(records)
+		if err != nil {
+			return 0, err
+		}
+		a.checkAll(ctx, o, about, store, all)
 	}
 	if code := stopped(ctx); code != exitOK {
-		return code
+		return code, nil
 	}
 	if o.output == "json" {
-		return a.written(a.json(map[string]any{"sessions": all}))
+		return a.written(a.json(map[string]any{"sessions": all})), nil
 	}
 	if len(all) == 0 {
 		a.out.note(nothingKept)
-		return exitOK
+		return exitOK, nil
 	}
-	return a.written(writeTable(a.stdout, all))
+	return a.written(writeTable(a.stdout, all)), nil
+}
+
+// atRegistry leaves the records of the registry that --registry names, if it
+// names one.
+func (o *options) atRegistry(all []resume.Record) ([]resume.Record, error) {
+	if o.registry == "" {
+		return all, nil
+	}
+	reg, err := name.NewRegistry(o.registry, name.WeakValidation)
+	if err != nil {
+		return nil, fmt.Errorf(badRegistry, o.spelled["registry"], o.registry)
+	}
+	return slices.DeleteFunc(all, func(r resume.Record) bool { return registryOf(r) != reg.RegistryStr() }), nil
+}
+
+// aboutRegistry is the registry that the flags about connections are for: the
+// one that all records are at. If there are several, a flag about one of them is
+// an error, and a variable, which may be set for other calls, is for none.
+func (o *options) aboutRegistry(all []resume.Record) (string, error) {
+	var registries []string
+	for _, r := range all {
+		if at := registryOf(r); !slices.Contains(registries, at) {
+			registries = append(registries, at)
+		}
+	}
+	if len(registries) == 1 {
+		return registries[0], nil
+	}
+	for _, flag := range []string{"plain-http", "tls-verify", "cert-file", "key-file", "cert-dir"} {
+		if len(registries) > 1 && o.spelled[flag] == "--"+flag {
+			return "", fmt.Errorf(severalAsked, o.spelled[flag], len(registries))
+		}
+	}
+	return "", nil
+}
+
+// registryOf is the registry of a record, as references have it.
+func registryOf(r resume.Record) string {
+	repo, err := name.NewRepository(r.Name(), name.WeakValidation)
+	if err != nil {
+		return r.Registry
+	}
+	return repo.RegistryStr()
 }
 
 // checkAll asks several registries at once. One that does not answer is not
 // asked again.
-func (a *app) checkAll(ctx context.Context, o *options, store *resume.FileStore, all []*kept) {
+func (a *app) checkAll(ctx context.Context, o *options, about string, store *resume.FileStore, all []*kept) {
 	var silent sync.Map
 	var eg errgroup.Group
 	eg.SetLimit(8)
@@ -136,7 +186,7 @@ func (a *app) checkAll(ctx context.Context, o *options, store *resume.FileStore,
 				k.Error = err.(string)
 				return nil
 			}
-			err := a.checkOne(ctx, o, store, k)
+			err := a.checkOne(ctx, o, about, store, k)
 			if err != nil {
 				k.Error = clean(err.Error())
 			}
@@ -151,7 +201,7 @@ func (a *app) checkAll(ctx context.Context, o *options, store *resume.FileStore,
 
 // checkOne asks about one. What a push is uploading just now is left alone:
 // some registries do not answer for it.
-func (a *app) checkOne(ctx context.Context, o *options, store *resume.FileStore, k *kept) (err error) {
+func (a *app) checkOne(ctx context.Context, o *options, about string, store *resume.FileStore, k *kept) (err error) {
 	lease, err := store.Reserve(ctx, k.record.Key)
 	if errors.Is(err, resume.ErrHeld) {
 		k.Uploading = true
@@ -161,7 +211,7 @@ func (a *app) checkOne(ctx context.Context, o *options, store *resume.FileStore,
 		return err
 	}
 	defer func() { err = errors.Join(err, lease.Release()) }()
-	return a.asks(ctx, o, k.record, func(ctx context.Context, p *pusher.Pusher) error {
+	return a.asks(ctx, o, about, k.record, func(ctx context.Context, p *pusher.Pusher) error {
 		offset, alive, err := p.Check(ctx, k.record)
 		if err == nil {
 			k.Alive = &alive
@@ -225,7 +275,8 @@ func (k *kept) state() string {
 }
 
 // asks runs f with a pusher for the repository of a record, for a short time.
-func (a *app) asks(ctx context.Context, o *options, r resume.Record, f func(context.Context, *pusher.Pusher) error) error {
+// The flags about connections are for the registry about.
+func (a *app) asks(ctx context.Context, o *options, about string, r resume.Record, f func(context.Context, *pusher.Pusher) error) error {
 	const patience = 30 * time.Second
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("%w: no answer for %s", resume.ErrInterrupted, patience))
 	defer cancel()
@@ -234,7 +285,7 @@ func (a *app) asks(ctx context.Context, o *options, r resume.Record, f func(cont
 		if err != nil {
 			return nil, err
 		}
-		po, err := a.connect(o, repo.RegistryStr(), name.Repository{}).options(repo, asTarget)
+		po, err := a.connect(o, about, name.Repository{}).options(repo, asTarget)
 		if err != nil {
 			return nil, err
 		}
@@ -265,6 +316,9 @@ func (a *app) forgetSessions(ctx context.Context, o *options, store *resume.File
 		a.out.line(noStateWords(err))
 		return exitPermanent, nil
 	}
+	if chosen, err = o.atRegistry(chosen); err != nil {
+		return 0, err
+	}
 	if len(args) > 0 { // which is more than a variable says
 		if chosen, err = choose(chosen, args[0]); err != nil {
 			return 0, err
@@ -274,10 +328,14 @@ func (a *app) forgetSessions(ctx context.Context, o *options, store *resume.File
 			return exitPermanent, nil
 		}
 	}
+	about, err := o.aboutRegistry(chosen)
+	if err != nil {
+		return 0, err
+	}
 	exit := exitOK
 	forgotten := []*kept{}
 	for _, r := range chosen {
-		if err := a.forget(ctx, o, store, r); err != nil {
+		if err := a.forget(ctx, o, about, store, r); err != nil {
 			a.out.line(forgetFailedWords(r, err))
 			exit = exitPermanent
 		} else {
@@ -294,7 +352,7 @@ func (a *app) forgetSessions(ctx context.Context, o *options, store *resume.File
 	return exit, nil
 }
 
-func (a *app) forget(ctx context.Context, o *options, store *resume.FileStore, r resume.Record) (err error) {
+func (a *app) forget(ctx context.Context, o *options, about string, store *resume.FileStore, r resume.Record) (err error) {
 	lease, err := store.Reserve(ctx, r.Key)
 	if err != nil {
 		return err
@@ -307,7 +365,7 @@ func (a *app) forget(ctx context.Context, o *options, store *resume.FileStore, r
 		return err
 	}
 	if !r.Expired(time.Now()) {
-		err := a.asks(ctx, o, r, func(ctx context.Context, p *pusher.Pusher) error { return p.Cancel(ctx, r) })
+		err := a.asks(ctx, o, about, r, func(ctx context.Context, p *pusher.Pusher) error { return p.Cancel(ctx, r) })
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

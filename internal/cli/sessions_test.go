@@ -80,3 +80,68 @@ func TestPlantedRecordGetsNoCredentials(t *testing.T) {
 		})
 	}
 }
+
+// Flags about TLS are for one registry. With records of several, nothing says
+// for which, and none gets them.
+func TestSessionsFlagsReachOneRegistry(t *testing.T) {
+	newRig(t, nil)
+	one, two := newObserved(t, selfSigned, false, ""), newObserved(t, selfSigned, false, "")
+	certs := certificatesFor(t)
+	pair := []string{"--cert-file", filepath.Join(certs, "server.pem"), "--key-file", filepath.Join(certs, "server.key"), "--tls-verify=false"}
+	at := one.at("127.0.0.1")
+	for _, c := range []struct {
+		name   string
+		args   []string
+		env    string
+		exit   int
+		first  bool // the first registry is reached
+		second bool
+	}{
+		{"check", []string{"--check"}, "", exitUsage, false, false},
+		{"list", []string{"list"}, "", exitOK, false, false},
+		{"check, by a variable", []string{"--check"}, "RPUSH_TLS_VERIFY=false", exitOK, false, false},
+		{"check one", []string{"--check", "--registry", at}, "", exitOK, true, false},
+		{"check one, by a variable", []string{"--check", "--registry", at}, "RPUSH_TLS_VERIFY=false", exitOK, true, false},
+		{"check another", []string{"--check", "--registry", "other.test"}, "", exitOK, false, false},
+		{"no registry", []string{"--check", "--registry", "a/b/c"}, "", exitUsage, false, false},
+		{"forget all", []string{"forget", "--all"}, "", exitUsage, false, false},
+		{"forget a blob", []string{"forget", string(digestA)}, "", exitUsage, false, false},
+		{"forget a blob at one", []string{"forget", string(digestA), "--registry", at}, "", exitOK, true, false},
+		{"forget a repository", []string{"forget", at + "/team/app"}, "", exitOK, true, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRig(t, nil)
+			dir := t.TempDir()
+			for _, host := range []string{at, two.at("127.0.0.1")} {
+				k := resume.Key{Registry: "https://" + host, Repository: "team/app", Digest: digestA}
+				lease, err := resume.NewFileStore(dir).Reserve(context.Background(), k)
+				if err != nil {
+					t.Fatal(err)
+				}
+				rec := resume.Record{Key: k, Location: "https://" + host + "/v2/team/app/blobs/uploads/1", Size: 10, Opened: time.Now(), Updated: time.Now()}
+				if err := errors.Join(lease.Save(context.Background(), rec), lease.Release()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			args := append([]string{"sessions"}, append(c.args, "--state-dir", dir)...)
+			if name, value, ok := strings.Cut(c.env, "="); ok {
+				r.env[name] = value
+			} else {
+				args = append(args, pair...)
+			}
+			before1, certs1, _ := one.get()
+			before2, certs2, _ := two.get()
+			if exit := r.main(args); exit != c.exit {
+				t.Errorf("exit code %d, want %d: %s", exit, c.exit, r.stderr.String())
+			}
+			after1, shown1, _ := one.get()
+			after2, shown2, _ := two.get()
+			if (after1 > before1) != c.first || (after2 > before2) != c.second {
+				t.Errorf("%d and %d requests", after1-before1, after2-before2)
+			}
+			if c.env == "" && (shown1 > certs1) != c.first || shown2 > certs2 {
+				t.Errorf("%d and %d certificates were shown", shown1-certs1, shown2-certs2)
+			}
+		})
+	}
+}

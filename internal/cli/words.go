@@ -43,6 +43,8 @@ const (
 	badReference     = "%q is no reference; one is [HOST[:PORT]/]NAME[:TAG|@DIGEST], with NAME in lower case"
 	noSessionsVerb   = "%q is none of list, forget, prune"
 	noArgument       = "unexpected argument %q"
+	badRegistry      = "%s: %q is no registry"
+	severalAsked     = "%s is about one registry, and uploads to %d are kept: add --registry REGISTRY"
 	nothingToForget  = "what is to be forgotten is missing: rpush sessions forget DIGEST|REFERENCE, or --all"
 	allAndOne        = "--all forgets everything; leave it out or name nothing"
 	tooManyForgotten = "unexpected argument %q: rpush sessions forget DIGEST|REFERENCE"

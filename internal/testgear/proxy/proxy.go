@@ -67,6 +67,7 @@ type Proxy struct {
 	wg     sync.WaitGroup
 	done   chan struct{}
 	faults atomic.Int64
+	hold   hold
 
 	mu     sync.Mutex
 	closed bool
@@ -108,6 +109,14 @@ func (p *Proxy) Close() {
 	p.ln.Close()
 	p.wg.Wait()
 }
+
+// Hold lets n more upstream bytes pass, of all connections together, and then no
+// more until Release or another Hold. A test can so stop a client in the middle
+// of an upload, however fast or slow the machine is.
+func (p *Proxy) Hold(n int64) { p.hold.set(n) }
+
+// Release lets everything pass again.
+func (p *Proxy) Release() { p.hold.set(-1) }
 
 // Stats may be called at any time, also after Close.
 func (p *Proxy) Stats() Stats {
@@ -348,8 +357,15 @@ func (l *link) pass(b []byte, dst *net.TCPConn, count *atomic.Int64, up bool) bo
 		k := len(b)
 		if up {
 			k = l.p.pace.slice(k)
+			if k = l.p.hold.take(k, l.p.done); k == 0 {
+				return false
+			}
 		}
+		held := k
 		k, due := l.allow(k, count.Load(), up)
+		if up {
+			l.p.hold.giveBack(held - k)
+		}
 		if up && !l.p.pace.wait(k, l.p.done) {
 			return false
 		}
@@ -508,4 +524,60 @@ func (p *pacer) wait(n int, done <-chan struct{}) bool {
 	p.last = time.Now()
 	p.mu.Unlock()
 	return true
+}
+
+// hold is how many upstream bytes may still pass. The zero value sets no limit.
+type hold struct {
+	mu      sync.Mutex
+	limited bool
+	left    int64
+	changed chan struct{} // closed by the next change; nil if nobody waits
+}
+
+// set limits what passes from now on to n bytes; a negative n is no limit.
+func (h *hold) set(n int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.limited, h.left = n >= 0, n
+	if h.changed != nil {
+		close(h.changed)
+		h.changed = nil
+	}
+}
+
+// take waits until a byte may pass and returns how many of n may, or 0 if done
+// is closed before.
+func (h *hold) take(n int, done <-chan struct{}) int {
+	for {
+		h.mu.Lock()
+		if !h.limited {
+			h.mu.Unlock()
+			return n
+		}
+		if k := min(int64(n), h.left); k > 0 {
+			h.left -= k
+			h.mu.Unlock()
+			return int(k)
+		}
+		if h.changed == nil {
+			h.changed = make(chan struct{})
+		}
+		changed := h.changed
+		h.mu.Unlock()
+		select {
+		case <-changed:
+		case <-done:
+			return 0
+		}
+	}
+}
+
+// giveBack returns n bytes that were taken and did not pass.
+func (h *hold) giveBack(n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.left += int64(n); n > 0 && h.changed != nil {
+		close(h.changed)
+		h.changed = nil
+	}
 }

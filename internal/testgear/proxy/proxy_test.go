@@ -412,3 +412,34 @@ func BenchmarkForward(b *testing.B) {
 	c.Close()
 	<-done
 }
+
+func TestHoldLetsExactlySoMuchPass(t *testing.T) {
+	s := newSink(t, nil)
+	p := start(t, s.Addr().String(), Options{})
+	p.Hold(1000)
+	c := dial(t, p)
+	body := pattern(5000)
+	if _, err := c.Write(body); err != nil {
+		t.Fatal(err)
+	}
+	c.(*net.TCPConn).CloseWrite()
+	for p.Stats().Up < 1000 {
+		time.Sleep(time.Millisecond)
+	}
+	p.Hold(500)
+	for p.Stats().Up < 1500 {
+		time.Sleep(time.Millisecond)
+	}
+	select {
+	case e := <-s.ends:
+		t.Fatalf("the server got %d bytes and an end while the line was held", len(e.got))
+	default:
+	}
+	if up := p.Stats().Up; up != 1500 {
+		t.Errorf("%d bytes passed, want 1500", up)
+	}
+	p.Release()
+	if e := s.end(t); e.err != nil || !bytes.Equal(e.got, body) {
+		t.Errorf("the server got %d bytes and %v, want all %d", len(e.got), e.err, len(body))
+	}
+}

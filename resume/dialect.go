@@ -126,17 +126,20 @@ type pacer struct {
 
 	mu    sync.Mutex
 	d     Dialect
-	least int64 // OCI-Chunk-Min-Length
-	empty int   // breaks in a row of which nothing was kept
-	cost  int64 // bytes that the last break of a body without chunks lost, though a part was kept
-	gone  int   // sessions in a row lost by a break
-	puts  int   // blobs in a row that were refused as the body of a commit, and taken otherwise
+	hint  Dialect // what of d is an earlier client's word that nothing has confirmed
+	least int64   // OCI-Chunk-Min-Length
+	parts int64   // the least size of a chunk that commits have been seen to take
+	empty int     // breaks in a row of which nothing was kept
+	cost  int64   // bytes that the last break of a body without chunks lost, though a part was kept
+	gone  int     // sessions in a row lost by a break
+	puts  int     // blobs in a row that were refused as the body of a commit, and taken otherwise
 }
 
 func newPacer(host string, store Dialects) *pacer {
 	p := &pacer{host: host, store: store}
 	if d, ok := store.Load(host); ok {
 		p.d = d.valid()
+		p.hint = p.d
 	}
 	return p
 }
@@ -177,7 +180,7 @@ func (p *pacer) next(left int64, whole bool) (n int64, fresh bool) {
 	defer p.mu.Unlock()
 	n = left
 	if p.d.Chunk > 0 {
-		n = min(n, max(round(p.d.Chunk), p.least))
+		n = min(n, max(round(p.d.Chunk), p.least, p.parts))
 	}
 	if p.d.MaxBody > 0 {
 		n = min(n, max(p.d.MaxBody, p.least))
@@ -197,6 +200,12 @@ func (p *pacer) learn(f func()) {
 	before := p.d
 	f()
 	after := p.d
+	if before.Class != after.Class || before.Chunk != after.Chunk {
+		p.hint.Class, p.hint.Chunk = Unproved, 0
+	}
+	if before.MaxBody != after.MaxBody || before.MaxRanged != after.MaxRanged || before.MaxChunk != after.MaxChunk {
+		p.hint.MaxBody, p.hint.MaxRanged, p.hint.MaxChunk = 0, 0, 0
+	}
 	p.mu.Unlock()
 	before.Chunk = after.Chunk // moves all the time; kept by save
 	if before != after {
@@ -214,6 +223,49 @@ func (p *pacer) save() {
 	if d != (Dialect{}) {
 		p.store.Save(p.host, d)
 	}
+}
+
+// mistrust drops what an earlier client had learnt: it has led to a failure that
+// nothing else explains. It reports whether there was anything to drop.
+func (p *pacer) mistrust() bool {
+	p.mu.Lock()
+	h := p.hint
+	p.hint = Dialect{}
+	if h.Chunk == 0 {
+		h.Class = Unproved // a class alone changes nothing in what is sent
+	} else {
+		p.d.Class, p.d.Chunk = Unproved, 0
+	}
+	if h.MaxBody > 0 || h.MaxRanged > 0 || h.MaxChunk > 0 {
+		p.d.MaxBody, p.d.MaxRanged, p.d.MaxChunk = 0, 0, 0
+	}
+	p.d.StatusGET = p.d.StatusGET && !h.StatusGET
+	p.d.OffByOne = p.d.OffByOne && !h.OffByOne
+	p.d.StuckRange = p.d.StuckRange && !h.StuckRange
+	p.d.NoStatus = p.d.NoStatus && !h.NoStatus
+	p.d.NoPutBody = p.d.NoPutBody && !h.NoPutBody
+	d := p.d
+	p.mu.Unlock()
+	if h == (Dialect{}) {
+		return false
+	}
+	p.store.Save(p.host, d)
+	return true
+}
+
+// smallParts: the registry fails commits of sessions that took chunks below
+// partSize. It is false if larger chunks cannot be the answer.
+func (p *pacer) smallParts() bool {
+	if p.mistrust() {
+		return true
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	larger := p.parts < partSize && p.d.Chunk > 0 && p.d.Chunk < partSize && (p.d.MaxBody == 0 || p.d.MaxBody >= partSize)
+	if larger {
+		p.parts, p.d.Chunk = partSize, partSize
+	}
+	return larger
 }
 
 // acknowledged: a PATCH was answered well. Chunks grow slowly, so that a link
@@ -369,7 +421,7 @@ func (p *pacer) tooLarge(n int64, ranged bool) bool {
 	return smaller
 }
 
-func (p *pacer) answersGET() { p.learn(func() { p.d.StatusGET = true }) }
+func (p *pacer) answersGET() { p.learn(func() { p.d.StatusGET, p.hint.StatusGET = true, false }) }
 
 // answersStatus: a status request was answered with a Range.
 func (p *pacer) answersStatus() { p.learn(func() { p.d.NoStatus = false }) }
@@ -377,10 +429,15 @@ func (p *pacer) answersStatus() { p.learn(func() { p.d.NoStatus = false }) }
 // countsAlone: a session went on by our own count, against the Range. noStatus:
 // a status request had got 404.
 func (p *pacer) countsAlone(noStatus bool) {
-	p.learn(func() { p.d.StuckRange, p.d.NoStatus = true, p.d.NoStatus || noStatus })
+	p.learn(func() {
+		p.d.StuckRange, p.hint.StuckRange = true, false
+		if noStatus {
+			p.d.NoStatus, p.hint.NoStatus = true, false
+		}
+	})
 }
 
-func (p *pacer) endsAtCount() { p.learn(func() { p.d.OffByOne = true }) }
+func (p *pacer) endsAtCount() { p.learn(func() { p.d.OffByOne, p.hint.OffByOne = true, false }) }
 
 // takesPut: a commit with a body was answered well.
 func (p *pacer) takesPut() {
@@ -394,7 +451,7 @@ func (p *pacer) takesPut() {
 func (p *pacer) refusesPut() {
 	p.learn(func() {
 		if p.puts++; p.puts > 1 {
-			p.d.NoPutBody = true
+			p.d.NoPutBody, p.hint.NoPutBody = true, false
 		}
 	})
 }

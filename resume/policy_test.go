@@ -84,3 +84,43 @@ func TestLostAnswers(t *testing.T) {
 		learns(t, ds, resume.Unproved)
 	})
 }
+
+// What is remembered may be wrong, or not true any more. It is dropped in the
+// push that it makes fail.
+func TestWrongLessons(t *testing.T) {
+	chunks := resume.Dialect{Class: resume.Boundary, Chunk: mib}
+	parts := ecr()
+	for name, c := range map[string]struct {
+		hint resume.Dialect
+		o    scripted.Options
+	}{
+		"chunks below a part":       {chunks, scripted.Options{MinPart: 5 * mib}},
+		"chunks below a part, ECR":  {chunks, parts},
+		"a limit below a part":      {resume.Dialect{MaxBody: mib}, scripted.Options{MinPart: 5 * mib}},
+		"chunks, but one PATCH":     {resume.Dialect{Class: resume.Fragile, Chunk: 2 * mib}, scripted.Options{OnePatch: true}},
+		"Range wrongly off by one":  {resume.Dialect{OffByOne: true}, scripted.Options{Intercept: brokenBody(3 * mib)}},
+		"session gone after chunks": {chunks, scripted.Options{Intercept: smallIsGone(5 * mib)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ds := resume.MemoryDialects()
+			ds.Save(host, c.hint)
+			inLab(t, c.o, resume.Options{Dialects: ds}, func(l *lab) {
+				l.net.Latency = latency
+				if res := l.delivers(content(12 * mib)); res.Restarts > 1 {
+					t.Errorf("result %+v", res)
+				}
+				d, _ := ds.Load(host)
+				if d.Chunk != 0 && d.Chunk < 5*mib || d.MaxBody != 0 || d.OffByOne {
+					t.Errorf("still remembered: %+v", d)
+				}
+			})
+		})
+	}
+}
+
+// smallIsGone has sessions vanish that took a PATCH of less than n bytes.
+func smallIsGone(n int64) func(scripted.Request) scripted.Action {
+	return func(r scripted.Request) scripted.Action {
+		return scripted.Action{ForgetSession: r.Kind == scripted.Patch && r.N > 1 && r.Length < n}
+	}
+}

@@ -35,6 +35,10 @@ const (
 	// session stands. ECR takes no smaller parts.
 	probeBody = 5 << 20
 
+	// maxFailedCommits is how often a commit may fail at the registry before the
+	// chunks of its session are blamed, if they are small.
+	maxFailedCommits = 3
+
 	firstSettle = 10 * time.Millisecond
 	maxSettle   = time.Second
 	sentEvery   = 100 * time.Millisecond
@@ -50,6 +54,7 @@ const (
 var (
 	errLost       = errors.New("the registry no longer knows the upload session")
 	errCommitting = errors.New("no answer to the commit yet")
+	errSmallParts = errors.New("the registry fails the commit of an upload in small chunks")
 	errNoHeadway  = errors.New("the registry answers, and nothing comes of it")
 )
 
@@ -110,6 +115,8 @@ type session struct {
 	failed   bool  // a PATCH got no answer, or one of a failure
 	broken   bool  // not continued since the last break
 	whole    bool  // the blob was sent in the body of the commit, and nothing before
+	small    bool  // a PATCH before the last was smaller than partSize
+	commits  int   // commits that the registry failed to carry out
 }
 
 // cutBack is how many bytes the last break cost, if the session stands at offset.
@@ -413,6 +420,7 @@ func (u *upload) acknowledge(ctx context.Context, end int64, a *wire.Answer) err
 	if s.lengths.Max > 0 && s.start == 0 && end < u.blob.Size {
 		s.part = end // Cloudflare's registry refuses chunks of another size, but for the last
 	}
+	s.small = s.small || end-s.start < partSize && end < u.blob.Size
 	before := s.ranged
 	s.ranged, s.answered, s.stuck = held.Bytes, true, ranged && before > 0 && held.Bytes == before
 	s.acked, s.refused, s.guessed, s.probing, u.excused = end, 0, false, false, false
@@ -470,6 +478,7 @@ func (u *upload) blind() bool {
 // refuse gives up a session that does not take what comes next.
 func (u *upload) refuse(why *protocol.StatusError) error {
 	switch {
+	case u.mistrusts():
 	case u.sess.most > 0:
 		u.c.pace.refusedMore()
 	case u.sess.failed: // it may hold one byte, which "0-0" does not tell
@@ -479,6 +488,28 @@ func (u *upload) refuse(why *protocol.StatusError) error {
 		}
 	}
 	return u.drop(fmt.Errorf("it refuses to continue where it says it stands: %w", why))
+}
+
+// mistrusts drops what is remembered about the registry, if that may be why the
+// session is lost. The loss does not count then.
+func (u *upload) mistrusts() bool {
+	if u.sess.recorded || !u.c.pace.mistrust() {
+		return false
+	}
+	u.c.log.WithField("digest", u.blob.Digest).Info("what was learnt about the registry before does not hold, forgetting it")
+	u.excused = true
+	return true
+}
+
+// smallParts reports whether the registry fails the commit because of the size
+// of the chunks, as ECR does with 500. Larger ones are sent then.
+func (u *upload) smallParts() bool {
+	if s := u.sess; !s.small || s.commits < maxFailedCommits || !u.c.pace.smallParts() {
+		return false
+	}
+	u.c.log.WithField("digest", u.blob.Digest).Info("the registry fails the commit of small chunks, sending larger ones")
+	u.excused = true
+	return true
 }
 
 // settle asks the registry for the offset until it is sure.
@@ -497,6 +528,8 @@ func (u *upload) settle(ctx context.Context) error {
 			}
 			if s.cut != nil {
 				u.c.pace.lost(*s.cut)
+			} else if !s.failed && u.mistrusts() {
+				// No break explains the loss.
 			} else if s.refused > 0 && s.most > 0 {
 				u.c.pace.refusedMore()
 			}
@@ -704,6 +737,9 @@ func (u *upload) committed(ctx context.Context, a *wire.Answer) error {
 	refusal := protocol.Unexpected(a, time.Now())
 	if protocol.Classify(refusal).Class == protocol.Break {
 		u.doubt = time.Now()
+		if a.Status == http.StatusInternalServerError {
+			s.commits++
+		}
 		return refusal
 	}
 	// An earlier commit may have been carried out after all.
@@ -809,6 +845,13 @@ func (u *upload) resolve(ctx context.Context) error {
 	}
 	offset, err := u.ask(ctx)
 	switch {
+	case (err == nil || errors.Is(err, errLost)) && u.smallParts():
+		u.doubt = time.Time{}
+		return u.drop(errSmallParts)
+	case errors.Is(err, errLost) && u.sess.commits > 0 && u.sess.settled && u.c.pace.dialect().NoStatus:
+		// The registry answered the commit, and a status request says nothing.
+		u.doubt = time.Time{}
+		return protocol.Transient(errCommitting)
 	case errors.Is(err, errLost) && time.Since(u.doubt) < u.patience():
 		// Neither blob nor session: the registry may be assembling the blob.
 		return protocol.Transient(errCommitting)

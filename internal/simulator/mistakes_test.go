@@ -104,6 +104,8 @@ func (u *upload) sameReader(r interface {
 		"return u.drop(lost)", "return protocol.Kind(ErrRefused, protocol.Plain(lost))"),
 	one("records kept after the commit and never dropped", "resume/keep.go",
 		"if err := u.lease.Remove(context.Background()); err != nil {", "if err := error(nil); err != nil {"),
+	one("what an earlier process learnt never dropped", "resume/dialect.go",
+		"h := p.hint\n", "h := Dialect{}\n"),
 	one("413 taken for final", "resume/upload.go",
 		"case large && u.c.pace.tooLarge", "case large && a.Status == 0 && u.c.pace.tooLarge"),
 }

@@ -19,6 +19,7 @@ type scenario struct {
 	dialect scripted.Options
 	tls     bool
 	hint    resume.Dialect // what an earlier process claims to have learnt
+	misled  bool           // and that is not so
 
 	sizes    []int // of the blobs; more than one are the layers of an image
 	image    bool
@@ -187,8 +188,28 @@ func draw(seed uint64) *scenario {
 		}
 	}
 	d.budget(s)
+	(&drawer{rand.New(rand.NewPCG(seed, 0x417))}).misled(s)
 	d.failures(s)
 	return s
+}
+
+// misled makes an earlier process claim to have learnt what is not so. The
+// numbers come from a generator of their own.
+func (d *drawer) misled(s *scenario) {
+	if s.hint != (resume.Dialect{}) || !d.in(8) {
+		return
+	}
+	switch d.IntN(4) {
+	case 0:
+		s.hint.OffByOne = true
+	case 1:
+		s.hint.StuckRange, s.hint.NoStatus = true, true
+	case 2:
+		s.hint.MaxBody = 100_000
+	case 3:
+		s.hint = resume.Dialect{Class: resume.Monolithic, StatusGET: true}
+	}
+	s.misled = true
 }
 
 type drawer struct{ *rand.Rand }
@@ -642,6 +663,9 @@ func (s *scenario) mostBytes() int64 {
 		return most
 	}
 	most := total
+	if s.misled {
+		most += size // to find that out
+	}
 	again := min(s.dialect.PartSize, size) + 1 // what one break loses
 	if s.has(s.rejects) {
 		again = size // after a refused digest no offset inside a chunk is believed

@@ -299,7 +299,8 @@ func TestMemoryDialects(t *testing.T) {
 func TestContentRangeLimit(t *testing.T) {
 	ds := resume.MemoryDialects()
 	const limit = 4 * mib
-	o := scripted.Options{MaxRanged: limit}
+	o := scripted.GHCR()
+	o.Store = scripted.Keep
 	inLab(t, o, resume.Options{Dialects: ds}, func(l *lab) {
 		l.delivers(content(20 * mib))
 		if ps := l.patches(); len(ps) != 1 || ps[0].Start != -1 || ps[0].Length != 20*mib {
@@ -366,16 +367,6 @@ func TestRangeRefusalAtZero(t *testing.T) {
 	})
 }
 
-// ecr answers as ECR does: 201 to a PATCH, a Range that sticks after the first
-// one, 404 to every status request, one location, parts of at least 5 MiB, and
-// the offset in the text of a 416.
-func ecr() scripted.Options {
-	return scripted.Options{
-		PatchStatus: http.StatusCreated, Range: scripted.Stuck, Status: scripted.MissingStatus,
-		OneLocation: true, SaysOffset: true, MinPart: 5 * mib,
-	}
-}
-
 // latency makes what a client sees of an early answer depend on positions, not
 // on which goroutine is quicker: see memnet.Network.
 const latency = 200 * time.Nanosecond
@@ -391,7 +382,7 @@ func TestECR(t *testing.T) {
 			return scripted.Action{}
 		}
 	}
-	o := ecr()
+	o := scripted.ECR()
 	o.Intercept = breaks(1)
 	inLab(t, o, resume.Options{Dialects: ds}, func(l *lab) {
 		l.net.Latency = latency

@@ -5,12 +5,17 @@ import (
 	"encoding/json"
 	"net/http"
 	"slices"
+	"time"
 )
 
 func (x *exchange) getManifest() {
 	x.g.mu.Lock()
 	m, digest, ok := x.g.manifest(x.q.Repo, x.q.Reference)
 	x.g.mu.Unlock()
+	if refusal := x.g.o.AbsentTag; !ok && refusal != 0 && !digestForm.MatchString(x.q.Reference) {
+		x.fail(refusal, "UNAUTHORIZED", x.q.Reference)
+		return
+	}
 	if !ok {
 		x.fail(http.StatusNotFound, "MANIFEST_UNKNOWN", x.q.Reference)
 		return
@@ -85,10 +90,19 @@ func (x *exchange) putManifest() {
 		return
 	}
 	r := g.repo(x.q.Repo)
-	r.manifests[digest] = manifest{data, mediaType}
+	stored, again := r.manifests[digest]
+	if !again {
+		stored = manifest{data: data, mediaType: mediaType, from: time.Now().Add(g.o.QueuesManifests)}
+		r.manifests[digest] = stored
+	}
+	queued := time.Now().Before(stored.from)
 	if !isDigest {
 		r.tags[ref] = digest
 	}
 	g.mu.Unlock()
+	if queued {
+		x.fail(http.StatusTooManyRequests, "TOOMANYREQUESTS", "the task has not finished yet")
+		return
+	}
 	x.created("manifests", digest)
 }

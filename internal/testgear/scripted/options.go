@@ -129,10 +129,24 @@ type Options struct {
 	// NoPutBody, when set, answers this to a PUT with a body, as Artifactory 6
 	// does with 404.
 	NoPutBody int
+	// NoEmpty, when set, answers this to the commit of an empty blob.
+	NoEmpty int
+	// NoMount, when set, answers this to a mount of a blob that is not there.
+	// Otherwise a session is opened.
+	NoMount int
+	// WrongStart, when set, answers this to a Content-Range that begins elsewhere,
+	// instead of 416.
+	WrongStart int
+	// WholeFirst takes a PATCH without Content-Range for the whole blob: the digest
+	// of what is added to it later is refused, as on Pulp.
+	WholeFirst bool
 	// OnePatch refuses the second PATCH of a session.
 	OnePatch bool
 	// MaxBody, when set, answers 413 to larger bodies.
 	MaxBody int64
+	// HTML answers refusals of bodies for their size with a web page, as gateways
+	// do.
+	HTML bool
 	// MaxRanged, when set, answers 416 to larger bodies with a Content-Range, as
 	// GHCR does.
 	MaxRanged int64
@@ -148,6 +162,12 @@ type Options struct {
 	// SignsForGet signs the URLs of redirects to storage for GET, whatever the
 	// method of the request. Otherwise they are good for its method alone.
 	SignsForGet bool
+	// AbsentTag, when set, answers this to a question for a manifest that is not
+	// there, as virtual repositories of Artifactory do with 403.
+	AbsentTag int
+	// QueuesManifests, when set, answers 429 to the first PUT of a manifest, which
+	// is there after this time, as on Pulp.
+	QueuesManifests time.Duration
 	// NoManifestDigest are the methods whose answers about a manifest have no
 	// Docker-Content-Digest: GET on ECR.
 	NoManifestDigest []string

@@ -47,6 +47,7 @@ type blob struct {
 
 type manifest struct {
 	data      []byte
+	from      time.Time // visible from then on
 	mediaType string
 }
 
@@ -162,7 +163,10 @@ func (g *Registry) manifest(repo, reference string) (manifest, string, bool) {
 		reference = d
 	}
 	m, ok := r.manifests[reference]
-	return m, reference, ok
+	if !ok || time.Now().Before(m.from) {
+		return manifest{}, reference, false
+	}
+	return m, reference, true
 }
 
 func (g *Registry) violate(format string, args ...any) {
@@ -234,6 +238,10 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if most := cmp.Or(g.o.MaxBody, g.o.MaxChunk); most > 0 && r.ContentLength > most {
+		if g.o.HTML {
+			x.page(http.StatusRequestEntityTooLarge)
+			return
+		}
 		x.fail(http.StatusRequestEntityTooLarge, "SIZE_INVALID", "body too large")
 		return
 	}
@@ -497,6 +505,12 @@ func (x *exchange) write(status int, body []byte) {
 	}
 	x.w.WriteHeader(status)
 	x.w.Write(body)
+}
+
+// page answers as a gateway does.
+func (x *exchange) page(status int) {
+	x.w.Header().Set("Content-Type", "text/html")
+	x.reply(status, []byte("<html><head><title>"+strconv.Itoa(status)+"</title></head><body>from the edge</body></html>"))
 }
 
 func (x *exchange) fail(status int, code, message string) {

@@ -31,6 +31,8 @@ type upload struct {
 	received int64 // bytes of all bodies, stored or not
 	void     bool  // opened before a restart
 	damaged  bool
+	whole    bool             // what it holds came without Content-Range: Options.WholeFirst
+	spoiled  bool             // and something was added
 	states   map[string]int64 // offset each handed out state stands for
 	used     map[string]bool  // states that a PATCH or PUT came with
 }
@@ -152,6 +154,11 @@ func (x *exchange) post() {
 			x.created("blobs", x.q.Reference)
 			return
 		}
+		if g.o.NoMount != 0 {
+			g.mu.Unlock()
+			x.fail(g.o.NoMount, "DENIED", "no such repository: "+from)
+			return
+		}
 	}
 	u := g.open(x.q.Repo)
 	x.q.Session = u.number
@@ -222,7 +229,7 @@ func (x *exchange) take(u *upload) bool {
 			if g.o.SaysOffset {
 				text = fmt.Sprintf("First byte of the layer part is %d instead of %d", x.q.Start, begin)
 			}
-			x.fail(http.StatusRequestedRangeNotSatisfiable, "RANGE_INVALID", text)
+			x.fail(cmp.Or(g.o.WrongStart, http.StatusRequestedRangeNotSatisfiable), "RANGE_INVALID", text)
 			return false
 		case x.q.Length >= 0 && fmt.Sprint(begin+x.q.Length-1) != m[2]:
 			x.fail(http.StatusBadRequest, "SIZE_INVALID", "Content-Range "+h)
@@ -269,6 +276,10 @@ func (x *exchange) take(u *upload) bool {
 		end += int64(len(held))
 	}
 	u.acked = max(u.acked, end)
+	if x.q.Length > 0 {
+		u.spoiled = u.spoiled || u.whole
+		u.whole = g.o.WholeFirst && x.r.Header.Get("Content-Range") == ""
+	}
 	if x.q.Kind == Patch {
 		u.small = u.small || u.short
 		u.short = end-begin < g.o.MinPart
@@ -365,7 +376,12 @@ func (x *exchange) put() {
 		x.fail(http.StatusInternalServerError, "UNKNOWN", "")
 		return
 	}
-	if got := sum(digest, u.data); got != digest {
+	if g.o.NoEmpty != 0 && len(u.data) == 0 {
+		g.mu.Unlock()
+		x.fail(g.o.NoEmpty, "BLOB_UPLOAD_INVALID", "the upload does not have any parts")
+		return
+	}
+	if got := sum(digest, u.data); got != digest || u.spoiled {
 		g.mu.Unlock()
 		x.fail(http.StatusBadRequest, "DIGEST_INVALID", "content is "+got)
 		return

@@ -57,7 +57,7 @@ func TestArrivedNeedsMoreThanAPage(t *testing.T) {
 	defer reg.Close()
 	c := clientOf(t, reg.URL)
 	for _, size := range []int64{-1, 0, 5} {
-		if there, err := c.arrived(t.Context(), digest.FromString("a layer"), size); there {
+		if there, err := c.arrived(t.Context(), digest.FromString("a layer"), size, size); there {
 			t.Errorf("size %d: arrived = true, %v; want false", size, err)
 		}
 	}

@@ -252,11 +252,16 @@ func (c *Client) exists(ctx context.Context, dgst digest.Digest, size int64) (bo
 // Object storage signs a URL for one method: S3 answers 403 to a GET of a URL
 // that a registry signed for HEAD. The target of HEAD is therefore asked with
 // HEAD. If that proves nothing, the registry is asked for a URL to GET.
-func (c *Client) arrived(ctx context.Context, dgst digest.Digest, size int64) (bool, error) {
+//
+// likely is the size that the blob has if size is negative: it tells the blob from
+// other pages of the registry.
+func (c *Client) arrived(ctx context.Context, dgst digest.Digest, size, likely int64) (bool, error) {
 	f, err := c.find(ctx, http.MethodHead, dgst, true)
 	switch {
 	case err != nil:
 		return false, err
+	case f.redirected && !f.left && size < 0 && f.proves(dgst, likely):
+		return true, nil
 	case !f.redirected || !f.left && f.Status == http.StatusNotFound:
 		return c.judge(f, dgst, size)
 	case f.proves(dgst, size):

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rpush-go/rpush/internal/testgear/scripted"
 	"github.com/rpush-go/rpush/resume"
@@ -59,6 +60,28 @@ func TestLocationsStaySecret(t *testing.T) {
 					if strings.Contains(s, "session-0") || strings.Contains(s, "_state") {
 						t.Errorf("path %d: %s", path, s)
 					}
+				}
+			})
+		}
+	}
+}
+
+// A commit that a gateway or a rate limit stopped is sent again, also if nobody
+// says whether the session lives, as on ECR: no byte is sent twice.
+func TestCommitStopped(t *testing.T) {
+	for _, status := range []int{http.StatusTooManyRequests, http.StatusBadGateway} {
+		for _, known := range []bool{false, true} {
+			o := ecr()
+			o.Intercept = on(scripted.Put, 1, scripted.Action{Before: status})
+			ds := resume.MemoryDialects()
+			if known {
+				ds.Save(host, resume.Dialect{NoStatus: true, StuckRange: true})
+			}
+			inLab(t, o, resume.Options{Dialects: ds}, func(l *lab) {
+				began := time.Now()
+				res := l.delivers(content(100_000))
+				if res.Restarts != 0 || res.Sent != 100_000 || time.Since(began) > time.Minute {
+					t.Errorf("%d, known %t: %+v after %s", status, known, res, time.Since(began))
 				}
 			})
 		}

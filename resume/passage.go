@@ -282,6 +282,9 @@ func (u *upload) pass(ctx context.Context) error {
 	case err == nil && large:
 		u.headway = true
 		return nil
+	case refusal != nil && protocol.Classify(refusal).Busy && g.put() && g.body == nil:
+		u.sess.settled, u.sess.broken = true, false // it was not carried out
+		return refusal
 	case g.put():
 		u.doubt = time.Now()
 	}

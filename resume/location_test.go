@@ -71,7 +71,7 @@ func TestLocationsStaySecret(t *testing.T) {
 func TestCommitStopped(t *testing.T) {
 	for _, status := range []int{http.StatusTooManyRequests, http.StatusBadGateway} {
 		for _, known := range []bool{false, true} {
-			o := ecr()
+			o := scripted.ECR()
 			o.Intercept = on(scripted.Put, 1, scripted.Action{Before: status})
 			ds := resume.MemoryDialects()
 			if known {

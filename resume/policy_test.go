@@ -89,7 +89,7 @@ func TestLostAnswers(t *testing.T) {
 // push that it makes fail.
 func TestWrongLessons(t *testing.T) {
 	chunks := resume.Dialect{Class: resume.Boundary, Chunk: mib}
-	parts := ecr()
+	parts := scripted.ECR()
 	for name, c := range map[string]struct {
 		hint resume.Dialect
 		o    scripted.Options

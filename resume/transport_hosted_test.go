@@ -55,7 +55,7 @@ func TestTransportHostedRegistries(t *testing.T) {
 	limited := []byte(`{"errors":[{"code":"DENIED","message":"permission_denied: Error from intermediary with HTTP status code 403 \"Forbidden\" - with-body: {\"message\":\"You have exceeded a secondary rate limit. Please wait a few minutes\"}"}]}`)
 	for name, o := range map[string]scripted.Options{
 		"ghcr":              {MaxRanged: 4 * mib, UploadPath: scripted.BlobsUpload},
-		"ecr":               ecr(),
+		"ecr":               scripted.ECR(),
 		"gar":               {SingleUse: true, OnePatch: true, UploadPath: scripted.ArtifactsUploads, Location: scripted.Relative},
 		"a limit of 5 MiB":  {MaxBody: 5 * mib},
 		"s3":                {Storage: scripted.OtherOrigin, OtherHost: "other.test", PartSize: 5 * mib},

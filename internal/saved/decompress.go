@@ -10,9 +10,11 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// maxWindow is the most that one zstd frame may ask to be kept in memory; zstd
-// itself goes no further without being told to.
-const maxWindow = 128 << 20
+// maxWindow is the most that a zstd frame may ask to be kept in memory: 8 MiB is
+// what every decoder must support (RFC 8878, section 3.1.1.1.2), and what the
+// levels up to 19 use. The decoder holds several windows at once if the frames
+// of a file have different ones, more than 500 MiB with a limit of 128 MiB.
+const maxWindow = 8 << 20
 
 // The formats that Compression knows.
 const (
@@ -56,8 +58,19 @@ func Decompress(r io.Reader) (io.ReadCloser, error) {
 		if err != nil {
 			return nil, err
 		}
-		return d.IOReadCloser(), nil
+		return &windowed{d.IOReadCloser()}, nil
 	default:
 		return nil, bad("it is compressed with %s, which is not supported: decompress it first", kind)
 	}
+}
+
+// windowed says what to do about a window that is too large.
+type windowed struct{ io.ReadCloser }
+
+func (w *windowed) Read(p []byte) (int, error) {
+	n, err := w.ReadCloser.Read(p)
+	if errors.Is(err, zstd.ErrWindowSizeExceeded) {
+		err = bad("it is compressed with a zstd window of more than %d MiB: decompress it first (%w)", maxWindow>>20, err)
+	}
+	return n, err
 }

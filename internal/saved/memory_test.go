@@ -92,3 +92,42 @@ func TestBlobIsHashedOnce(t *testing.T) {
 		t.Errorf("%q, %v, hashed %d times", b, err, len(a.digests))
 	}
 }
+
+// The window that a zstd frame asks for is memory. With frames of growing windows
+// a decoder allocates one after the other.
+func TestZstdWindows(t *testing.T) {
+	frames := func(least, most int) (b []byte) {
+		for exponent := range byte(20) {
+			for mantissa := range byte(8) {
+				window := 1 << (10 + exponent)
+				if window += window / 8 * int(mantissa); least <= window && window <= most {
+					// A frame of one block, which is 128 KiB of zeros.
+					b = append(b, 0x28, 0xb5, 0x2f, 0xfd, 0, exponent<<3|mantissa, 3, 0, 0x10, 0)
+				}
+			}
+		}
+		return b
+	}
+	for _, tt := range []struct {
+		least, most int
+		refused     bool
+	}{
+		{128 << 10, 8 << 20, false},
+		{128 << 10, 128 << 20, true},
+		{9 << 20, 9 << 20, true},
+		{128 << 20, 128 << 20, true},
+	} {
+		var err error
+		used := memory.Allocated(func() {
+			r, e := Decompress(bytes.NewReader(frames(tt.least, tt.most)))
+			if err = e; err == nil {
+				_, err = io.Copy(io.Discard, r)
+				r.Close()
+			}
+		})
+		refused := errors.Is(err, resume.ErrSource) && strings.Contains(err.Error(), "decompress it first")
+		if refused != tt.refused || err != nil && !refused || used > 4*mostMemory { // 4 times: what was freed counts
+			t.Errorf("windows from %d to %d: %v, %d bytes", tt.least, tt.most, err, used)
+		}
+	}
+}

@@ -54,6 +54,9 @@ func Edit(raw []byte, c Changes) ([]byte, error) {
 	if err != nil || !changed {
 		return raw, err
 	}
+	if err := CheckRewrite(raw); err != nil {
+		return nil, err
+	}
 	if !bytes.ContainsRune(raw, '\n') {
 		return json.Marshal(doc)
 	}

@@ -31,6 +31,9 @@ const (
 	MaxVisits = 1 << 14
 	// MaxTotal is the most bytes of all manifests that one image leads to.
 	MaxTotal = 16 << 20
+
+	// maxURLs is the most bytes of all URLs in a manifest that Image writes.
+	maxURLs = 256 << 10
 	// MaxDepth is how many levels of manifests may lie below the first. Real
 	// images have one or two.
 	MaxDepth = 16
@@ -146,6 +149,49 @@ func (m *Manifest) Children(mt types.MediaType) []Descriptor {
 		all = append(all, *m.Config)
 	}
 	return all
+}
+
+// CheckRewrite reports a document that may have more than MaxSize bytes once it
+// is encoded again: encoding/json escapes some characters.
+func CheckRewrite(raw []byte) error {
+	n := len(raw)
+	for _, c := range raw {
+		switch {
+		case c == '<' || c == '>' || c == '&':
+			n += len(`\u003c`) - 1
+		case c >= 0x80: // of an invalid sequence each byte becomes U+FFFD
+			n += len("\ufffd") - 1
+		}
+	}
+	if n > MaxSize {
+		return fmt.Errorf("the document may have %d bytes once it is changed, more than %d", n, MaxSize)
+	}
+	return nil
+}
+
+// Image writes the manifest of an image as docker writes it: the same config and
+// layers give the same bytes. A layer that is fetched from elsewhere keeps its
+// URLs; of other fields of the layers nothing stays but the type, the size and
+// the digest.
+func Image(mt types.MediaType, config v1.Descriptor, layers []v1.Descriptor) ([]byte, error) {
+	m := v1.Manifest{SchemaVersion: 2, MediaType: mt, Config: config, Layers: make([]v1.Descriptor, len(layers))}
+	if len(layers) > MaxNamed {
+		return nil, fmt.Errorf("the image has %d layers, more than %d", len(layers), MaxNamed)
+	}
+	urls := 0
+	for i, l := range layers {
+		m.Layers[i] = Bare(l)
+		if !l.MediaType.IsDistributable() {
+			m.Layers[i].URLs = l.URLs
+		}
+		for _, u := range m.Layers[i].URLs {
+			urls += len(u) + len(`"",`)
+		}
+	}
+	if urls > maxURLs { // many layers may have the same long URL
+		return nil, fmt.Errorf("the URLs of the layers have %d bytes, more than %d", urls, maxURLs)
+	}
+	return json.MarshalIndent(m, "", "   ")
 }
 
 // Elements counts the objects, the lists, and the members of both after the

@@ -3,10 +3,12 @@ package manifest_test
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/internal/testgear/memory"
@@ -93,6 +95,61 @@ func TestParse(t *testing.T) {
 	} {
 		if _, err := manifest.Parse([]byte(doc), image); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.60s: %v, want %q", doc, err, want)
+		}
+	}
+}
+
+// A manifest that is written again has no more than MaxSize bytes.
+func TestCheckRewrite(t *testing.T) {
+	for _, char := range []string{"x", "<", "&", "\x80", "\u00e9", "\u2028", `\u0001`, `\n`} {
+		for _, n := range []int{1000, 500_000, 1_000_000, 4_000_000} {
+			doc := []byte(`{"annotations":{"a":"` + strings.Repeat(char, n/len(char)) + `"}}`)
+			if manifest.CheckRewrite(doc) != nil {
+				continue
+			}
+			var m v1.Manifest
+			if err := json.Unmarshal(doc, &m); err != nil {
+				t.Fatal(err)
+			}
+			out, err := json.Marshal(m)
+			raw, rawErr := json.Marshal(json.RawMessage(doc))
+			if err != nil || rawErr != nil || len(out) > manifest.MaxSize+200 || len(raw) > manifest.MaxSize {
+				t.Errorf("%d times %q: %d and %d bytes, %v, %v", n, char, len(out), len(raw), err, rawErr)
+			}
+		}
+	}
+	if err := manifest.CheckRewrite([]byte(`{"annotations":{"a":"` + strings.Repeat("<", 1_000_000) + `"}}`)); err == nil {
+		t.Error("a document passes that gets six times as long")
+	}
+}
+
+// What an archive says about a layer that is fetched from elsewhere may be long,
+// and many layers may be that layer.
+func TestImageIsBounded(t *testing.T) {
+	layer := v1.Descriptor{
+		MediaType: types.DockerForeignLayer, Size: 5, URLs: []string{"https://example.com/" + strings.Repeat("<", 100)},
+		Annotations: map[string]string{"a": strings.Repeat("x", 1<<20)}, Data: make([]byte, 1<<20),
+	}
+	one, err := manifest.Image(types.DockerManifestSchema2, v1.Descriptor{}, []v1.Descriptor{layer})
+	if err != nil || len(one) > 10_000 || !strings.Contains(string(one), "https://example.com/") {
+		t.Errorf("%d bytes, %v", len(one), err)
+	}
+	none, err := manifest.Image(types.DockerManifestSchema2, v1.Descriptor{}, nil)
+	if err != nil || !strings.Contains(string(none), `"layers": []`) {
+		t.Errorf("%s, %v", none, err)
+	}
+	many := slices.Repeat([]v1.Descriptor{layer}, manifest.MaxNamed)
+	long := layer
+	long.URLs = []string{strings.Repeat("<", 100_000)}
+	empty := layer
+	empty.URLs = make([]string, 1000)
+	for name, layers := range map[string][]v1.Descriptor{
+		"one URL many times": many, "long URLs": slices.Repeat([]v1.Descriptor{long}, 1000),
+		"empty URLs": slices.Repeat([]v1.Descriptor{empty}, 5000), "too many layers": append(many, layer),
+	} {
+		used := memory.Allocated(func() { _, err = manifest.Image(types.DockerManifestSchema2, v1.Descriptor{}, layers) })
+		if err == nil || used > mostMemory {
+			t.Errorf("%s: %v, %d bytes", name, err, used)
 		}
 	}
 }

@@ -3,7 +3,6 @@ package source
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
@@ -274,12 +273,13 @@ func (r *read) Read(p []byte) (int, error) {
 // them.
 func (d *dockerArchive) manifestOf(ctx context.Context, config []byte, layers []layer) (*pusher.Stored, error) {
 	store := &made{archive: d.archive, config: config, parts: map[v1.Hash]entry{}}
-	m := v1.Manifest{SchemaVersion: 2, MediaType: types.DockerManifestSchema2, Layers: []v1.Descriptor{}}
-	m.Config = v1.Descriptor{MediaType: types.DockerConfigJSON, Size: int64(len(config)), Digest: hashOf(config)}
+	mt := types.DockerManifestSchema2
+	configDesc := v1.Descriptor{MediaType: types.DockerConfigJSON, Size: int64(len(config)), Digest: hashOf(config)}
 	zstd := slices.ContainsFunc(layers, func(l layer) bool { return l.kind == saved.Zstd })
 	if zstd { // docker's own format has no such layers
-		m.MediaType, m.Config.MediaType = types.OCIManifestSchema1, types.OCIConfigJSON
+		mt, configDesc.MediaType = types.OCIManifestSchema1, types.OCIConfigJSON
 	}
+	var descs []v1.Descriptor
 	done := map[v1.Hash]v1.Descriptor{}
 	for i, l := range layers {
 		desc, ok := done[l.diffID]
@@ -298,14 +298,14 @@ func (d *dockerArchive) manifestOf(ctx context.Context, config []byte, layers []
 			store.parts[desc.Digest] = l.entry
 		}
 		done[l.diffID] = desc
-		m.Layers = append(m.Layers, desc)
+		descs = append(descs, desc)
 	}
-	raw, err := json.MarshalIndent(m, "", "   ")
+	raw, err := manifest.Image(mt, configDesc, descs)
 	if err != nil {
-		return nil, err
+		return nil, bad("%s: %w", d.name, err)
 	}
-	store.raw, store.configDigest = raw, m.Config.Digest
-	return &pusher.Stored{Content: store, Descriptor: v1.Descriptor{MediaType: m.MediaType, Digest: hashOf(raw), Size: int64(len(raw))}}, nil
+	store.raw, store.configDigest = raw, configDesc.Digest
+	return &pusher.Stored{Content: store, Descriptor: v1.Descriptor{MediaType: mt, Digest: hashOf(raw), Size: int64(len(raw))}}, nil
 }
 
 // blob finds out the digest of a compressed layer. The archive gives none, only

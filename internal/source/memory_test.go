@@ -108,6 +108,26 @@ func TestOneManifestUnderManyNames(t *testing.T) {
 	}
 }
 
+// A layer that an archive says is elsewhere, and that an image has many times, is
+// not described as many times in memory.
+func TestForeignLayerManyTimes(t *testing.T) {
+	const many = 5000
+	d := "sha256:" + strings.Repeat("a", 64)
+	config := `{"rootfs":{"diff_ids":[` + strings.Repeat(`"`+d+`",`, many-1) + `"` + d + `"]}}`
+	for field, value := range map[string]string{
+		"annotations": `{"a":"` + strings.Repeat("x", 100_000) + `"}`,
+		"data":        `"` + strings.Repeat("eHh4", 25_000) + `"`,
+		"urls":        `["https://example.com/` + strings.Repeat("x", 100_000) + `"]`,
+	} {
+		manifest := fmt.Sprintf(`[{"Config":"c","Layers":[%s""],"LayerSources":{%q:{"mediaType":%q,"size":5,"digest":%q,%q:%s}}}]`,
+			strings.Repeat(`"",`, many-1), d, types.DockerForeignLayer, d, field, value)
+		used, err := opens(t, tarFile(t, "manifest.json", manifest, "c", config), Options{})
+		if used > mostJSON || (err == nil) != (field != "urls") || err != nil && !errors.Is(err, resume.ErrSource) {
+			t.Errorf("%s: %v, %d bytes", field, err, used)
+		}
+	}
+}
+
 // One digest has one size.
 func TestOneDigestWithTwoSizes(t *testing.T) {
 	child := `{"schemaVersion":2,"layers":[]}`

@@ -84,19 +84,19 @@ func NewImage(raw, config []byte, open func(digest.Digest) func() (io.ReadCloser
 // NewManifest writes the manifest of an image as docker writes it, which has
 // its digest for its name: in docker's schema 2 or, as OCI.
 func NewManifest(config []byte, layers []v1.Descriptor, oci bool) ([]byte, error) {
-	m := v1.Manifest{SchemaVersion: 2, MediaType: types.DockerManifestSchema2, Layers: layers}
-	m.Config = v1.Descriptor{MediaType: types.DockerConfigJSON, Size: int64(len(config))}
+	mt, c := types.DockerManifestSchema2, v1.Descriptor{MediaType: types.DockerConfigJSON, Size: int64(len(config))}
 	if oci {
-		m.MediaType, m.Config.MediaType = types.OCIManifestSchema1, types.OCIConfigJSON
+		mt, c.MediaType = types.OCIManifestSchema1, types.OCIConfigJSON
 	}
 	var err error
-	if m.Config.Digest, err = v1.NewHash(digest.FromBytes(config).String()); err != nil {
+	if c.Digest, err = v1.NewHash(digest.FromBytes(config).String()); err != nil {
 		return nil, err
 	}
-	if m.Layers == nil {
-		m.Layers = []v1.Descriptor{}
+	raw, err := manifest.Image(mt, c, layers)
+	if err != nil {
+		return nil, bad("%w", err)
 	}
-	return json.MarshalIndent(m, "", "   ")
+	return raw, nil
 }
 
 // descriptor is what a manifest says of a layer.

@@ -27,6 +27,7 @@ import (
 	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/internal/spool"
+	"github.com/rpush-go/rpush/internal/testgear/memory"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -299,6 +300,35 @@ func TestWholeIndexesThatFanOut(t *testing.T) {
 	}
 	if h, _ := partial.Digest(got); h != d.Digest {
 		t.Errorf("the digest is %s, want %s", h, d.Digest)
+	}
+}
+
+// Manifests of empty entries, as large as a document may be, are refused before
+// they are decoded.
+func TestWholeDocumentsOfEmptyEntries(t *testing.T) {
+	entries := strings.Repeat("{},", 1<<20) + "{}"
+	image := []byte(`{"schemaVersion":2,"config":{"digest":"` + digest.FromString("{}").String() + `"},"layers":[` + entries + `]}`)
+	index := []byte(`{"schemaVersion":2,"manifests":[` + entries + `]}`)
+	for _, tt := range []struct {
+		doc   []byte
+		media types.MediaType
+	}{{image, types.OCIManifestSchema1}, {index, types.OCIImageIndex}} {
+		for _, within := range []bool{false, true} {
+			a := newArchive()
+			a.blob([]byte("{}"), types.OCIConfigJSON)
+			d := a.blob(tt.doc, tt.media)
+			if within {
+				d = a.json(v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{d}}, types.OCIImageIndex)
+			}
+			b := a.top(d)
+			var err error
+			used := memory.Allocated(func() {
+				_, _, err = deliver(t, b, &Job{ID: digest.Digest(d.Digest.String()), Whole: true})
+			})
+			if !errors.Is(err, resume.ErrSource) || used > 64<<20 {
+				t.Errorf("%s, within an index %v: %v, %d bytes", tt.media, within, err, used)
+			}
+		}
 	}
 }
 

@@ -16,3 +16,6 @@ func free(f *os.File) int64 {
 	}
 	return int64(st.Bavail) * int64(st.Bsize) //nolint:unconvert // differs between systems
 }
+
+// nonblock keeps opening a named pipe from waiting for its other end.
+const nonblock = unix.O_NONBLOCK

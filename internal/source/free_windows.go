@@ -16,3 +16,6 @@ func free(f *os.File) int64 {
 	}
 	return int64(n)
 }
+
+// nonblock keeps opening a named pipe from waiting for its other end.
+const nonblock = 0

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -63,6 +64,35 @@ func TestArchiveCannotBeLeft(t *testing.T) {
 	wantError(t, write(tarEntry{name: "oci-layout", content: `{"imageLayoutVersion":"1.0.0"}`},
 		tarEntry{name: "index.json", content: `{"manifests":[{"mediaType":"` + string(types.OCIManifestSchema1) + `","digest":"sha256:../../` + secret + `","size":2}]}`}),
 		resume.ErrSource, "index.json")
+}
+
+// Links of a layout lead to its own files or nowhere: its author may know the
+// digest and the size of a blob in another store on this machine.
+func TestLayoutCannotBeLeft(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("symbolic links need a privilege on Windows")
+	}
+	img := randomImage(t)
+	store := newLayout(t, "store")
+	check(t, store.AppendImage(img))
+	for _, link := range []string{"blobs", "blobs/sha256", "index.json", "oci-layout", "blobs/sha256 within"} {
+		p := newLayout(t, "mine")
+		check(t, p.AppendImage(img))
+		name, within := strings.CutSuffix(link, " within")
+		at := filepath.Join(string(p), name)
+		to := filepath.Join(string(store), name)
+		if within {
+			to = "../all"
+			check(t, os.Rename(at, filepath.Join(string(p), "all")))
+		}
+		check(t, os.RemoveAll(at))
+		check(t, os.Symlink(to, at))
+		if within {
+			wantDigest(t, "oci:"+string(p), img)
+			continue
+		}
+		wantError(t, "oci:"+string(p), resume.ErrSource, "escapes")
+	}
 }
 
 // Indexes that name the next one many times over are looked at once each: one
@@ -170,7 +200,7 @@ func TestEditKeepsTheRest(t *testing.T) {
 	raw := []byte(`{"schemaVersion":2,"x-own":[1,2],"annotations":{"a":"b"},"manifests":[` +
 		`{"mediaType":"m","digest":"sha256:` + strings.Repeat("a", 64) + `","size":1,"x":"kept"},` +
 		`{"mediaType":"m","digest":"sha256:` + strings.Repeat("b", 64) + `","size":1}]}`)
-	s := &pusher.Stored{Content: dir("none"), Descriptor: v1.Descriptor{MediaType: types.OCIImageIndex}}
+	s := &pusher.Stored{Content: tarred{}, Descriptor: v1.Descriptor{MediaType: types.OCIImageIndex}}
 	out := must(edit(s, raw, map[v1.Hash]bool{{Algorithm: "sha256", Hex: strings.Repeat("a", 64)}: true}))
 	got := string(must(out.Manifest(t.Context())))
 	for _, w := range []string{`"x-own":[1,2]`, `"annotations":{"a":"b"}`, `"x":"kept"`} {

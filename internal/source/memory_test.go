@@ -177,7 +177,9 @@ func TestBlobReplacedByALink(t *testing.T) {
 	}
 	img := randomImage(t)
 	p := newLayout(t, "swapped")
-	at := dir(p)
+	root := must(os.OpenRoot(string(p)))
+	defer root.Close()
+	at := dir{string(p), root}
 	check(t, p.AppendImage(img))
 	m := must(img.Manifest())
 	file := blob(p, m.Layers[0].Digest)
@@ -185,11 +187,11 @@ func TestBlobReplacedByALink(t *testing.T) {
 	check(t, os.WriteFile(secret, make([]byte, m.Layers[0].Size), 0o600))
 
 	fi := must(at.regular(m.Layers[0]))
-	f := must(openSame(file, fi))
+	f := must(at.openSame(blobName(m.Layers[0].Digest), fi))
 	f.Close()
 	check(t, os.Remove(file))
 	check(t, os.Symlink(secret, file))
-	if f, err := openSame(file, fi); err == nil {
+	if f, err := at.openSame(blobName(m.Layers[0].Digest), fi); err == nil {
 		f.Close()
 		t.Error("the link was followed")
 	}

@@ -48,7 +48,17 @@ func openOCI(_ context.Context, path string, o Options) (*Images, error) {
 	} else if !fi.IsDir() {
 		return nil, bad("%s is not a directory; an OCI image layout is one", path)
 	}
-	return layoutImages("oci:"+path, dir(path), o)
+	root, err := os.OpenRoot(path)
+	if err != nil {
+		return nil, bad("%w", err)
+	}
+	i, err := layoutImages("oci:"+path, dir{path, root}, o)
+	if err != nil {
+		root.Close()
+		return nil, err
+	}
+	i.close = func() { root.Close() }
+	return i, nil
 }
 
 // layoutImages are those of the layout at p.
@@ -319,25 +329,44 @@ func readManifest(ctx context.Context, s *pusher.Stored) ([]byte, *manifest.Mani
 	return raw, m, nil
 }
 
-// dir is a layout in a directory.
-type dir string
+// dir is a layout in a directory. No symbolic link in it leads out of it: whoever
+// made a layout could have files of the user's sent otherwise, such as the blobs
+// of another store.
+type dir struct {
+	name string
+	root *os.Root
+}
 
-func (d dir) String() string { return string(d) }
+func (d dir) String() string { return d.name }
 
 func (d dir) document(name string) ([]byte, error) {
-	f, err := os.Open(filepath.Join(string(d), name))
+	f, err := d.open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxDocument+1))
 	if err == nil && len(b) > maxDocument {
-		err = fmt.Errorf("%s is larger than %d bytes", f.Name(), maxDocument)
+		err = fmt.Errorf("%s is larger than %d bytes", d.path(name), maxDocument)
 	}
 	return b, err
 }
 
-func (d dir) path(h v1.Hash) string { return filepath.Join(string(d), "blobs", h.Algorithm, h.Hex) }
+// open opens a regular file. A named pipe does not make it wait for a writer.
+func (d dir) open(name string) (*os.File, error) {
+	f, err := d.root.OpenFile(name, os.O_RDONLY|nonblock, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d.name, err)
+	}
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		f.Close()
+		return nil, errors.Join(err, fmt.Errorf("%s is not a regular file", d.path(name)))
+	}
+	return f, nil
+}
+
+// path is how a human finds a file of the layout.
+func (d dir) path(name string) string { return filepath.Join(d.name, filepath.FromSlash(name)) }
 
 func (d dir) stat(desc v1.Descriptor) error {
 	_, err := d.regular(desc)
@@ -346,29 +375,29 @@ func (d dir) stat(desc v1.Descriptor) error {
 
 // regular looks at the file of a blob.
 func (d dir) regular(desc v1.Descriptor) (fs.FileInfo, error) {
-	file := d.path(desc.Digest)
-	fi, err := os.Lstat(file) // a link could lead anywhere
+	file := blobName(desc.Digest)
+	fi, err := d.root.Lstat(file) // a link could lead to any blob
 	switch {
 	case err != nil:
-		return nil, bad("blob %s: %w", desc.Digest, err)
+		return nil, bad("blob %s: %s: %w", desc.Digest, d.name, err)
 	case !fi.Mode().IsRegular():
-		return nil, bad("blob %s: %s is not a regular file", desc.Digest, file)
+		return nil, bad("blob %s: %s is not a regular file", desc.Digest, d.path(file))
 	case fi.Size() != desc.Size:
-		return nil, bad("blob %s: %s has %d bytes, want %d", desc.Digest, file, fi.Size(), desc.Size)
+		return nil, bad("blob %s: %s has %d bytes, want %d", desc.Digest, d.path(file), fi.Size(), desc.Size)
 	}
 	return fi, nil
 }
 
 // openSame opens the file that fi was of: a link to another file may have taken
 // its place since.
-func openSame(file string, fi fs.FileInfo) (*os.File, error) {
-	f, err := os.Open(file)
+func (d dir) openSame(file string, fi fs.FileInfo) (*os.File, error) {
+	f, err := d.open(file)
 	if err != nil {
 		return nil, err
 	}
 	now, err := f.Stat()
 	if err == nil && !os.SameFile(fi, now) {
-		err = fmt.Errorf("%s was replaced while it was read", file)
+		err = fmt.Errorf("%s was replaced while it was read", d.path(file))
 	}
 	if err != nil {
 		f.Close()
@@ -395,7 +424,7 @@ func (d dir) Open(_ context.Context, desc v1.Descriptor, offset int64) (io.ReadC
 	if err != nil {
 		return nil, err
 	}
-	f, err := openSame(d.path(desc.Digest), fi)
+	f, err := d.openSame(blobName(desc.Digest), fi)
 	if err != nil {
 		return nil, bad("blob %s: %w", desc.Digest, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"os"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
+	"github.com/rpush-go/rpush/internal/compress"
 	"github.com/rpush-go/rpush/internal/conntrack"
 	"github.com/rpush-go/rpush/internal/source"
 	"github.com/rpush-go/rpush/internal/stream"
@@ -67,6 +69,7 @@ func (o *options) bound(ctx context.Context) (context.Context, context.CancelFun
 // pushImage delivers, and says how it went. An error is one of usage, about
 // which nothing has been said yet.
 func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
+	limitMemory()
 	a.out.quiet = o.quiet
 	to, err := o.targets(c)
 	if err != nil {
@@ -120,6 +123,16 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	a.out.lines(f.lines)
 	a.written(a.result(o, append(done, last), f, resets))
 	return f.Exit, nil
+}
+
+// limitMemory has garbage collected more often when a push comes near 64 MiB of
+// memory, the program included: input that others made should not cost more, and
+// by default the heap grows to twice what is in use. Compression has more buffers
+// the more processors there are.
+func limitMemory() {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(36<<20 + 2<<20*int64(compress.Workers()))
+	}
 }
 
 // inTime is f, but leaves it behind where it goes on after its context has

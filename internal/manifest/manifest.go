@@ -28,9 +28,9 @@ const (
 	// MaxNamed is the most blobs and manifests that one manifest may name.
 	MaxNamed = 1 << 13
 	// MaxVisits is the most manifests and blobs that one image may lead to.
-	MaxVisits = 1 << 14
+	MaxVisits = 1 << 13
 	// MaxTotal is the most bytes of all manifests that one image leads to.
-	MaxTotal = 16 << 20
+	MaxTotal = 8 << 20
 
 	// maxURLs is the most bytes of all URLs in a manifest that Image writes.
 	maxURLs = 256 << 10

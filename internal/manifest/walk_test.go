@@ -111,9 +111,9 @@ func TestWalkIsBounded(t *testing.T) {
 		want string
 	}{
 		{"the most blobs", list(manifest.MaxVisits-1, func(i int) node { return blob(i, 1) }), ""},
-		{"too many blobs", list(manifest.MaxVisits, func(i int) node { return blob(i, 1) }), "more than 16384"},
+		{"too many blobs", list(manifest.MaxVisits, func(i int) node { return blob(i, 1) }), "more than 8192"},
 		{"large manifests", list(full, func(i int) node { return doc(i, manifest.MaxSize) }), ""},
-		{"too many large manifests", list(full+1, func(i int) node { return doc(i, manifest.MaxSize) }), "16777216 bytes together"},
+		{"too many large manifests", list(full+1, func(i int) node { return doc(i, manifest.MaxSize) }), "8388608 bytes together"},
 		{"the deepest", deep(manifest.MaxDepth), ""},
 		{"too deep", deep(manifest.MaxDepth + 1), "nested deeper than 16"},
 	} {

@@ -30,8 +30,8 @@ const (
 	MaxDocument = manifest.MaxSize
 
 	maxDocuments = 16 << 20 // all of them together
-	maxEntries   = 1 << 16
-	maxNames     = 8 << 20  // bytes of all names and links
+	maxEntries   = 1 << 15
+	maxNames     = 4 << 20  // bytes of all names and links
 	maxLinks     = 16       // in a chain
 	maxTrailer   = 64 << 20 // bytes after the end of the tar
 )

@@ -28,9 +28,9 @@ import (
 const (
 	// maxEntries, maxNames and maxLinks bound the directory of an archive, which
 	// is held in memory.
-	maxEntries = 1 << 16
-	maxNames   = 16 << 20 // bytes of all names and links
-	maxLinks   = 16       // in a chain
+	maxEntries = 1 << 15
+	maxNames   = 4 << 20 // bytes of all names and links
+	maxLinks   = 16      // in a chain
 
 	// leaveFree is what copying an archive leaves of the free space: a half.
 	leaveFree = 2

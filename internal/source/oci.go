@@ -54,10 +54,10 @@ func openOCI(_ context.Context, path string, o Options) (*Images, error) {
 	}
 	i, err := layoutImages("oci:"+path, dir{path, root}, o)
 	if err != nil {
-		root.Close()
+		_ = root.Close() // it was read only
 		return nil, err
 	}
-	i.close = func() { root.Close() }
+	i.close = func() { _ = root.Close() }
 	return i, nil
 }
 

@@ -39,7 +39,7 @@ type scene struct {
 }
 
 // explain maps an error to what is said about it and to the exit code. It looks
-// at kinds and types, never at text.
+// at kinds and types; the words of registries are read in package protocol alone.
 func explain(err error, s scene) *failure {
 	f := &failure{Kind: kindOf(err), Message: clean(err.Error()), Exit: exitPermanent}
 	f.lines = append(f.lines, err.Error())
@@ -147,6 +147,8 @@ func cure(err error, kind string, s scene) string {
 		return refusedHint(host)
 	case errors.As(err, &exists):
 		return clobberHint(exists.Reference)
+	case reasonHint(err, s) != "":
+		return reasonHint(err, s)
 	case kind == "denied":
 		return loginHint(host, prefix)
 	case errors.As(err, &lost):

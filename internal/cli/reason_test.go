@@ -1,0 +1,170 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/internal/wire"
+	"github.com/rpush-go/rpush/pusher"
+	"github.com/rpush-go/rpush/resume"
+)
+
+// said is the error of a registry's answer. The answers are as the registries were
+// reported to give them.
+func said(op, host, repo string, status int, code, message string) error {
+	path := "/v2/" + repo + "/blobs/uploads/"
+	method := http.MethodPost
+	if op == "publish manifest" {
+		method, path = http.MethodPut, "/v2/"+repo+"/manifests/v1"
+	}
+	body := fmt.Sprintf(`{"errors":[{"code":%q,"message":%q}]}`, code, message)
+	if code == "" {
+		body = message
+	}
+	a := &wire.Answer{Status: status, Header: http.Header{}, Body: []byte(body),
+		Request: &http.Request{Method: method, URL: &url.URL{Scheme: "https", Host: host, Path: path}}}
+	return &resume.Error{Op: op, Repository: host + "/" + repo, Err: protocol.Unexpected(a, time.Now())}
+}
+
+func TestWhatRegistriesSay(t *testing.T) {
+	const (
+		ecr    = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
+		gar    = "europe-west1-docker.pkg.dev"
+		put    = "publish manifest"
+		login  = "credentials: ~/.docker/config.json"
+		again  = "hint: the same command again sends the rest"
+		secret = "aws ecr get-login-password --region eu-west-1 | docker login --username AWS --password-stdin " + ecr + " (good for 12 hours)"
+	)
+	for _, tt := range []struct {
+		name, host string
+		err        error
+		want       []string // all that is printed
+	}{
+		{"ECR, no repository", ecr, said("open", ecr, "team/app", 404, "NAME_UNKNOWN", "The repository with name 'team/app' does not exist in the registry with id '123456789012'"), []string{
+			"open " + ecr + "/team/app: the registry answered 404 Not Found, NAME_UNKNOWN: The repository with name 'team/app' does not exist in the registry with id '123456789012'",
+			"hint: create it: aws ecr create-repository --region eu-west-1 --repository-name team/app",
+		}},
+		{"ECR, no repository and no answer", ecr, &resume.Error{Op: "open", Repository: ecr + "/team/app", Err: fmt.Errorf("%w: %w", resume.ErrInterrupted, io.EOF)}, []string{
+			"open " + ecr + "/team/app: interrupted: EOF",
+			"hint: ECR may close the connection if the repository does not exist; if so, create it: aws ecr create-repository --region eu-west-1 --repository-name team/app",
+			again,
+		}},
+		{"ECR public, no repository", ecrPublicHost, said("open", ecrPublicHost, "a1b2/app", 404, "NAME_UNKNOWN", "The repository with name 'app' does not exist"), []string{
+			"open public.ecr.aws/a1b2/app: the registry answered 404 Not Found, NAME_UNKNOWN: The repository with name 'app' does not exist",
+			"hint: create it: aws ecr-public create-repository --region us-east-1 --repository-name app",
+		}},
+		{"Artifact Registry, no repository or no right", gar, said("open", gar, "proj/docker/app", 403, "DENIED", `Permission "artifactregistry.repositories.uploadArtifacts" denied on resource "projects/proj/locations/europe-west1/repositories/docker" (or it may not exist)`), []string{
+			"open " + gar + `/proj/docker/app: the registry answered 403 Forbidden, DENIED: Permission "artifactregistry.repositories.uploadArtifacts" denied on resource "projects/proj/locations/europe-west1/repositories/docker" (or it may not exist)`,
+			login,
+			"hint: if the repository does not exist, create it: gcloud artifacts repositories create docker --repository-format=docker --location=europe-west1 --project=proj; if it does, this account may not push to it",
+		}},
+		{"Harbor, no project", "harbor.example", said("open", "harbor.example", "team/app", 401, "UNAUTHORIZED", "project team not found: project team not found"), []string{
+			"open harbor.example/team/app: the registry answered 401 Unauthorized, UNAUTHORIZED: project team not found: project team not found",
+			login,
+			"hint: create the repository or project of team/app at harbor.example, and push again",
+		}},
+		{"ECR, immutable tag", ecr, said(put, ecr, "team/app", 400, "TAG_INVALID", "The image tag 'v1' already exists in the 'team/app' repository and cannot be overwritten because the tag is immutable."), []string{
+			put + " " + ecr + "/team/app: the registry answered 400 Bad Request, TAG_INVALID: The image tag 'v1' already exists in the 'team/app' repository and cannot be overwritten because the tag is immutable.",
+			"hint: " + immutableHint,
+		}},
+		{"Harbor, immutable tag", "harbor.example", said(put, "harbor.example", "team/app", 412, "PRECONDITION", "Failed to process request due to 'app:v1' configured as immutable."), []string{
+			put + " harbor.example/team/app: the registry answered 412 Precondition Failed, PRECONDITION: Failed to process request due to 'app:v1' configured as immutable.",
+			"hint: " + immutableHint,
+		}},
+		{"Quay, immutable tag", "quay.io", said(put, "quay.io", "team/app", 409, "TAG_IMMUTABLE", "tag is immutable"), []string{
+			put + " quay.io/team/app: the registry answered 409 Conflict, TAG_IMMUTABLE: tag is immutable",
+			"hint: " + immutableHint,
+		}},
+		{"Harbor, quota", "harbor.example", said(put, "harbor.example", "team/app", 403, "DENIED", "adding 29.0 MiB of storage resource, which when updated to current usage of 152.4 MiB will exceed the configured upper limit of 10.0 MiB."), []string{
+			put + " harbor.example/team/app: the registry answered 403 Forbidden, DENIED: adding 29.0 MiB of storage resource, which when updated to current usage of 152.4 MiB will exceed the configured upper limit of 10.0 MiB.",
+			login,
+			"hint: " + quotaHint,
+		}},
+		{"DigitalOcean, plan", "registry.digitalocean.com", said("open", "registry.digitalocean.com", "team/app", 403, "DENIED", "registry contains 1 repositories, limit is 1"), []string{
+			"open registry.digitalocean.com/team/app: the registry answered 403 Forbidden, DENIED: registry contains 1 repositories, limit is 1",
+			login,
+			"hint: " + planHint,
+		}},
+		{"ECR, expired token", ecr, said("open", ecr, "team/app", 403, "DENIED", "Your authorization token has expired. Reauthenticate and try again."), []string{
+			"open " + ecr + "/team/app: the registry answered 403 Forbidden, DENIED: Your authorization token has expired. Reauthenticate and try again.",
+			login,
+			"hint: the credentials have expired: " + secret,
+		}},
+		{"ECR, no credentials", ecr, said("open", ecr, "team/app", 401, "", "Not Authorized"), []string{
+			"open " + ecr + "/team/app: the registry answered 401 Unauthorized",
+			login,
+			"hint: " + secret,
+		}},
+		{"Artifact Registry, no credentials", gar, said("open", gar, "proj/docker/app", 401, "UNAUTHORIZED", "authentication failed"), []string{
+			"open " + gar + "/proj/docker/app: the registry answered 401 Unauthorized, UNAUTHORIZED: authentication failed",
+			login,
+			"hint: gcloud auth print-access-token | docker login --username oauth2accesstoken --password-stdin " + gar + " (good for 1 hour), or gcloud auth configure-docker " + gar,
+		}},
+		{"ACR, no credentials", "team.azurecr.io", said("open", "team.azurecr.io", "app", 401, "UNAUTHORIZED", "authentication required"), []string{
+			"open team.azurecr.io/app: the registry answered 401 Unauthorized, UNAUTHORIZED: authentication required",
+			login,
+			"hint: az acr login --name team (good for 3 hours)",
+		}},
+		{"GHCR, SAML", "ghcr.io", said("open", "ghcr.io", "org/app", 403, "DENIED", "permission_denied: Resource protected by organization SAML enforcement. You must grant your token access to this organization."), []string{
+			"open ghcr.io/org/app: the registry answered 403 Forbidden, DENIED: permission_denied: Resource protected by organization SAML enforcement. You must grant your token access to this organization.",
+			login,
+			"hint: authorize the token for the organization: github.com, Settings, Developer settings, Personal access tokens, Configure SSO",
+		}},
+		{"Docker Hub, SSO", "index.docker.io", said("open", "index.docker.io", "org/app", 401, "UNAUTHORIZED", "please use personal access token to login when SSO is enforced"), []string{
+			"open index.docker.io/org/app: the registry answered 401 Unauthorized, UNAUTHORIZED: please use personal access token to login when SSO is enforced",
+			login,
+			"hint: log in to index.docker.io with an access token that is authorized for the organization's single sign-on",
+		}},
+		{"Harbor, read only", "harbor.example", said("open", "harbor.example", "team/app", 403, "DENIED", "The system is in read only mode. Any modification is prohibited."), []string{
+			"open harbor.example/team/app: the registry answered 403 Forbidden, DENIED: The system is in read only mode. Any modification is prohibited.",
+			login,
+			"hint: " + readOnlyHint,
+		}},
+		{"SWR, attestation", "swr.example", said(put, "swr.example", "team/app", 400, "SVCSTG.SWR.4001070", "Invalid image, fail to parse 'manifest.json'"), []string{
+			put + " swr.example/team/app: the registry answered 400 Bad Request, SVCSTG.SWR.4001070: Invalid image, fail to parse 'manifest.json'",
+			"hint: " + manifestHint,
+		}},
+		{"Gitea, index", "gitea.example", said(put, "gitea.example", "team/app", 400, "MANIFEST_INVALID", "manifest invalid"), []string{
+			put + " gitea.example/team/app: the registry answered 400 Bad Request, MANIFEST_INVALID: manifest invalid",
+			"hint: " + manifestHint,
+		}},
+		{"Nexus, content", "nexus.example", &resume.Error{Op: "commit", Repository: "nexus.example/app", Err: &resume.ContentError{Err: errors.Unwrap(said("open", "nexus.example", "app", 400, "BLOB_UPLOAD_INVALID", "blob upload invalid (Invalid docker content)"))}}, []string{
+			"commit nexus.example/app: the registry refuses to store the blob, although its bytes are good: the registry answered 400 Bad Request, BLOB_UPLOAD_INVALID: blob upload invalid (Invalid docker content)",
+			"hint: " + contentHint,
+		}},
+		{"no push right", "ghcr.io", said("open", "ghcr.io", "org/app", 403, "DENIED", "permission_denied: write_package"), []string{
+			"open ghcr.io/org/app: the registry answered 403 Forbidden, DENIED: permission_denied: write_package",
+			login,
+			"hint: docker login ghcr.io stores credentials that may push",
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := explain(tt.err, scene{host: tt.host, report: &pusher.Report{}, from: func() string { return "~/.docker/config.json" }})
+			if got, want := strings.Join(f.lines, "\n"), strings.Join(tt.want, "\n"); got != want {
+				t.Errorf("got\n%s\nwant\n%s", got, want)
+			}
+		})
+	}
+}
+
+// What is about a push says nothing to somebody who reads, and an answer that was
+// waited out is no refusal.
+func TestNoReason(t *testing.T) {
+	missing := said("read manifest", "harbor.example", "team/app", 404, "NAME_UNKNOWN", "repository not found")
+	if got := reasonHint(missing, scene{host: "harbor.example", prefix: "src-"}); got != "" {
+		t.Errorf("got %q for a source", got)
+	}
+	if got := protocol.ReasonOf(fmt.Errorf("%w: %w", resume.ErrInterrupted, protocol.Plain(missing))); got != protocol.NoReason {
+		t.Errorf("got reason %d for an interruption", got)
+	}
+	if got := protocol.ReasonOf(said("open", "reg.example", "team/app", 400, "MANIFEST_INVALID", "manifest invalid")); got != protocol.NoReason {
+		t.Errorf("got reason %d for a blob", got)
+	}
+}

@@ -1,9 +1,11 @@
 package resume_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/rpush-go/rpush/internal/testgear/memnet"
 	"github.com/rpush-go/rpush/internal/testgear/scripted"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -26,6 +28,29 @@ func TestSessionDamagedByBreak(t *testing.T) {
 					t.Errorf("took %s", took)
 				}
 			})
+		})
+	}
+}
+
+// Only the text of GHCR's 403 says that it is a rate limit. If the connection
+// breaks before the text has arrived, the answer is as good as none.
+func TestDenialCutOff(t *testing.T) {
+	text := []byte(`{"errors":[{"code":"DENIED","message":"you have exceeded a secondary rate limit` + strings.Repeat(".", 2000) + `"}]}`)
+	for _, k := range []scripted.Kind{scripted.Post, scripted.Patch, scripted.Put} {
+		o := scripted.GHCR()
+		o.Intercept = on(k, 1, scripted.Action{Before: 403, Body: text})
+		inLab(t, o, resume.Options{}, func(l *lab) {
+			l.net.Latency = latency
+			l.net.Plan = func(n int) memnet.Limits {
+				if n == 0 {
+					return memnet.Limits{Up: -1, Down: map[scripted.Kind]int64{scripted.Post: 900, scripted.Patch: 1400, scripted.Put: 1800}[k]}
+				}
+				return memnet.Unlimited()
+			}
+			l.delivers(content(2 * mib))
+			if n := l.net.Breaks(); n != 1 {
+				t.Errorf("%s: %d breaks, want 1", k, n)
+			}
 		})
 	}
 }

@@ -180,7 +180,10 @@ type StatusError struct {
 	Token bool
 	// Limited is set for a 403 that is a rate limit and no denial.
 	Limited bool
-	Err     *transport.Error
+	// Cut is set if the text of the answer broke off. A 403 without its text may be
+	// a rate limit.
+	Cut bool
+	Err *transport.Error
 }
 
 func (e *StatusError) Error() string {
@@ -211,7 +214,7 @@ func (e *StatusError) class() Class {
 			return Final
 		}
 	}
-	if e.Limited {
+	if e.Limited || e.Cut && e.Status == http.StatusForbidden {
 		return Break
 	}
 	return classOf(e.Status)
@@ -418,7 +421,7 @@ func Unexpected(a *wire.Answer, now time.Time) *StatusError {
 	if len(a.Body) <= 64<<10 && json.Unmarshal(a.Body, &doc) == nil {
 		te.Errors = doc.Errors
 	}
-	e := &StatusError{Status: a.Status, After: RetryAfter(a.Header, now), RequestID: printable(RequestID(a.Header)), Conn: a.Conn, Err: clean(te, a.Request)}
+	e := &StatusError{Status: a.Status, After: RetryAfter(a.Header, now), RequestID: printable(RequestID(a.Header)), Conn: a.Conn, Cut: a.IsCut, Err: clean(te, a.Request)}
 	e.limit(a.Header, a.Body[:min(len(a.Body), 64<<10)]...)
 	return e
 }

@@ -65,8 +65,9 @@ type Limits struct {
 type Answer struct {
 	Status int
 	Header http.Header
-	// Body holds at most 4 MiB.
-	Body []byte
+	// Body holds at most 4 MiB. IsCut says that it broke off before its end.
+	Body  []byte
+	IsCut bool
 	// Request is the one that was answered, after any change of scheme below.
 	Request *http.Request
 	// Response is the answer as net/http gave it. Its Body can be read again, up
@@ -124,6 +125,7 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 			err = ErrLongAnswer
 		}
 	}
+	isCut := err != nil && err != ErrLongAnswer
 	resp.Body.Close()
 	if w.unsent(req.ContentLength) {
 		w.kill()
@@ -131,7 +133,7 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 		w.polite()
 	}
 	resp.Body = io.NopCloser(&reread{bytes.NewReader(body), err})
-	return &Answer{Status: resp.StatusCode, Header: resp.Header, Body: body, Request: resp.Request, Response: resp, Conn: w.info()}, nil
+	return &Answer{Status: resp.StatusCode, Header: resp.Header, Body: body, IsCut: isCut, Request: resp.Request, Response: resp, Conn: w.info()}, nil
 }
 
 // ErrLongAnswer is how reading an answer ends that has more than is kept of it.

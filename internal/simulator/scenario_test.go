@@ -17,6 +17,7 @@ import (
 type scenario struct {
 	seed    uint64
 	dialect scripted.Options
+	persona string // whose dialect it is, if anybody's
 	tls     bool
 	hint    resume.Dialect // what an earlier process claims to have learnt
 	misled  bool           // and that is not so
@@ -69,12 +70,14 @@ const (
 	slowCommit               // the answer is lost and the blob appears later
 	wrongRange               // 202 and a Range that contradicts, although it acted
 	lie                      // a status answer with a wrong Range
+	limited                  // 403 that is a rate limit, as on GHCR
+	damage                   // the request breaks, and the session gets 500 from then on
 	whats
 )
 
 var whatNames = [whats]string{
 	"reset-before", "reset-after", "break-body", "partial", "stall", "mute", "slow", "before", "after", "401",
-	"html", "forget", "restart", "slow-commit", "wrong-range", "lie",
+	"html", "forget", "restart", "slow-commit", "wrong-range", "lie", "limited", "damage",
 }
 
 type fault struct {
@@ -89,7 +92,7 @@ type fault struct {
 func (f fault) String() string {
 	s := f.position.String() + " " + whatNames[f.what]
 	switch f.what {
-	case breakBody, partBody, lie:
+	case breakBody, partBody, lie, damage:
 		s += fmt.Sprintf("@%d", f.at)
 	case before, after:
 		s += fmt.Sprint("=", f.status)
@@ -106,6 +109,10 @@ func (f fault) String() string {
 // page is larger than most blobs, and no image is of its size: nobody could tell
 // an answer to HEAD that has no type and the right length.
 var page = []byte("<html><body>Please accept the terms of use of this network before you go on.</body></html>" + strings.Repeat("\n", 7919))
+
+// rateLimit is what GHCR says to a client that writes too often.
+var rateLimit = []byte(`{"errors":[{"code":"DENIED","message":"permission_denied: Error from intermediary with HTTP status code 403 \"Forbidden\" - ` +
+	`with-body: {\"message\":\"You have exceeded a secondary rate limit. Please wait a few minutes before you try again.\"}"}]}`)
 
 // action is made when the request comes: dates depend on the clock.
 func (f fault) action(now time.Time, scheme string) scripted.Action {
@@ -153,6 +160,13 @@ func (f fault) action(now time.Time, scheme string) scripted.Action {
 	case wrongRange:
 		a.After = http.StatusAccepted
 		header.Set("Range", "0-7")
+	case limited:
+		a.Before, a.Body = http.StatusForbidden, rateLimit
+	case damage:
+		a.DamageSession = true
+		if f.kind == scripted.Patch {
+			a.BreakBody, a.BodyLimit = true, f.at
+		}
 	case lie:
 		a.Before = http.StatusNoContent
 		header.Set("Range", fmt.Sprint("0-", f.at))
@@ -170,6 +184,9 @@ func draw(seed uint64) *scenario {
 	s.image = d.in(6)
 	s.inOne = d.in(4)
 	d.dialect(s)
+	if d.in(5) {
+		d.personality(s)
+	}
 	d.size(s)
 	d.options(s)
 	switch {
@@ -289,6 +306,15 @@ func (d *drawer) dialect(s *scenario) {
 	}
 }
 
+// personality makes the registry one that people push to.
+func (d *drawer) personality(s *scenario) {
+	p := pick(d, scripted.Personalities()...)
+	o := p.Options.Scaled(64) // blobs are small
+	o.UserAgent, o.Auth = s.dialect.UserAgent, s.dialect.Auth
+	s.dialect, s.persona, s.tls = o, p.Name, false
+	s.hint.OffByOne = false
+}
+
 func (d *drawer) size(s *scenario) {
 	n := 1
 	if s.image {
@@ -310,6 +336,9 @@ func (d *drawer) size(s *scenario) {
 			size = pick(d, 1<<20, 2<<20+1, d.between(1<<20, 6<<20))
 		case d.in(3):
 			size = d.between(3, 5000)
+		}
+		if s.dialect.NoEmpty != 0 {
+			size = max(size, 1)
 		}
 		s.sizes = append(s.sizes, size)
 	}
@@ -348,10 +377,10 @@ var fits = map[scripted.Kind][]what{
 	scripted.Ping:         {resetBefore, resetAfter, before, slow},
 	scripted.Token:        {resetBefore, resetAfter, before, slow},
 	scripted.HeadBlob:     {resetBefore, resetAfter, before, html, slow, unauthorized},
-	scripted.Post:         {resetBefore, resetAfter, before, after, forget, restart, slow, stall, unauthorized},
-	scripted.Patch:        {resetBefore, resetAfter, breakBody, breakBody, breakBody, partBody, stall, mute, slow, before, after, html, forget, restart, unauthorized, wrongRange},
+	scripted.Post:         {resetBefore, resetAfter, before, after, forget, restart, slow, stall, unauthorized, limited},
+	scripted.Patch:        {resetBefore, resetAfter, breakBody, breakBody, breakBody, partBody, stall, mute, slow, before, after, html, forget, restart, unauthorized, wrongRange, limited, damage},
 	scripted.Status:       {resetBefore, resetAfter, before, html, forget, restart, slow, stall, unauthorized, lie},
-	scripted.Put:          {resetBefore, resetAfter, before, after, forget, restart, slow, mute, slowCommit, unauthorized, html},
+	scripted.Put:          {resetBefore, resetAfter, before, after, forget, restart, slow, mute, slowCommit, unauthorized, html, limited, damage},
 	scripted.HeadManifest: {resetBefore, resetAfter, before, slow, unauthorized},
 	scripted.PutManifest:  {resetBefore, resetAfter, breakBody, before, after, mute, slow, unauthorized},
 }
@@ -404,7 +433,7 @@ func (d *drawer) faults(s *scenario) {
 func (d *drawer) fill(s *scenario, f *fault) {
 	size := slices.Max(s.sizes)
 	switch f.what {
-	case breakBody, partBody:
+	case breakBody, partBody, damage:
 		f.at = int64(d.between(0, size))
 		if d.in(4) {
 			f.at = int64(min(pick(d, 0, 1, 2, max(size-1, 0), size), size))
@@ -674,7 +703,7 @@ func (s *scenario) mostBytes() int64 {
 		switch {
 		case f.what == restart:
 			most += total // every session
-		case f.what == forget, f.what == html && f.kind != scripted.HeadBlob, f.what == lie, f.what == partBody, s.rejects(f):
+		case f.what == forget, f.what == damage, f.what == html && f.kind != scripted.HeadBlob, f.what == lie, f.what == partBody, s.rejects(f):
 			most += size
 		case f.status >= 400 && f.status < 500 && f.status != 408 && f.status != 429 && f.kind != scripted.HeadBlob:
 			most += size // as if the session were gone
@@ -753,10 +782,11 @@ func (s *scenario) traits() (all []string) {
 			all = append(all, word)
 		}
 	}
+	add(s.persona != "", s.persona)
 	add(s.tls, "tls")
 	add(true, [...]string{"keep", "boundary", "fragile"}[o.Store])
 	add(o.PartSize > 0, "parts")
-	add(o.Status != 0, [...]string{"", "get-only", "no-status"}[o.Status])
+	add(o.Status != 0, [...]string{"", "get-only", "no-status", "missing-status"}[o.Status])
 	add(o.Range != 0, [...]string{"", "bytes=", "off-by-one", "0--1", "no-range", "beyond", "stuck"}[o.Range])
 	add(o.Location != 0, [...]string{"", "relative", "missing-location", "other-host", "http-location"}[o.Location])
 	add(o.LooseRange, "loose-range")

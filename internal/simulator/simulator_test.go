@@ -227,6 +227,9 @@ func (s *scenario) problems(o *outcome) (bad []string) {
 			report("PATCH of %d bytes at %d, less than OCI-Chunk-Min-Length %d", q.Length, q.Start, least)
 		}
 	}
+	if s.persona != "" && s.troubles() == 0 && s.hint == (resume.Dialect{}) {
+		s.pleases(o, report)
+	}
 	if s.dialect.MaxChunk > 0 && tooLarge > 0 {
 		report("%d answers of 413, although the largest chunk is announced", tooLarge)
 	}
@@ -282,6 +285,22 @@ func (s *scenario) lateWriters() bool {
 		}
 	}
 	return s.has(func(f fault) bool { return f.kind == scripted.Patch && f.wait > 0 })
+}
+
+// pleases looks whether a registry that people push to, where nothing breaks,
+// refuses what it is sent.
+func (s *scenario) pleases(o *outcome, report func(string, ...any)) {
+	refused := 0
+	for _, q := range o.requests {
+		switch {
+		case q.Kind != scripted.Patch && q.Kind != scripted.Put || q.Status < 300 || q.Status == http.StatusUnauthorized,
+			q.Status == http.StatusRequestEntityTooLarge && s.dialect.MaxBody > 0: // nobody can know
+		case q.Kind == scripted.Put && q.Status == s.dialect.NoPutBody && refused == 0 && s.inOne:
+			refused++ // it is remembered
+		default:
+			report("%s of %d bytes was refused with %d", q.Kind, q.Length, q.Status)
+		}
+	}
 }
 
 // waits looks whether Retry-After was honoured.

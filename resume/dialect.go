@@ -392,6 +392,15 @@ func (p *pacer) lost(c cut) {
 // in one PATCH again.
 const maxGone = 4
 
+// fruitless: an upload failed although chunks were sent. They cost more than
+// they gain.
+func (p *pacer) fruitless() {
+	p.mu.Lock()
+	p.d.Chunk = 0
+	p.mu.Unlock()
+	p.save()
+}
+
 // refusedMore: a session that took one PATCH refuses another.
 func (p *pacer) refusedMore() {
 	p.learn(func() { p.d.Class, p.d.Chunk = Monolithic, 0 })

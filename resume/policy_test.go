@@ -1,8 +1,12 @@
 package resume_test
 
 import (
+	"context"
+	"errors"
+	"math/rand/v2"
 	"testing"
 
+	"github.com/rpush-go/rpush/internal/testgear/memnet"
 	"github.com/rpush-go/rpush/internal/testgear/scripted"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -122,5 +126,56 @@ func TestWrongLessons(t *testing.T) {
 func smallIsGone(n int64) func(scripted.Request) scripted.Action {
 	return func(r scripted.Request) scripted.Action {
 		return scripted.Action{ForgetSession: r.Kind == scripted.Patch && r.N > 1 && r.Length < n}
+	}
+}
+
+// randomly has each connection die after an exponentially drawn number of bytes.
+func (l *lab) randomly(seed uint64, mean float64) {
+	l.net.Plan = func(n int) memnet.Limits {
+		r := rand.New(rand.NewPCG(seed, uint64(n)))
+		return memnet.Limits{Up: 1 + int64(r.ExpFloat64()*mean), Down: -1}
+	}
+}
+
+// A registry that loses the session with the connection, and connections that
+// break at random. If a layer has a fair chance between two breaks, the upload
+// goes on for more than eight sessions. If it has none, the upload ends soon and
+// says what it measured.
+func TestOdds(t *testing.T) {
+	o := scripted.Options{Store: scripted.Fragile, StaleIsGone: true, LooseRange: true}
+	more := 0
+	for seed := range uint64(5) {
+		inLab(t, o, resume.Options{}, func(l *lab) {
+			l.net.Latency = latency
+			l.randomly(seed, 4<<20)
+			if l.delivers(content(8*mib)).Restarts > 8 {
+				more++
+			}
+		})
+	}
+	if more == 0 {
+		t.Error("no upload needed more than eight sessions: the test shows nothing")
+	}
+	for seed := range uint64(2) {
+		ds := resume.MemoryDialects()
+		inLab(t, o, resume.Options{Dialects: ds}, func(l *lab) {
+			l.net.Latency = latency
+			l.randomly(seed, 10<<20)
+			const size = 80 * mib
+			res, err := l.client.Upload(context.Background(), blobOf(content(size)))
+			var lost *resume.LostError
+			if !errors.As(err, &lost) || !errors.Is(err, resume.ErrInterrupted) {
+				t.Fatalf("got %v, want a LostError", err)
+			}
+			if lost.Between < 3*mib || lost.Between > 25*mib || lost.Times < 5 {
+				t.Errorf("measured %+v, want about 10 MiB", lost)
+			}
+			if res.Sent > 2*size {
+				t.Errorf("%.2f x the blob was sent in vain", float64(res.Sent)/size)
+			}
+			if d := learns(t, ds, resume.Fragile); d.Chunk != 0 {
+				t.Errorf("chunks did not help, and are remembered: %+v", d)
+			}
+		})
 	}
 }

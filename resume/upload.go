@@ -19,8 +19,19 @@ import (
 
 const (
 	// maxLost ends an upload whose sessions are lost so many times in a row
-	// without the registry ever holding more than before.
+	// without the registry ever holding more than before, if its odds are not
+	// known.
 	maxLost = 8
+	// If breaks lose the sessions, the bytes sent between two of them tell the
+	// odds: minCuts is from how many breaks on, and maxOdds how many times as large
+	// as the bytes between two breaks no blob gets through. If connections break at
+	// random, one session in e to that power does: 1 in 400.
+	minCuts = 5
+	maxOdds = 6
+	// maxPasses is how many times the bytes of the blob are sent if the odds are
+	// better, and cheap how many bytes may be sent in any case.
+	maxPasses = 3
+	cheap     = 8 * proof
 	// maxRefused ends a session that refuses so many requests in a row although
 	// it says where to continue.
 	maxRefused = 3
@@ -59,19 +70,34 @@ var (
 )
 
 // LostError is the end of an upload whose sessions the registry lost again and
-// again. Three things help: a host or line that resets no connections, a proxy
-// before the registry that buffers requests, or a registry that keeps what it
-// received, such as distribution 3. It is of the kind ErrInterrupted.
+// again. Nothing of the blob is kept. Four things help: layers smaller than what
+// connections carry between two breaks, a host or line that resets no
+// connections, a proxy before the registry that buffers requests, or a registry
+// that keeps what it received, such as distribution 3. It is of the kind
+// ErrInterrupted.
 type LostError struct {
-	// Times in a row, without the registry ever holding more than before.
+	// Times is how many sessions were lost.
 	Times int
+	// Between is how many bytes of the blob were sent for each session that a
+	// break of its connection lost. 0 is not measured.
+	Between int64
+	// Size of the blob in bytes.
+	Size int64
 	// Err is how the last one was lost.
 	Err error
 }
 
 func (e *LostError) Error() string {
+	if e.Between > 0 {
+		return fmt.Sprintf("the registry keeps nothing of an upload whose connection breaks, and connections break every %s on average: "+
+			"%s in one piece did not get through (%d upload sessions lost, the last because: %v)",
+			inMiB(e.Between), inMiB(e.Size), e.Times, e.Err)
+	}
 	return fmt.Sprintf("the registry lost the upload session %d times in a row, the last time because: %v", e.Times, e.Err)
 }
+
+// inMiB is a number of bytes for people.
+func inMiB(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/mib) }
 
 // Unwrap returns how the last session was lost.
 func (e *LostError) Unwrap() error { return e.Err }
@@ -118,6 +144,7 @@ type session struct {
 	whole    bool  // the blob was sent in the body of the commit, and nothing before
 	small    bool  // a PATCH before the last was smaller than partSize
 	commits  int   // commits that the registry failed to carry out
+	gone     bool  // lost because a body broke
 }
 
 // cutBack is how many bytes the last break cost, if the session stands at offset.
@@ -154,6 +181,7 @@ type upload struct {
 	doubt    time.Time // when a commit was sent that nobody answered
 	best     int64     // the most the registry held, over all sessions
 	lost     int       // sessions lost in a row without a new best
+	cuts     int       // sessions lost because a body broke
 	rejected int       // digests refused
 	hopeless int       // sessions that refused their first PATCH
 	headway  bool
@@ -528,6 +556,9 @@ func (u *upload) settle(ctx context.Context) error {
 				return u.expired(err)
 			}
 			if s.cut != nil {
+				if s.gone = !s.cut.whole; s.gone {
+					u.cuts++
+				}
 				u.c.pace.lost(*s.cut)
 			} else if !s.failed && u.mistrusts() {
 				// No break explains the loss.
@@ -911,6 +942,7 @@ func (u *upload) drop(why error) error {
 	if err := u.guest.cannot(why); err != nil {
 		return err
 	}
+	cut := u.sess.gone
 	u.sess, u.res.Continued = nil, 0
 	u.forget()
 	u.res.Restarts++
@@ -918,10 +950,25 @@ func (u *upload) drop(why error) error {
 	u.emit(Event{Kind: Lost, Err: why})
 	if u.excused { // it took a smaller body to find out, and may take more
 		u.excused = false
-	} else if u.lost++; u.lost >= maxLost {
-		return protocol.Kind(protocol.ErrInterrupted, &LostError{Times: u.lost, Err: protocol.Plain(why)})
+	} else if u.lost++; u.ends(cut) {
+		e := &LostError{Times: u.lost, Size: u.blob.Size, Err: protocol.Plain(why)}
+		if cut {
+			e.Times, e.Between = u.cuts, u.res.Sent/int64(u.cuts)
+			u.c.pace.fruitless()
+		}
+		return protocol.Kind(protocol.ErrInterrupted, e)
 	}
 	return protocol.Transient(fmt.Errorf("upload session lost: %w", why))
+}
+
+// ends reports whether the session that was just lost is the last one. cut: a
+// body of it broke.
+func (u *upload) ends(cut bool) bool {
+	if !cut || u.res.Sent < min(proof, 2*u.blob.Size) {
+		return u.lost >= maxLost
+	}
+	between := u.res.Sent / int64(u.cuts)
+	return u.cuts >= minCuts && u.blob.Size/maxOdds > between || u.res.Sent >= max(maxPasses*u.blob.Size, cheap)
 }
 
 // relocate takes the location of an answer, which must have one.

@@ -151,6 +151,8 @@ func cure(err error, kind string, s scene) string {
 		return reasonHint(err, s)
 	case kind == "denied":
 		return loginHint(host, prefix)
+	case errors.As(err, &lost) && lost.Between > 0:
+		return smallerHint(lost.Between) + ", or " + lostHint
 	case errors.As(err, &lost):
 		return lostHint
 	case errors.As(err, &noRegistry):

@@ -69,6 +69,10 @@ func TestExplain(t *testing.T) {
 			kind: "interrupted", exit: 3,
 			last: []string{"hint: " + lostHint, "hint: the same command again sends the rest"},
 		}, {
+			name: "a layer that is too large for the line", err: fmt.Errorf("%w: %w", resume.ErrInterrupted, &resume.LostError{Times: 5, Between: 20 << 20, Size: 200 << 20, Err: io.EOF}),
+			kind: "interrupted", exit: 3,
+			last: []string{"hint: make layers smaller than 20.0 MiB, or " + lostHint, "hint: the same command again sends the rest"},
+		}, {
 			name: "nothing listens", err: fmt.Errorf("%w: %w", resume.ErrInterrupted, dialled(os.NewSyscallError("connect", syscall.ECONNREFUSED))),
 			kind: "interrupted", exit: 3,
 			last: []string{"hint: nothing listens at reg.example: check the port, and that the registry is up", "hint: the same command again sends the rest"},

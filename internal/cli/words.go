@@ -81,6 +81,12 @@ const (
 
 func hint(s string) string { return "hint: " + s }
 
+// smallerHint is for a registry that keeps nothing of a broken upload, on a line
+// that breaks every so many bytes.
+func smallerHint(between int64) string {
+	return fmt.Sprintf("make layers smaller than %s", bytesWords(between))
+}
+
 func mendHint(place string) string { return "mend " + place + ", or take the entry out of it" }
 
 func otherNameHint(host string) string {

@@ -188,8 +188,6 @@ func TestExitCodes(t *testing.T) {
 		{"unknown output", []string{"--output=xml", dir, ref}, "", ok, 2, `--output is "xml"`},
 		{"contradiction", []string{"--plain-http", "--insecure", dir, ref}, "", ok, 2, "--plain-http and --insecure"},
 		{"contradiction", []string{"--tls-verify", "--insecure", dir, ref}, "", ok, 2, "--tls-verify and --insecure"},
-		{"contradiction", []string{"--ca-file=x", "--insecure", dir, ref}, "", ok, 2, "--ca-file and --insecure"},
-		{"contradiction", []string{"--ca-file=x", "--tls-verify=false", dir, ref}, "", ok, 2, "--ca-file and --tls-verify"},
 		{"contradiction", []string{"-q", "-v", dir, ref}, "", ok, 2, "--quiet and --verbose"},
 		{"a flag against the environment", []string{"--insecure", dir, ref}, "RPUSH_PLAIN_HTTP=1", ok, 0, "pushed"},
 		{"bad environment", []string{dir, ref}, "RPUSH_RETRY_FOR=soon", ok, 2, `"soon" of RPUSH_RETRY_FOR`},

@@ -3,9 +3,11 @@ package cli
 import (
 	"bufio"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -37,7 +39,7 @@ func (e *endpoint) tlsFlags(f *pflag.FlagSet) {
 	n := func(s string) string { return e.prefix + s }
 	e.trustFlags(f)
 	f.BoolVar(&e.plainHTTP, n("plain-http"), false, "speak HTTP, never HTTPS")
-	f.BoolVar(&e.insecure, n("insecure"), false, "check no certificate, and take HTTP")
+	f.BoolVar(&e.insecure, n("insecure"), false, "do not verify the registry, and take HTTP")
 }
 
 // trustFlags are about certificates alone.
@@ -47,7 +49,7 @@ func (e *endpoint) trustFlags(f *pflag.FlagSet) {
 	f.StringVar(&e.certFile, n("cert-file"), "", "show the certificate in `FILE`")
 	f.StringVar(&e.keyFile, n("key-file"), "", "the key in `FILE` belongs to it")
 	f.StringVar(&e.certDir, n("cert-dir"), "", "use `DIR` as docker uses certs.d/HOST")
-	f.BoolVar(&e.tlsVerify, n("tls-verify"), true, "=false: no certificate is checked")
+	f.BoolVar(&e.tlsVerify, n("tls-verify"), true, "=false: do not verify the registry")
 }
 
 func (e *endpoint) signInFlags(f *pflag.FlagSet) {
@@ -82,8 +84,6 @@ func (e *endpoint) contradictions() []contradiction {
 	all := []contradiction{
 		{e.plainHTTP && e.insecure, n("plain-http"), n("insecure")},
 		{verifyGiven && e.tlsVerify && e.insecure, n("tls-verify"), n("insecure")},
-		{e.caFile != "" && e.insecure, n("ca-file"), n("insecure")},
-		{e.caFile != "" && verifyGiven && !e.tlsVerify, n("ca-file"), n("tls-verify")},
 		{e.certDir != "" && e.certFile != "", n("cert-dir"), n("cert-file")},
 	}
 	ways := []struct {
@@ -207,6 +207,42 @@ func (e *endpoint) apply(p *pusher.Options, registry string, eng *engine.Engine)
 	if err != nil {
 		return &localError{fmt.Sprintf("%s=%s", e.spelled(e.prefix+"ca-file"), e.caFile), err}
 	}
-	p.TLSClientConfig = &tls.Config{RootCAs: pool, Certificates: set.Client, InsecureSkipVerify: lax} //nolint:gosec // asked for
+	p.TLSClientConfig = &tls.Config{RootCAs: pool, Certificates: set.Client}
+	if lax {
+		p.TLSClientConfig.InsecureSkipVerify = true //nolint:gosec // asked for, and only for the registry
+		p.TLSClientConfig.VerifyConnection = func(cs tls.ConnectionState) error { return verifyOthers(cs, registry, pool) }
+	}
+	return nil
+}
+
+// verifyOthers verifies the certificate of a host, unless it is the registry's
+// own, on whatever port. Docker verifies none if the registry is insecure, but
+// nobody asked for that: the token server on another host is sent the password,
+// and storage the user's data. A token server at the registry's name, as GitLab,
+// Harbor and Nexus have it by default, is the registry's host.
+func verifyOthers(cs tls.ConnectionState, registry string, roots *x509.CertPool) error {
+	host, _, err := net.SplitHostPort(registry)
+	if err != nil {
+		host = registry
+	}
+	host = strings.Trim(host, "[]")
+	if net.ParseIP(host) != nil {
+		host = "" // there is no server name for an address
+	}
+	if strings.EqualFold(cs.ServerName, host) {
+		return nil
+	}
+	opts := x509.VerifyOptions{DNSName: cs.ServerName, Roots: roots, Intermediates: x509.NewCertPool()}
+	for _, c := range cs.PeerCertificates[1:] {
+		opts.Intermediates.AddCert(c)
+	}
+	err = errors.New("it is addressed without a name")
+	if cs.ServerName != "" {
+		_, err = cs.PeerCertificates[0].Verify(opts)
+	}
+	if err != nil {
+		err = fmt.Errorf("%s is not the registry's host, so its certificate is verified: %w", cs.ServerName, err)
+		return &tls.CertificateVerificationError{UnverifiedCertificates: cs.PeerCertificates, Err: err}
+	}
 	return nil
 }

@@ -216,7 +216,8 @@ func (c *Client) CloseIdleConnections() {
 // end-2). A failed check is tried again and is never taken for "no". A redirect to
 // another origin, which registries with object storage answer, counts as yes. A
 // redirect within the registry's own origin is followed with HEAD; if it leads on
-// to another origin, that counts as no. A size that contradicts the given one
+// to another origin, that one is asked without credentials, and counts as yes if
+// its answer is about a blob of the given size. A size that contradicts the given one
 // counts as no, unless the given one is negative.
 func (c *Client) Exists(ctx context.Context, dgst digest.Digest, size int64) (bool, error) {
 	var exists bool
@@ -234,14 +235,16 @@ func (c *Client) Exists(ctx context.Context, dgst digest.Digest, size int64) (bo
 	return exists, nil
 }
 
-// exists asks for the blob without leaving the registry: a redirect to another
-// origin counts as yes.
+// exists asks for the blob. A redirect to another origin counts as yes.
 func (c *Client) exists(ctx context.Context, dgst digest.Digest, size int64) (bool, error) {
 	f, err := c.find(ctx, http.MethodHead, dgst, false)
-	if err != nil || f.left {
-		// What another page of the registry leads to, such as a sign-in that is
-		// elsewhere, says nothing about the blob.
-		return f.left && !f.stayed, err
+	switch {
+	case f.left && f.stayed && ctx.Err() == nil:
+		// What another page of the registry leads to may be storage, as on Pulp, or
+		// a sign-in. Whatever it fails to prove costs no more than sending the blob.
+		return err == nil && size > 0 && f.proves(dgst, size), nil
+	case err != nil || f.left:
+		return err == nil, err
 	}
 	return c.judge(f, dgst, size)
 }
@@ -305,8 +308,9 @@ type finding struct {
 	left       bool // the last redirect led to another origin than the registry's
 }
 
-// find asks for the blob and follows redirects with the same method. Those to
-// another origin are followed only if abroad is true; credentials never go there.
+// find asks for the blob and follows redirects with the same method. One from the
+// blob itself to another origin is followed only if abroad is true; credentials
+// never go there.
 // header is a list of names and values.
 func (c *Client) find(ctx context.Context, method string, dgst digest.Digest, abroad bool, header ...string) (f finding, err error) {
 	at := c.url("blobs/" + dgst.String())
@@ -329,7 +333,7 @@ func (c *Client) find(ctx context.Context, method string, dgst digest.Digest, ab
 			return f, nil
 		}
 		f.redirected, f.left = true, !protocol.SameOrigin(c.base, to)
-		if f.left && !abroad {
+		if f.left && !abroad && !f.stayed {
 			return f, nil
 		}
 		l, err := protocol.ParseLocation(c.base, at, f.Header)

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -87,6 +88,10 @@ type app struct {
 	push     pushFunc
 
 	exit int // set by the verb that ran
+
+	// stopWithin, unless 0, is how long the verb that runs may take to end after a
+	// signal, in nanoseconds.
+	stopWithin atomic.Int64
 }
 
 // signalError is the cause of a context that a signal cancelled.
@@ -120,7 +125,11 @@ func (a *app) main(args []string) int {
 			stopped = &signalError{s}
 			a.out.line(stoppingWords(s))
 			cancel(stopped)
-			timer := time.NewTimer(stopWithin)
+			within := stopWithin
+			if d := a.stopWithin.Load(); d > 0 {
+				within = time.Duration(d)
+			}
+			timer := time.NewTimer(within)
 			defer timer.Stop()
 			late = timer.C
 		case <-late:
@@ -162,7 +171,7 @@ func (a *app) command() *cobra.Command {
 	root.SetOut(a.stdout)
 	root.SetErr(a.out)
 
-	root.AddCommand(a.pushCommand("push [SOURCE] REFERENCE"), a.sessionsCommand(), a.probeCommand(), a.doctorCommand(), a.selfTestCommand(), &cobra.Command{
+	root.AddCommand(a.pushCommand("push [SOURCE] REFERENCE"), a.sessionsCommand(), a.probeCommand(), a.doctorCommand(), a.gatewayCommand(), a.selfTestCommand(), &cobra.Command{
 		Use:   "version",
 		Short: versionShort,
 		Args:  cobra.NoArgs,

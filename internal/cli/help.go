@@ -13,6 +13,7 @@ continued, not sent again.
   rpush [SOURCE] REFERENCE       push; "rpush push ..." is the same
   rpush sessions                 uploads that the next push continues
   rpush probe REPOSITORY         what this registry keeps of a broken upload
+  rpush gateway serve            let docker, buildkit and others resume, too
   rpush doctor [REFERENCE]       does this host reset pushes, and how to mend it
   rpush version                  print the version
   rpush completion SHELL         print a completion script

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/internal/retry"
 	"github.com/rpush-go/rpush/internal/wire"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -95,6 +97,10 @@ func New(o Options) (*Gateway, error) {
 type Upstream struct {
 	// URL has the scheme and the host of the registry, and nothing else.
 	URL *url.URL
+	// MaybePlain allows plain HTTP in place of https if the server turns out not
+	// to speak TLS. Credentials may then travel in the clear. Connecting takes one
+	// request. A loopback address may always be plain, as docker has it.
+	MaybePlain bool
 	// TLS is cloned. nil is Go's default.
 	TLS *tls.Config
 	// Proxy says which proxy carries a request, as http.Transport.Proxy does. nil
@@ -110,6 +116,7 @@ type upstream struct {
 	external *wire.External // to where the registry stores things
 }
 
+// connect makes the connections to a registry. It does not touch the network.
 func (g *Gateway) connect(u Upstream) (*upstream, error) {
 	switch {
 	case u.URL == nil || u.URL.Host == "" || u.URL.Scheme != "http" && u.URL.Scheme != "https":
@@ -123,6 +130,25 @@ func (g *Gateway) connect(u Upstream) (*upstream, error) {
 		registry: rt,
 		external: rt.External(protocol.HostPort(u.URL)),
 	}, nil
+}
+
+// settleScheme finds out whether the registry is to be spoken to in plain HTTP,
+// if it may be: when the server turns out not to speak TLS, never because TLS
+// failed in any other way.
+func (g *Gateway) settleScheme(ctx context.Context, u *upstream, maybePlain bool) error {
+	if u.url.Scheme != "https" || !maybePlain && !loopbackName(u.url.Host) {
+		return nil
+	}
+	ctx = context.WithValue(ctx, callKey{}, &call{up: u})
+	return g.loop(ctx, "ping", func(ctx context.Context, _ *retry.Loop) error {
+		ping := &http.Request{Method: http.MethodGet, URL: &url.URL{Scheme: "https", Host: u.url.Host, Path: apiVersion}, Header: http.Header{}}
+		_, err := wire.Send(ctx, u.registry, ping, g.limits(false), nil)
+		if protocol.PlainHTTP(err) {
+			u.url.Scheme = "http"
+			return nil
+		}
+		return err
+	})
 }
 
 func (u *upstream) closeIdleConnections() {

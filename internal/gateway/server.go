@@ -313,6 +313,9 @@ func (s *Server) upstream(ctx context.Context, registry string) (*served, error)
 	if err != nil {
 		return nil, err
 	}
+	if err := s.g.settleScheme(ctx, up, u.MaybePlain); err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if in := s.upstreams[registry]; in != nil {

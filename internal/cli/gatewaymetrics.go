@@ -1,0 +1,131 @@
+package cli
+
+import (
+	"io"
+	"log"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/rpush-go/rpush/resume"
+)
+
+// quietLog takes what net/http says about connections.
+var quietLog = log.New(io.Discard, "", 0)
+
+// gatewayMetrics are what a gateway tells Prometheus.
+type gatewayMetrics struct {
+	handler  http.Handler
+	inFlight prometheus.Gauge
+	requests *prometheus.CounterVec
+	received prometheus.Counter
+	events   *prometheus.CounterVec
+
+	mu    sync.Mutex
+	hosts map[string]bool
+}
+
+// maxHosts bounds the values of the label registry: clients may choose them.
+const maxHosts = 64
+
+func newGatewayMetrics() *gatewayMetrics {
+	m := &gatewayMetrics{
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "rpush_gateway_requests_in_flight", Help: "Requests of clients under way.",
+		}),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "rpush_gateway_requests_total", Help: "Requests of clients that were answered.",
+		}, []string{"method", "code"}),
+		received: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "rpush_gateway_received_bytes_total", Help: "Bytes of bodies that clients sent.",
+		}),
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "rpush_upload_events_total", Help: "What happened to uploads: broken, resumed, lost, committed and so on.",
+		}, []string{"event", "registry"}),
+		hosts: map[string]bool{},
+	}
+	r := prometheus.NewRegistry()
+	r.MustRegister(m.inFlight, m.requests, m.received, m.events)
+	m.handler = promhttp.HandlerFor(r, promhttp.HandlerOpts{})
+	return m
+}
+
+// event counts an event of an upload.
+func (m *gatewayMetrics) event(e resume.Event) {
+	if e.Kind == resume.Sent || e.Kind == resume.Settled {
+		return // as often as bytes move
+	}
+	host, _, _ := strings.Cut(e.Repository, "/")
+	m.mu.Lock()
+	if !m.hosts[host] && len(m.hosts) >= maxHosts {
+		host = "other"
+	} else {
+		m.hosts[host] = true
+	}
+	m.mu.Unlock()
+	m.events.WithLabelValues(string(e.Kind), host).Inc()
+}
+
+// around serves /healthz, and /metrics to those who may use the gateway.
+func (m *gatewayMetrics) around(h http.Handler, may func(user, password string) bool) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/healthz":
+			_, _ = io.WriteString(w, "ok\n")
+			return
+		case "/metrics":
+			if user, password, ok := r.BasicAuth(); may != nil && (!ok || !may(user, password)) {
+				w.Header().Set("WWW-Authenticate", `Basic realm="rpush gateway"`)
+				http.Error(w, "the gateway asks for a user and a password", http.StatusUnauthorized)
+				return
+			}
+			m.handler.ServeHTTP(w, r)
+			return
+		}
+		m.inFlight.Inc()
+		defer m.inFlight.Dec()
+		if r.Body != nil && r.Body != http.NoBody {
+			r.Body = &countedBody{r.Body, m.received}
+		}
+		sw := &statusWriter{ResponseWriter: w, status: http.StatusOK}
+		defer func() { m.requests.WithLabelValues(knownMethod(r.Method), strconv.Itoa(sw.status)).Inc() }()
+		h.ServeHTTP(sw, r)
+	})
+}
+
+// knownMethod bounds the values of the label method.
+func knownMethod(method string) string {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete:
+		return method
+	}
+	return "other"
+}
+
+type countedBody struct {
+	io.ReadCloser
+	n prometheus.Counter
+}
+
+func (c *countedBody) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	c.n.Add(float64(n))
+	return n, err
+}
+
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+func (w *statusWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -1,0 +1,96 @@
+package cli
+
+import (
+	"bufio"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	"golang.org/x/crypto/bcrypt"
+)
+
+// htpasswd holds the users of a file that Apache's htpasswd -B writes. It is safe
+// for concurrent use.
+type htpasswd struct {
+	users map[string][]byte // bcrypt
+	// stranger is checked for users that do not exist, so that they take as long.
+	stranger []byte
+	key      []byte
+	slots    chan struct{} // bounds what guessing passwords costs
+
+	mu    sync.Mutex
+	known map[[sha256.Size]byte]bool // users with passwords that were right
+}
+
+const (
+	// checksAtOnce bounds the passwords that are checked at the same time: bcrypt
+	// is slow on purpose.
+	checksAtOnce = 2
+	maxKnown     = 4096
+)
+
+func readHtpasswd(file string) (*htpasswd, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	h := &htpasswd{users: map[string][]byte{}, key: make([]byte, 32), slots: make(chan struct{}, checksAtOnce), known: map[[sha256.Size]byte]bool{}}
+	rand.Read(h.key)
+	lines := bufio.NewScanner(f)
+	for n := 1; lines.Scan(); n++ {
+		line := strings.TrimSpace(lines.Text())
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		user, hash, ok := strings.Cut(line, ":")
+		if _, err := bcrypt.Cost([]byte(hash)); !ok || user == "" || err != nil {
+			return nil, fmt.Errorf("%s: line %d is not USER:BCRYPT, as htpasswd -B writes it", file, n)
+		}
+		h.users[user] = []byte(hash)
+		h.stranger = []byte(hash)
+	}
+	switch {
+	case lines.Err() != nil:
+		return nil, lines.Err()
+	case len(h.users) == 0:
+		return nil, errors.New(file + " has no user")
+	}
+	return h, nil
+}
+
+// check reports whether the password is the user's. One that was right once is
+// not computed again.
+func (h *htpasswd) check(user, password string) bool {
+	mac := hmac.New(sha256.New, h.key)
+	fmt.Fprintf(mac, "%q %q", user, password)
+	key := [sha256.Size]byte(mac.Sum(nil))
+	h.mu.Lock()
+	right := h.known[key]
+	h.mu.Unlock()
+	if right {
+		return true
+	}
+	hash, exists := h.users[user]
+	if !exists {
+		hash = h.stranger
+	}
+	h.slots <- struct{}{}
+	err := bcrypt.CompareHashAndPassword(hash, []byte(password))
+	<-h.slots
+	if err != nil || !exists {
+		return false
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.known) >= maxKnown {
+		clear(h.known)
+	}
+	h.known[key] = true
+	return true
+}

@@ -18,7 +18,7 @@ const module = "github.com/rpush-go/rpush"
 var arrows = map[string][]string{
 	"cmd/rpush": {"internal/cli"},
 	"internal/cli": {
-		"internal/certificates", "internal/credentials", "internal/protocol", "internal/source", "pusher", "resume",
+		"internal/certificates", "internal/credentials", "internal/gateway", "internal/protocol", "internal/source", "pusher", "resume",
 		"internal/compress", "internal/engine", "internal/known", "internal/manifest", "internal/owndir", "internal/spool", "internal/stream",
 		"internal/conntrack", "internal/conntrack/remedy", "internal/conntrack/rules", "internal/conntrack/selftest",
 	},

@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 
+	"github.com/rpush-go/rpush/internal/tempfile"
 	"github.com/rpush-go/rpush/internal/wire"
 )
 
@@ -40,7 +41,7 @@ func (t *transporter) newPassed(req *http.Request) passed {
 			return &lent{f: f, at: at, n: n}
 		}
 	}
-	return newSpool(req.Body, n, t.quota)
+	return newSpool(req.Body, n, t.spools)
 }
 
 // remade is a body that its client makes anew, once per attempt. The one before
@@ -202,9 +203,8 @@ func same(a, b *os.File) bool {
 
 // spool keeps what was read of a body that cannot be had again, within a quota.
 type spool struct {
-	src   io.ReadCloser
-	n     int64 // -1 where it is not known
-	quota *quota
+	src io.ReadCloser
+	n   int64 // -1 where it is not known
 
 	reading chan struct{} // held by whoever reads src
 	closing sync.Once
@@ -212,20 +212,18 @@ type spool struct {
 	reused  bool  // after a 401, by a client that may have rewound it
 
 	mu    sync.Mutex
-	mem   []byte
-	file  *os.File
-	held  int64 // bytes in mem or file, which are the first of the body
-	taken int64 // bytes read of src
-	lost  bool  // what was read is not kept
-	shut  bool
-	end   error // how src ended
+	held  *tempfile.File // the first bytes of the body
+	taken int64          // bytes read of src
+	lost  bool           // what was read is not kept
+	end   error          // how src ended
 }
 
 // inMemory is how much is kept before there is a file.
 const inMemory = 256 << 10
 
-func newSpool(src io.ReadCloser, n int64, q *quota) *spool {
-	s := &spool{src: src, n: n, begin: -1, quota: q, lost: n > q.limit, reading: make(chan struct{}, 1)}
+func newSpool(src io.ReadCloser, n int64, o tempfile.Options) *spool {
+	o.Memory = inMemory
+	s := &spool{src: src, n: n, begin: -1, lost: n > o.Quota.Limit(), held: tempfile.New(o), reading: make(chan struct{}, 1)}
 	if k, ok := src.(io.Seeker); ok {
 		if at, err := k.Seek(0, io.SeekCurrent); err == nil {
 			s.begin = at
@@ -298,19 +296,13 @@ func (s *spool) close() {
 	s.closeSource()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.shut = true
 	s.drop()
 }
 
 // drop forgets what was kept.
 func (s *spool) drop() {
-	s.lost, s.mem = true, nil
-	if s.file != nil {
-		discard(s.file)
-		s.file = nil
-	}
-	s.quota.giveBack(s.held)
-	s.held = 0
+	s.lost = true
+	s.held.Close()
 }
 
 // keep adds what was read of src.
@@ -319,36 +311,10 @@ func (s *spool) keep(p []byte) {
 	if s.lost || len(p) == 0 {
 		return
 	}
-	if s.shut || !s.quota.take(int64(len(p))) || !s.write(p) {
+	// Nobody is waited for without Options.Ahead.
+	if err := s.held.Write(context.Background(), p); err != nil {
 		s.drop()
-		return
 	}
-	s.held += int64(len(p))
-}
-
-func (s *spool) write(p []byte) bool {
-	if s.file == nil && len(s.mem)+len(p) <= inMemory {
-		s.mem = append(s.mem, p...)
-		return true
-	}
-	if s.file == nil {
-		f, err := s.quota.create()
-		if err != nil {
-			s.quota.giveBack(int64(len(p)))
-			return false
-		}
-		s.file = f
-		if _, err := f.Write(s.mem); err != nil {
-			s.quota.giveBack(int64(len(p)))
-			return false
-		}
-		s.mem = nil
-	}
-	if _, err := s.file.Write(p); err != nil { // a full disk
-		s.quota.giveBack(int64(len(p)))
-		return false
-	}
-	return true
 }
 
 // read gives what is kept from offset; ok is false where src has to be read.
@@ -358,10 +324,8 @@ func (s *spool) read(p []byte, at int64) (n int, err error, ok bool) {
 	switch {
 	case at < s.taken && s.lost:
 		return 0, errNotKept, true
-	case at < s.held && s.file == nil:
-		return copy(p, s.mem[at:]), nil, true
-	case at < s.held:
-		n, err := s.file.ReadAt(p[:min(int64(len(p)), s.held-at)], at)
+	case at < s.held.Size():
+		n, err := s.held.ReadAt(p, at)
 		if n > 0 {
 			err = nil
 		}
@@ -455,73 +419,4 @@ func (s *spool) surplus(n int) bool {
 func (r *spoolReader) Close() error {
 	r.once.Do(func() { close(r.done) })
 	return nil
-}
-
-// quota is what the spools of a transport may hold together.
-type quota struct {
-	dir   string
-	limit int64
-
-	mu   sync.Mutex
-	used int64
-	free int64 // half of what the disk had when the first file was made
-}
-
-func (q *quota) take(n int64) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	limit := q.limit
-	if q.free > 0 {
-		limit = min(limit, q.free)
-	}
-	if q.used+n > limit {
-		return false
-	}
-	q.used += n
-	return true
-}
-
-func (q *quota) giveBack(n int64) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.used -= n; q.used == 0 {
-		q.free = 0
-	}
-}
-
-func (q *quota) create() (*os.File, error) {
-	dir := q.dir
-	if dir == "" {
-		dir = diskDir()
-	}
-	f, err := os.CreateTemp(dir, "rpush-spool-*") // 0600
-	if err != nil {
-		return nil, err
-	}
-	// Where the system allows it the file has no name any more, and goes with
-	// the process.
-	os.Remove(f.Name()) //nolint:errcheck // or discard does
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.free == 0 {
-		if free, ok := freeSpace(f); ok {
-			q.free = max(free/2, 1)
-		}
-	}
-	return f, nil
-}
-
-func discard(f *os.File) {
-	f.Close()
-	os.Remove(f.Name()) //nolint:errcheck // gone already where it could be
-}
-
-// diskDir is where large temporary files go: /tmp is memory on many systems.
-func diskDir() string {
-	if os.Getenv("TMPDIR") == "" {
-		if st, err := os.Stat("/var/tmp"); err == nil && st.IsDir() {
-			return "/var/tmp"
-		}
-	}
-	return os.TempDir()
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/internal/tempfile"
 	"github.com/rpush-go/rpush/internal/wire"
 )
 
@@ -145,15 +146,15 @@ func NewTransport(base http.RoundTripper, o TransportOptions) (http.RoundTripper
 		seen:   map[string]*seen{},
 		pacers: map[string]*pacer{},
 		abroad: map[string]http.RoundTripper{},
-		quota:  &quota{dir: o.SpoolDir, limit: max(o.SpoolLimit, 0)},
+		spools: tempfile.Options{Dir: o.SpoolDir, Quota: tempfile.NewQuota(o.SpoolLimit)},
 	}, nil
 }
 
 // transporter is what NewTransport makes.
 type transporter struct {
-	base  *wire.Tracker
-	o     Options
-	quota *quota
+	base   *wire.Tracker
+	o      Options
+	spools tempfile.Options
 
 	uploads atomic.Int64
 

@@ -100,7 +100,7 @@ func onTransport(t *testing.T, ro scripted.Options, o *resume.TransportOptions, 
 					t.Errorf("a body was not closed")
 				}
 			}
-			if left, _ := filepath.Glob(filepath.Join(dir, "rpush-spool-*")); len(left) != 0 {
+			if left, _ := filepath.Glob(filepath.Join(dir, "rpush-*")); len(left) != 0 {
 				t.Errorf("left behind: %q", left)
 			}
 		}()

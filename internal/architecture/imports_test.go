@@ -36,11 +36,12 @@ var arrows = map[string][]string{
 	"internal/certificates": {},
 	"internal/credentials":  {},
 	"internal/manifest":     {},
-	"internal/source":       {"internal/manifest", "internal/owndir", "internal/saved", "pusher", "resume"}, // resume for the kinds of failure
+	"internal/source":       {"internal/manifest", "internal/owndir", "internal/saved", "internal/tempfile", "pusher", "resume"}, // resume for the kinds of failure
 	"internal/saved":        {"internal/manifest", "resume"},
 	"internal/compress":     {},
 	"internal/owndir":       {},
-	"internal/spool":        {"internal/owndir", "internal/saved"},
+	"internal/spool":        {"internal/owndir", "internal/saved", "internal/tempfile"},
+	"internal/tempfile":     {"internal/owndir"},
 	"internal/known":        {"internal/owndir"},
 	"internal/engine":       {"resume"},
 	"internal/stream": {
@@ -48,7 +49,7 @@ var arrows = map[string][]string{
 	},
 	"pusher":            {"internal/manifest", "internal/protocol", "internal/signin", "internal/wire", "resume"},
 	"internal/signin":   {"internal/protocol", "internal/wire"},
-	"resume":            {"internal/protocol", "internal/retry", "internal/wire"},
+	"resume":            {"internal/protocol", "internal/retry", "internal/tempfile", "internal/wire"},
 	"internal/gateway":  {"internal/protocol", "internal/retry", "internal/signin", "internal/wire", "resume"},
 	"internal/retry":    {"internal/protocol"},
 	"internal/protocol": {"internal/wire"},

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -21,6 +20,7 @@ import (
 	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/internal/owndir"
 	"github.com/rpush-go/rpush/internal/saved"
+	"github.com/rpush-go/rpush/internal/tempfile"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -31,9 +31,6 @@ const (
 	maxEntries = 1 << 15
 	maxNames   = 4 << 20 // bytes of all names and links
 	maxLinks   = 16      // in a chain
-
-	// leaveFree is what copying an archive leaves of the free space: a half.
-	leaveFree = 2
 
 	stdin = "-"
 )
@@ -46,7 +43,7 @@ type archive struct {
 	size int64
 
 	entries map[string]entry // by cleaned name
-	copies  []*os.File       // in the spool
+	copied  *tempfile.File   // holds f, if it had to be copied
 }
 
 type entry struct {
@@ -86,11 +83,8 @@ func (a *archive) close() {
 	if a.f != nil {
 		a.f.Close()
 	}
-	for _, f := range a.copies {
-		f.Close()
-		if runtime.GOOS == "windows" {
-			_ = os.Remove(f.Name())
-		}
+	if a.copied != nil {
+		a.copied.Close()
 	}
 }
 
@@ -116,23 +110,36 @@ func (a *archive) prepare(ctx context.Context, from io.Reader, o Options) error 
 		return a.failed(ctx, err)
 	}
 	defer plain.Close()
-	to, err := newSpool(o.Spools)
+	to, file, err := newCopy(o)
 	if err != nil {
 		return bad("%s has to be copied to be read: %w", a.name, err)
 	}
 	if was := a.f; was != nil {
 		defer was.Close()
 	}
-	a.f, a.copies = to, append(a.copies, to)
-	room := cmp.Or(o.room, free(to)/leaveFree)
-	a.size, err = io.Copy(to, io.LimitReader(plain, room))
+	a.f, a.copied = file, to
+	_, err = io.Copy(copyWriter{ctx, to}, plain)
+	a.size = to.Size()
+	if tempfile.IsFull(err) {
+		return bad("%s has more than %d bytes, half of what is free in %s: choose another place with --spool-dir", a.name, a.size, filepath.Dir(file.Name()))
+	}
 	if err != nil {
 		return a.failed(ctx, err)
 	}
-	if a.size == room {
-		return bad("%s has more than %d bytes, half of what is free in %s: choose another place with --spool-dir", a.name, room, filepath.Dir(to.Name()))
-	}
 	return nil
+}
+
+// copyWriter writes to a temporary file.
+type copyWriter struct {
+	ctx context.Context // of one copy
+	to  *tempfile.File
+}
+
+func (w copyWriter) Write(p []byte) (int, error) {
+	if err := w.to.Write(w.ctx, p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 func (a *archive) failed(ctx context.Context, err error) error {
@@ -147,27 +154,27 @@ func (a *archive) failed(ctx context.Context, err error) error {
 	return bad("%s: %w", a.name, err)
 }
 
-// newSpool makes a file without a name, where the system has such; whatever
-// ends the process, nothing is left. The error is that of the first directory.
-func newSpool(dirs []string) (f *os.File, err error) {
-	if len(dirs) == 0 {
-		if f, err = owndir.CreateTemp(os.TempDir()); err == nil {
-			_ = os.Remove(f.Name()) // Windows cannot, see close
-		}
-		return f, err
+// newCopy makes a file for a copy, in the first directory that can be written to.
+// The error is that of the first.
+func newCopy(o Options) (to *tempfile.File, f *os.File, err error) {
+	in := func(dir string) (*tempfile.File, *os.File, error) {
+		to := tempfile.New(tempfile.Options{Dir: dir, Quota: tempfile.NewQuota(cmp.Or(o.room, math.MaxInt64))})
+		f, err := to.OnDisk()
+		return to, f, err
 	}
-	for _, dir := range dirs {
+	if len(o.Spools) == 0 {
+		return in(os.TempDir())
+	}
+	for _, dir := range o.Spools {
 		own, made := owndir.Make(dir, owndir.Spool)
 		if made == nil {
-			f, made = owndir.CreateTemp(own)
-		}
-		if made == nil {
-			_ = os.Remove(f.Name()) // Windows cannot, see close
-			return f, nil
+			if to, f, made = in(own); made == nil {
+				return to, f, nil
+			}
 		}
 		err = cmp.Or(err, made)
 	}
-	return nil, err
+	return nil, nil, err
 }
 
 // scan reads all headers, and so finds out too whether the archive was cut
@@ -221,7 +228,7 @@ func (a *archive) scan(ctx context.Context) error {
 		}
 		a.entries[name] = e
 	}
-	if len(a.entries) == 0 && a.size == 0 && len(a.copies) > 0 {
+	if len(a.entries) == 0 && a.size == 0 && a.copied != nil {
 		return bad("%s is empty: the command that was to write it may have failed", a.name)
 	}
 	if len(a.entries) == 0 {
@@ -475,6 +482,3 @@ func (s *searcher) Enter(ctx context.Context, n *pusher.Stored, depth int) ([]*p
 
 // Leave implements manifest.Tree.
 func (s *searcher) Leave(context.Context, *pusher.Stored, []*pusher.Stored) error { return nil }
-
-// unlimited is for systems that do not say what is free.
-const unlimited = math.MaxInt64

@@ -3,9 +3,7 @@
 package spool
 
 import (
-	"errors"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,15 +23,3 @@ func removeOpen(_ *os.File, path string) { _ = os.Remove(path) } // what stays i
 
 // renameOpen gives f another name, and returns it open.
 func renameOpen(f *os.File, to string) (*os.File, error) { return f, os.Rename(f.Name(), to) }
-
-func free(path string) int64 {
-	var st unix.Statfs_t
-	if unix.Statfs(path, &st) != nil {
-		return 0
-	}
-	return int64(st.Bavail) * int64(st.Bsize) //nolint:gosec,unconvert // their types differ between systems
-}
-
-func noSpace(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
-}

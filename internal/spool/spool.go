@@ -18,6 +18,7 @@ import (
 
 	"github.com/rpush-go/rpush/internal/owndir"
 	"github.com/rpush-go/rpush/internal/saved"
+	"github.com/rpush-go/rpush/internal/tempfile"
 )
 
 const (
@@ -121,7 +122,7 @@ func (d *Dir) room() int64 {
 			used += fi.Size()
 		}
 	}
-	free := free(d.path)
+	free, _ := tempfile.FreeAt(d.path)
 	// Half of what would be free without the spool.
 	return min(d.max, (free+used)/2) - used
 }
@@ -175,7 +176,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	n, err := w.f.Write(p)
 	w.grant -= int64(n)
 	w.n += int64(n)
-	if err != nil && noSpace(err) {
+	if err != nil && tempfile.IsFull(err) {
 		err = fmt.Errorf("%w: %w", ErrFull, err)
 	}
 	return n, err

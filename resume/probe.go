@@ -22,6 +22,8 @@ const (
 	probeChunk  = 64 << 10
 	probeBroken = 2 * mib
 	probePause  = 500 * time.Millisecond
+	// maxProbeChunk is the largest chunk that a probe sends, whatever is asked for.
+	maxProbeChunk = 16 * mib
 )
 
 // Probe is what a registry did with an upload that was broken on purpose.
@@ -29,7 +31,8 @@ type Probe struct {
 	// Class is what that proves.
 	Class Class `json:"class"`
 	// Blind is set if the registry answers neither HEAD nor GET on the URL of
-	// an upload that is alive. Its Class is Fragile then.
+	// an upload that is alive. Its Class is Fragile then, unless it says where the
+	// upload stands when it refuses a PATCH, as ECR does.
 	Blind bool `json:"blind"`
 	// Steps are the evidence, in order.
 	Steps []ProbeStep `json:"steps"`
@@ -53,7 +56,8 @@ type ProbeStep struct {
 // Probe finds out what the registry keeps of a broken upload, by breaking a
 // small one: it opens an upload session, sends 64 KiB, breaks a second PATCH
 // of 4 MiB after 2 MiB by resetting its connection, asks for the offset, tries
-// to go on, and cancels the session. No blob comes of it. What it learns is
+// to go on, and cancels the session. A registry that asks for larger chunks gets
+// equal ones of that size. No blob comes of it. What it learns is
 // kept as a push would keep it. It is for diagnosis: an upload never needs it.
 //
 // An error means that the probe could not be carried out; the Probe then holds
@@ -86,21 +90,31 @@ type prober struct {
 }
 
 func (p *prober) run(ctx context.Context) error {
+	s := p.u.sess
+	chunk, long := int64(probeChunk), int64(2*probeBroken)
+	if s.lengths.Min > chunk {
+		chunk = min(s.lengths.Min, maxProbeChunk)
+		long = chunk
+	}
+	if most := s.lengths.Max; most > 0 {
+		chunk, long = min(chunk, most), min(long, most)
+	}
 	asked, alive, err := p.ask(ctx, "ask where the new session stands")
 	if err != nil {
 		return err
 	}
 	p.Blind = !alive && asked
-	a, err := p.patch(ctx, "send a chunk of 64 KiB", probeChunk, probeChunk)
+	a, err := p.patch(ctx, "send a chunk of "+sizeWords(chunk), chunk, chunk)
 	switch {
 	case err != nil:
 		return err
 	case a.Status/100 != 2:
 		return protocol.Unexpected(a, time.Now())
 	}
-	s := p.u.sess
-	s.acked, s.sent = probeChunk, probeChunk
-	a, err = p.patch(ctx, "break a second one of 4 MiB after 2 MiB", 2*probeBroken, probeBroken)
+	first, _ := protocol.ParseRange(a.Header)
+	s.acked, s.sent = chunk, chunk
+	broken := min(probeBroken, long/2)
+	a, err = p.patch(ctx, fmt.Sprintf("break a second one of %s after %s", sizeWords(long), sizeWords(broken)), long, broken)
 	switch {
 	case ctx.Err() != nil:
 		return err
@@ -110,37 +124,87 @@ func (p *prober) run(ctx context.Context) error {
 	case err == nil:
 		return protocol.Unexpected(a, time.Now())
 	}
-	// What arrived is settled when two answers agree.
-	var offset int64
-	for before := int64(-1); ; before = offset {
-		var alive bool
-		if _, alive, err = p.ask(ctx, "ask where it stands now"); err != nil {
-			return err
-		}
-		if !alive {
+	s.sent += broken
+	known, err := p.settle(ctx)
+	if err != nil {
+		return err
+	}
+	class := Boundary
+	if !known {
+		// Nobody says where the session stands. A registry that has no status
+		// requests may take what comes next, or say at which byte it expects it.
+		if !p.Blind {
 			p.conclude(Fragile)
 			return nil
 		}
-		if offset = s.offset; offset == before {
-			break
-		}
-		if err := sleep(ctx, 10*firstSettle); err != nil {
+		s.offset = s.acked
+		a, err = p.patch(ctx, "try the last acknowledged byte", chunk, chunk)
+		if err != nil {
 			return err
 		}
+		at, said := protocol.Unexpected(a, time.Now()).Expects()
+		switch {
+		case a.Status/100 == 2:
+		case said && s.acked <= at && at <= s.sent:
+			s.offset = at
+		default:
+			p.conclude(Fragile)
+			return nil
+		}
+		if a.Status/100 == 2 {
+			p.stuck(a, first)
+			p.conclude(class)
+			return nil
+		}
 	}
-	class := Boundary
-	if offset > probeChunk {
+	if s.offset > chunk {
 		class = Exact
 	}
-	a, err = p.patch(ctx, "go on from there with 64 KiB", probeChunk, probeChunk)
+	a, err = p.patch(ctx, "go on from there with "+sizeWords(chunk), chunk, chunk)
 	switch {
 	case err != nil:
 		return err
-	case a.Status/100 != 2:
+	case a.Status/100 == 2:
+		p.stuck(a, first)
+	case known:
 		class = Monolithic
+	default:
+		class = Fragile
 	}
 	p.conclude(class)
 	return nil
+}
+
+// settle asks where the session stands until two answers agree. It is false if
+// nobody says.
+func (p *prober) settle(ctx context.Context) (known bool, err error) {
+	for before := int64(-1); ; before = p.u.sess.offset {
+		_, alive, err := p.ask(ctx, "ask where it stands now")
+		if err != nil || !alive {
+			return false, err
+		}
+		if p.u.sess.offset == before {
+			return true, nil
+		}
+		if err := sleep(ctx, 10*firstSettle); err != nil {
+			return false, err
+		}
+	}
+}
+
+// stuck keeps that the Range of answers to PATCHes does not move after the first
+// one, and that status requests say nothing, as on ECR.
+func (p *prober) stuck(a *wire.Answer, first protocol.Held) {
+	if held, ok := protocol.ParseRange(a.Header); ok && first.Bytes > 0 && held.Bytes == first.Bytes {
+		p.c.pace.countsAlone(p.Blind)
+	}
+}
+
+func sizeWords(n int64) string {
+	if n >= mib {
+		return fmt.Sprintf("%d MiB", n/mib)
+	}
+	return fmt.Sprintf("%d KiB", n>>10)
 }
 
 // conclude keeps what was found as a push would.

@@ -47,6 +47,31 @@ func TestProbe(t *testing.T) {
 	}
 }
 
+// What a probe says of the registries that people push to.
+func TestProbeOfHostedRegistries(t *testing.T) {
+	classes := map[string]resume.Class{
+		"ghcr": resume.Boundary, "ecr": resume.Exact, "gar": resume.Monolithic, "s3": resume.Boundary, "harbor": resume.Fragile,
+		"jfrog": resume.Fragile, "r2": resume.Boundary, "pulp": resume.Boundary, "edge": resume.Boundary,
+	}
+	for _, r := range scripted.Personalities() {
+		t.Run(r.Name, func(t *testing.T) {
+			ds := resume.MemoryDialects()
+			inLab(t, r.Options, resume.Options{Dialects: ds}, func(l *lab) {
+				p, err := l.client.Probe(l.t.Context())
+				if err != nil || p.Class != classes[r.Name] || p.Blind != (r.Name == "ecr") {
+					t.Errorf("got %+v, %v; want %s", p, err, classes[r.Name])
+				}
+				// What was learnt lets a push through breaks.
+				l.net.Latency = latency
+				l.delivers(content(12 * mib))
+			})
+			if d, _ := ds.Load(host); r.Name == "ecr" && (!d.NoStatus || !d.StuckRange) {
+				t.Errorf("learnt %+v", d)
+			}
+		})
+	}
+}
+
 func TestProbeFails(t *testing.T) {
 	for kind, want := range map[scripted.Kind]error{scripted.Post: resume.ErrDenied, scripted.Patch: resume.ErrDenied, scripted.Status: resume.ErrDenied} {
 		inLab(t, scripted.Options{Intercept: on(kind, 1, scripted.Action{Before: 403})}, resume.Options{}, func(l *lab) {

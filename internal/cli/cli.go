@@ -56,7 +56,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, environ []st
 
 	a := &app{
 		stdin: stdin, stdout: stdout, out: &printer{w: stderr, last: time.Now()},
-		env: map[string]string{}, signals: signals, terminal: isTerminal(stderr), push: push,
+		env: map[string]string{}, signals: signals, terminal: isTerminal(stderr), push: push, probeFor: probeFor,
 	}
 	for _, kv := range environ {
 		if k, v, ok := strings.Cut(kv, "="); ok {
@@ -86,6 +86,7 @@ type app struct {
 	signals  <-chan os.Signal
 	terminal bool
 	push     pushFunc
+	probeFor time.Duration // how long a probe may take
 
 	exit int // set by the verb that ran
 

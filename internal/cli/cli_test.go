@@ -112,7 +112,7 @@ func newRig(t *testing.T, push pushFunc) *rig {
 	r := &rig{signals: make(chan os.Signal, 2)}
 	r.app = app{
 		stdin: strings.NewReader(""), stdout: &r.stdout, out: &printer{w: &r.stderr, last: time.Now()},
-		env: map[string]string{}, signals: r.signals, push: push,
+		env: map[string]string{}, signals: r.signals, push: push, probeFor: probeFor,
 	}
 	return r
 }

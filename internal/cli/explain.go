@@ -36,6 +36,7 @@ type scene struct {
 	cause  error         // of the context
 	from   func() string // where the credentials came from
 	engine string        // the one read from, if it is on another host
+	probe  bool          // nothing was pushed
 }
 
 // explain maps an error to what is said about it and to the exit code. It looks
@@ -43,8 +44,10 @@ type scene struct {
 func explain(err error, s scene) *failure {
 	f := &failure{Kind: kindOf(err), Message: clean(err.Error()), Exit: exitPermanent}
 	f.lines = append(f.lines, err.Error())
-	if errors.Is(s.cause, errDeadline) && !errors.Is(err, errDeadline) {
-		f.lines = append(f.lines, errDeadline.Error())
+	for _, limit := range []error{errDeadline, errProbeLimit} {
+		if errors.Is(s.cause, limit) && !errors.Is(err, limit) {
+			f.lines = append(f.lines, limit.Error())
+		}
 	}
 	if f.Kind == "denied" {
 		f.lines = append(f.lines, credentialWords(s.from()))
@@ -61,7 +64,11 @@ func explain(err error, s scene) *failure {
 		f.lines = append(f.lines, hint(elsewhereHint(s.engine)))
 	}
 	if f.Kind == "interrupted" {
-		f.lines = append(f.lines, hint(againHint))
+		if s.probe {
+			f.lines = append(f.lines, hint(slowProbeHint))
+		} else {
+			f.lines = append(f.lines, hint(againHint))
+		}
 		f.Exit = max(f.Exit, exitInterrupted)
 	}
 	return f

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/spf13/cobra"
@@ -49,11 +50,21 @@ func (a *app) probeCommand() *cobra.Command {
 	return cmd
 }
 
+// probeFor is how long a probe may take without --deadline.
+const probeFor = time.Minute
+
+// errProbeLimit is the cause of a context that ended after that time.
+var errProbeLimit = fmt.Errorf("%w: the probe took longer than a minute", resume.ErrInterrupted)
+
 // probe says what it will do, does it, and says what came of it.
 func (a *app) probe(ctx context.Context, o *options, repo name.Repository) int {
 	a.out.quiet = o.quiet
 	ctx, cancel := o.bound(ctx)
 	defer cancel()
+	if o.limit <= 0 {
+		ctx, cancel = context.WithTimeoutCause(ctx, a.probeFor, errProbeLimit)
+		defer cancel()
+	}
 	x := a.connect(o, repo.RegistryStr(), name.Repository{})
 	p, err := inTime(ctx, func() (*resume.Probe, error) { return a.probed(ctx, o, repo, x) })
 	if p == nil {
@@ -65,7 +76,7 @@ func (a *app) probe(ctx context.Context, o *options, repo name.Repository) int {
 	var f *failure
 	if err != nil {
 		f = explain(err, scene{
-			host: repo.RegistryStr(), report: &pusher.Report{}, cause: context.Cause(ctx),
+			probe: true, host: repo.RegistryStr(), report: &pusher.Report{}, cause: context.Cause(ctx),
 			from: func() string { return x.keys(asTarget).From(repo) },
 		})
 		a.out.lines(f.lines)

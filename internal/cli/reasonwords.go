@@ -116,6 +116,7 @@ func ssoHint(host string) string {
 }
 
 const (
+	slowProbeHint = "check that the registry answers; --deadline TIME gives the probe longer"
 	immutableHint = "the tag exists and cannot be overwritten: push another tag, or have the rule of the repository changed"
 	quotaHint     = "the registry has no room left for this account or project: delete images or have the quota raised, and push again"
 	planHint      = "the plan of this account allows no more: delete repositories or images, or change the plan"

@@ -383,10 +383,27 @@ func probingWords(repo name.Repository) string {
 	return fmt.Sprintf("breaking an upload of 4 MiB on purpose at %s; it is cancelled afterwards, nothing is published", repo.Name())
 }
 
+// verdictWords is the first line about a probe: what a user wants to know.
+func verdictWords(c resume.Class) string {
+	switch c {
+	case resume.Exact:
+		return "Supports byte-exact resume"
+	case resume.Boundary:
+		return "Supports resume at the end of the last complete request"
+	case resume.Fragile, resume.Monolithic:
+		return "Does not support resume"
+	default:
+		return "Not found out whether it supports resume"
+	}
+}
+
 // classWords says what a class means for a push.
 func classWords(p *resume.Probe) string {
 	switch p.Class {
 	case resume.Exact:
+		if p.Blind {
+			return "exact: it keeps what it received of a broken upload, and says how much only when it refuses a request; a push continues there"
+		}
 		return "exact: it keeps what it received of a broken upload, and a push continues there"
 	case resume.Boundary:
 		return "boundary: it keeps whole requests only, as behind a proxy that buffers them; a push sends chunks, and the last one again"
@@ -417,7 +434,7 @@ func cures(c resume.Class) []string {
 // probeWords is the result of a probe, for stdout.
 func probeWords(repo name.Repository, p *resume.Probe) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s is %s\n\n", repo.Name(), classWords(p))
+	fmt.Fprintf(&b, "%s: %s\n%s\n\n", verdictWords(p.Class), repo.Name(), classWords(p))
 	for _, s := range p.Steps {
 		got := "no answer: " + s.Error
 		if s.Status != 0 {

@@ -555,14 +555,15 @@ func (u *upload) settle(ctx context.Context) error {
 			if s.kept != nil {
 				return u.expired(err)
 			}
-			if s.cut != nil {
+			switch {
+			case s.cut != nil:
 				if s.gone = !s.cut.whole; s.gone {
 					u.cuts++
 				}
 				u.c.pace.lost(*s.cut)
-			} else if !s.failed && u.mistrusts() {
+			case !s.failed && u.mistrusts():
 				// No break explains the loss.
-			} else if s.refused > 0 && s.most > 0 {
+			case s.refused > 0 && s.most > 0:
 				u.c.pace.refusedMore()
 			}
 			err = u.drop(err)

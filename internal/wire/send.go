@@ -125,7 +125,7 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 			err = ErrLongAnswer
 		}
 	}
-	isCut := err != nil && err != ErrLongAnswer
+	isCut := err != nil && !errors.Is(err, ErrLongAnswer)
 	resp.Body.Close()
 	if w.unsent(req.ContentLength) {
 		w.kill()

@@ -1,6 +1,7 @@
 package resume
 
 import (
+	"cmp"
 	"sync"
 
 	"github.com/rpush-go/rpush/internal/protocol"
@@ -46,6 +47,9 @@ type Dialect struct {
 	// MaxChunk is the registry's OCI-Chunk-Max-Length in bytes, which bounds all
 	// bodies. 0 is any size.
 	MaxChunk int64 `json:"maxChunk,omitempty"`
+	// MaxTimed is the size in bytes of the largest body to send, after a gateway
+	// ended larger ones because they took too long. 0 is any size.
+	MaxTimed int64 `json:"maxTimed,omitempty"`
 	// StatusGET: the offset is answered to GET, not to HEAD.
 	StatusGET bool `json:"statusGet,omitempty"`
 	// OffByOne: the Range of a status answer ends at the number of bytes held,
@@ -132,6 +136,7 @@ type pacer struct {
 	empty int     // breaks in a row of which nothing was kept
 	cost  int64   // bytes that the last break of a body without chunks lost, though a part was kept
 	gone  int     // sessions in a row lost by a break
+	trial int64   // MaxTimed, until a body of this size has got through
 	puts  int     // blobs in a row that were refused as the body of a commit, and taken otherwise
 }
 
@@ -160,6 +165,9 @@ func (d Dialect) valid() Dialect {
 	if d.MaxRanged != 0 {
 		d.MaxRanged = max(d.MaxRanged, leastBody)
 	}
+	if d.MaxTimed != 0 {
+		d.MaxTimed = limit(d.MaxTimed)
+	}
 	if d.MaxChunk != 0 {
 		d.MaxChunk = max(d.MaxChunk, leastBody)
 	}
@@ -185,6 +193,9 @@ func (p *pacer) next(left int64, whole bool) (n int64, fresh bool) {
 	if p.d.MaxBody > 0 {
 		n = min(n, max(p.d.MaxBody, p.least))
 	}
+	if most := cmp.Or(p.trial, p.d.MaxTimed); most > 0 && p.d.Class != Monolithic {
+		n = min(n, max(round(most), p.least))
+	}
 	if most := p.d.MaxChunk; most > 0 && n > most {
 		n = max(min(round(most), most), p.least)
 	}
@@ -205,6 +216,9 @@ func (p *pacer) learn(f func()) {
 	}
 	if before.MaxBody != after.MaxBody || before.MaxRanged != after.MaxRanged || before.MaxChunk != after.MaxChunk {
 		p.hint.MaxBody, p.hint.MaxRanged, p.hint.MaxChunk = 0, 0, 0
+	}
+	if before.MaxTimed != after.MaxTimed {
+		p.hint.MaxTimed = 0
 	}
 	p.mu.Unlock()
 	before.Chunk = after.Chunk // moves all the time; kept by save
@@ -238,6 +252,9 @@ func (p *pacer) mistrust() bool {
 	}
 	if h.MaxBody > 0 || h.MaxRanged > 0 || h.MaxChunk > 0 {
 		p.d.MaxBody, p.d.MaxRanged, p.d.MaxChunk = 0, 0, 0
+	}
+	if h.MaxTimed > 0 {
+		p.d.MaxTimed = 0
 	}
 	p.d.StatusGET = p.d.StatusGET && !h.StatusGET
 	p.d.OffByOne = p.d.OffByOne && !h.OffByOne
@@ -468,5 +485,5 @@ func (p *pacer) refusesPut() {
 // announced notes what the registry says about the sizes of chunks when it opens
 // a session.
 func (p *pacer) announced(l protocol.ChunkLengths) {
-	p.learn(func() { p.least, p.d.MaxChunk = l.Min, l.Max })
+	p.learn(func() { p.least, p.d.MaxChunk, p.hint.MaxChunk = l.Min, l.Max, 0 })
 }

@@ -228,6 +228,7 @@ func (u *upload) pass(ctx context.Context) error {
 		}
 	}
 	var gone atomic.Int64
+	began := time.Now()
 	a, err := u.c.send(context.WithValue(ctx, asItIs{}, true), req, u.c.slow(), func(n int64) {
 		u.sentTo(g.start + gone.Add(n))
 	})
@@ -291,6 +292,9 @@ func (u *upload) pass(ctx context.Context) error {
 	u.sess.failed = true
 	if err != nil {
 		return err
+	}
+	if b := current.Load(); b != nil && !g.put() {
+		u.endedBy(refusal, (*b).Sent(), time.Since(began))
 	}
 	return refusal
 }

@@ -117,6 +117,7 @@ type session struct {
 	// start is where the last PATCH began, and cut how it broke, if it did.
 	start int64
 	cut   *cut
+	ended *ended // how a gateway ended it, if one did
 	// refused counts requests in a row that were refused where the registry
 	// said it stands; guessed is set while one of them tries the byte before.
 	refused  int
@@ -185,6 +186,7 @@ type upload struct {
 	rejected int       // digests refused
 	hopeless int       // sessions that refused their first PATCH
 	headway  bool
+	timedOut int          // bodies in a row that gateways ended without gain
 	excused  bool         // the next loss is that of a body too large
 	apart    bool         // the bytes go before the commit, not in its body
 	refused  bool         // the registry refused a commit with a body
@@ -362,6 +364,7 @@ func (u *upload) send(ctx context.Context) error {
 		ctx = wire.Fresh(ctx)
 	}
 	var gone atomic.Int64
+	began := time.Now()
 	a, err := u.c.send(ctx, req, u.c.slow(), func(n int64) {
 		u.sentTo(min(start+gone.Add(n), end))
 	})
@@ -397,7 +400,9 @@ func (u *upload) send(ctx context.Context) error {
 	}
 	s.failed, s.probing = true, false
 	u.unsettle(true)
-	return protocol.Unexpected(a, time.Now())
+	failure := protocol.Unexpected(a, time.Now())
+	u.endedBy(failure, body.Sent(), time.Since(began))
+	return failure
 }
 
 // sent takes note of a body of n bytes from start that went out, and of how it
@@ -405,7 +410,7 @@ func (u *upload) send(ctx context.Context) error {
 func (u *upload) sent(ctx context.Context, body wire.Body, start, n int64, err error) error {
 	s, end, sent := u.sess, start+n, body.Sent()
 	u.res.Sent += sent
-	s.start, s.cut, s.answered = start, nil, false
+	s.start, s.cut, s.ended, s.answered = start, nil, nil, false
 	if err == nil || u.guest != nil {
 		// An early answer may overtake bytes that are still going out, and what
 		// goes out on connections of others is not known exactly.
@@ -444,6 +449,8 @@ func (u *upload) acknowledge(ctx context.Context, end int64, a *wire.Answer) err
 		u.c.pace.endsAtCount()
 	}
 	u.c.pace.acknowledged()
+	u.c.pace.inTime(end - s.start)
+	u.timedOut = 0
 	u.proved()
 	s.cuts = 0
 	if s.lengths.Max > 0 && s.start == 0 && end < u.blob.Size {
@@ -499,6 +506,7 @@ func (u *upload) blind() bool {
 	default:
 		return false
 	}
+	u.gaveUp() // who knows what was kept
 	s.offset = s.acked
 	u.settled()
 	return true
@@ -566,8 +574,9 @@ func (u *upload) settle(ctx context.Context) error {
 			case s.refused > 0 && s.most > 0:
 				u.c.pace.refusedMore()
 			}
+			waited := s.cut != nil || s.ended != nil
 			err = u.drop(err)
-			if s.cut != nil && protocol.IsTransient(err) {
+			if waited && protocol.IsTransient(err) {
 				return nil // the break has been waited for; a registry that answers need not be
 			}
 			return err
@@ -643,7 +652,10 @@ func (u *upload) accept(said int64) error {
 			u.c.pace.keptNothing(s.cut.handed, s.cut.survived)
 		}
 	}
-	s.cut, s.offset = nil, offset
+	if offset <= s.start {
+		u.gaveUp()
+	}
+	s.cut, s.ended, s.offset = nil, nil, offset
 	u.settled()
 	return nil
 }
@@ -944,6 +956,7 @@ func (u *upload) drop(why error) error {
 		return err
 	}
 	cut := u.sess.gone
+	u.gaveUp()
 	u.sess, u.res.Continued = nil, 0
 	u.forget()
 	u.res.Restarts++

@@ -315,6 +315,17 @@ func (e *StatusError) TooLarge() bool {
 	return e.Status == http.StatusRequestEntityTooLarge
 }
 
+// GaveUp reports whether the answer is that of something on the way that ended the
+// request before the registry answered it: 408, 502, 504 and Cloudflare's 520 to
+// 524, which it sends in the place of an origin that takes longer than 100 s.
+func (e *StatusError) GaveUp() bool {
+	switch e.Status {
+	case http.StatusRequestTimeout, http.StatusBadGateway, http.StatusGatewayTimeout:
+		return true
+	}
+	return e.Status >= 520 && e.Status <= 524
+}
+
 // expectations are the words in which registries say at which byte they expect
 // the next PATCH, where no header says it. ECR:
 // https://github.com/aws/containers-roadmap/issues/2831.

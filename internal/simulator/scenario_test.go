@@ -275,11 +275,19 @@ func (d *drawer) dialect(s *scenario) {
 		if d.in(3) {
 			o.MinChunk = int64(pick(d, 1, 64<<10, int(o.MaxChunk)))
 		}
+	case 3:
+		if !s.image && d.in(2) {
+			o.EndsBodies = pick(d, 408, 502, 504, 524)
+			o.EndsAt, o.EndsWhole, o.EndsAfter = int64(d.between(1<<20, 2<<20)), d.in(2), 21*time.Second
+			if o.Location == scripted.MissingOnStatus {
+				o.Location = scripted.Absolute // or it takes one PATCH after a break, and a whole one never gets through
+			}
+		}
 	}
 	if s.inOne && d.in(8) {
 		o.NoPutBody = pick(d, 400, 404, 405, 415, 416)
 	}
-	if o.MaxBody > 0 || o.MaxChunk > 0 {
+	if o.MaxBody > 0 || o.MaxChunk > 0 || o.EndsBodies > 0 {
 		o.OnePatch = false // together they take no large blob at all
 	}
 	switch d.IntN(8) {
@@ -346,6 +354,9 @@ func (d *drawer) size(s *scenario) {
 		// Larger than chunks would be otherwise.
 		s.sizes[0] = d.between(3<<20, 7<<20)
 		s.hint = resume.Dialect{Class: pick(d, resume.Boundary, resume.Fragile), Chunk: 1 << 20}
+	}
+	if s.dialect.EndsBodies > 0 {
+		s.sizes[0] = d.between(2<<20, 5<<20)
 	}
 	s.existing = d.in(20)
 	s.mount = !s.image && d.in(20)
@@ -531,7 +542,7 @@ func (d *drawer) patience(s *scenario) {
 	if p := int(s.dialect.PartSize); p > 0 {
 		s.dialect.PartSize = 1000
 	}
-	s.dialect.MaxBody, s.dialect.MaxChunk = 0, 0
+	s.dialect.MaxBody, s.dialect.MaxChunk, s.dialect.EndsBodies = 0, 0, 0
 	s.sizes = []int{size}
 	s.hint = resume.Dialect{}
 	s.stall = 20 * time.Second
@@ -572,7 +583,7 @@ func (d *drawer) failures(s *scenario) {
 	}) {
 		may(resume.ErrInterrupted, "a registry that has not answered yet is given 30 s")
 	}
-	if o.Auth.TokenRequests > 0 && (s.image || !s.tight() || o.MaxBody > 0 || o.MaxChunk > 0) {
+	if o.Auth.TokenRequests > 0 && (s.image || !s.tight() || o.MaxBody > 0 || o.MaxChunk > 0 || o.EndsBodies > 0) {
 		may(resume.ErrDenied, "tokens may end at three PATCHes in a row")
 		if o.Status == scripted.NoStatus {
 			may(resume.ErrInterrupted, "each of them may cost a session")
@@ -667,6 +678,11 @@ func (s *scenario) total() (n int64) {
 // mostBytes is the most body bytes that may reach the registry.
 func (s *scenario) mostBytes() int64 {
 	size, total := int64(slices.Max(s.sizes)), s.total()
+	if s.dialect.EndsBodies > 0 {
+		// Once, or twice if the client is less patient than the gateway; and each
+		// process anew.
+		total += size * int64(2+len(s.deaths))
+	}
 	if s.image {
 		size, total = max(size, config), total+config
 	}
@@ -746,6 +762,7 @@ func (s *scenario) String() string {
 	add(o.MaxBody > 0, fmt.Sprint("max-body=", o.MaxBody))
 	add(o.MinChunk > 0, fmt.Sprint("min-chunk=", o.MinChunk))
 	add(o.MaxChunk > 0, fmt.Sprint("max-chunk=", o.MaxChunk))
+	add(o.EndsBodies > 0, fmt.Sprintf("ends-at=%d whole=%v with=%d", o.EndsAt, o.EndsWhole, o.EndsBodies))
 	add(o.Auth.TokenRequests > 0, fmt.Sprintf("token-for=%d", o.Auth.TokenRequests))
 	add(s.hint != (resume.Dialect{}), fmt.Sprintf("hint=%+v", s.hint))
 	b.WriteString(" |")
@@ -796,6 +813,7 @@ func (s *scenario) traits() (all []string) {
 	add(o.MinChunk > 0, "chunks")
 	add(o.MaxChunk > 0, "largest-chunk")
 	add(o.EqualChunks, "equal-chunks")
+	add(o.EndsBodies > 0, "gateway")
 	add(s.inOne, "in-one")
 	add(o.NoPutBody > 0, "no-put-body")
 	add(o.Auth.Scheme != 0, [...]string{"", "basic", "bearer"}[o.Auth.Scheme])

@@ -159,6 +159,14 @@ type Options struct {
 	// except for a smaller last one, with 416, Range and Location, as Cloudflare's
 	// registry does.
 	EqualChunks bool
+	// EndsBodies, when set, answers a PATCH with a body of more than EndsAt bytes
+	// with this status, as a gateway does whose time is up: once EndsAt bytes of
+	// it have come in, or with EndsWhole all of it, and EndsAfter has passed. What
+	// came in goes the way of Store.
+	EndsBodies int
+	EndsAt     int64
+	EndsWhole  bool
+	EndsAfter  time.Duration
 	// SignsForGet signs the URLs of redirects to storage for GET, whatever the
 	// method of the request. Otherwise they are good for its method alone.
 	SignsForGet bool
@@ -266,6 +274,11 @@ type Action struct {
 	// What was read goes the way of Options.Store.
 	BreakBody bool
 	BodyLimit int64
+
+	// EndBody reads the body, then answers with this status instead of acting.
+	// Where BodyLimit is above 0, it reads no more than that. What was read goes
+	// the way of Options.Store.
+	EndBody int
 
 	// Partial, on a PATCH, takes BodyLimit bytes of the body and throws the rest
 	// away. The answer is 202 and its Range is honest.

@@ -216,6 +216,12 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if g.o.Intercept != nil {
 		x.act = g.o.Intercept(x.q)
 	}
+	if g.o.EndsBodies != 0 && x.q.Kind == Patch && x.q.Length > g.o.EndsAt {
+		x.act.EndBody = g.o.EndsBodies
+		if !g.o.EndsWhole {
+			x.act.BodyLimit = g.o.EndsAt
+		}
+	}
 	a := x.act
 	if a.Restart {
 		g.restart()
@@ -533,6 +539,13 @@ func (x *exchange) receive(f func([]byte)) error {
 			left := x.act.BodyLimit - x.q.Body
 			if left <= 0 {
 				return errBroken
+			}
+			b = b[:min(int64(len(b)), left)]
+		}
+		if x.act.EndBody != 0 && x.act.BodyLimit > 0 {
+			left := x.act.BodyLimit - x.q.Body
+			if left <= 0 {
+				return errEnded
 			}
 			b = b[:min(int64(len(b)), left)]
 		}

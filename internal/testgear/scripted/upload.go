@@ -13,7 +13,10 @@ import (
 	"time"
 )
 
-var errBroken = errors.New("scripted: body broken off")
+var (
+	errBroken = errors.New("scripted: body broken off")
+	errEnded  = errors.New("scripted: body ended by a gateway")
+)
 
 // upload is a session. Its fields are under Registry.mu.
 type upload struct {
@@ -258,9 +261,10 @@ func (x *exchange) take(u *upload) bool {
 		g.mu.Unlock()
 		end += int64(len(b))
 	})
+	ended := err == nil && x.act.EndBody != 0 || errors.Is(err, errEnded)
 	g.mu.Lock()
 	u.damaged = u.damaged || x.act.DamageSession
-	if err != nil {
+	if err != nil || ended {
 		switch {
 		case g.o.Store == Fragile:
 			delete(g.uploads, u.id)
@@ -268,6 +272,15 @@ func (x *exchange) take(u *upload) bool {
 			u.data = u.data[:max(u.acked, int64(len(u.data))/g.o.PartSize*g.o.PartSize)]
 		}
 		g.mu.Unlock()
+		if ended {
+			if !x.sleep(g.o.EndsAfter) {
+				x.reset()
+				return false
+			}
+			clear(x.w.Header())
+			x.write(x.act.EndBody, []byte("<html>"))
+			return false
+		}
 		x.reset() // nobody is left to hear an answer
 		return false
 	}

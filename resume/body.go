@@ -302,7 +302,7 @@ func (s *spool) close() {
 // drop forgets what was kept.
 func (s *spool) drop() {
 	s.lost = true
-	s.held.Close()
+	_ = s.held.Close()
 }
 
 // keep adds what was read of src.

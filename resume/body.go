@@ -1,12 +1,16 @@
 package resume
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"hash"
 	"io"
 	"net/http"
 	"os"
 	"sync"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/rpush-go/rpush/internal/tempfile"
 	"github.com/rpush-go/rpush/internal/wire"
@@ -210,12 +214,19 @@ type spool struct {
 	closing sync.Once
 	begin   int64 // where src stood at first, -1 where it cannot be told
 	reused  bool  // after a 401, by a client that may have rewound it
+	// covers, unless nil, is called before bytes are handed out that lie behind
+	// covered. Both want reading.
+	covers  func(size int64, sum digest.Digest)
+	covered int64
 
 	mu    sync.Mutex
 	held  *tempfile.File // the first bytes of the body
+	tail  []byte         // those behind them that did not fit while they were read ahead
 	taken int64          // bytes read of src
 	lost  bool           // what was read is not kept
 	end   error          // how src ended
+	hash  hash.Hash      // of what was taken, nil if nobody wants to know
+	early bool           // what is read now is not handed out yet
 }
 
 // inMemory is how much is kept before there is a file.
@@ -311,8 +322,17 @@ func (s *spool) keep(p []byte) {
 	if s.lost || len(p) == 0 {
 		return
 	}
+	if s.hash != nil {
+		s.hash.Write(p)
+	}
+	switch {
+	case s.tail != nil:
+		s.drop()
 	// Nobody is waited for without Options.Ahead.
-	if err := s.held.Write(context.Background(), p); err != nil {
+	case s.held.Write(context.Background(), p) == nil:
+	case s.early:
+		s.tail = bytes.Clone(p)
+	default:
 		s.drop()
 	}
 }
@@ -324,6 +344,8 @@ func (s *spool) read(p []byte, at int64) (n int, err error, ok bool) {
 	switch {
 	case at < s.taken && s.lost:
 		return 0, errNotKept, true
+	case at >= s.held.Size() && at < s.taken:
+		return copy(p, s.tail[at-s.held.Size():]), nil, true
 	case at < s.held.Size():
 		n, err := s.held.ReadAt(p, at)
 		if n > 0 {
@@ -365,6 +387,14 @@ func (r *spoolReader) Read(p []byte) (int, error) {
 	if n, err, ok = s.read(p, r.at); ok { // it has brought something
 		r.at += int64(n)
 		return n, err
+	}
+	for s.covers != nil {
+		if !s.ahead() {
+			s.covers = nil // no more room: what is read from now on goes out at once
+		} else if n, err, ok = s.read(p, r.at); ok {
+			r.at += int64(n)
+			return n, err
+		}
 	}
 	for {
 		gap := s.before(r.at)

@@ -103,6 +103,9 @@ func (u *upload) recall(ctx context.Context) error {
 		location: at, kept: &r, recorded: true, opened: r.Opened, draining: true, broken: true,
 		acked: r.Acked, sent: u.blob.Size, lengths: lengths, part: r.Part,
 	}
+	if u.guest != nil { // its own session stays unused
+		u.guest.tried, u.guest.own = true, true
+	}
 	return nil
 }
 
@@ -194,7 +197,14 @@ func (u *upload) expired(lost error) error {
 // registries, such as distribution 2.
 func (u *upload) keep(ctx context.Context) {
 	s := u.sess
-	if u.lease == nil || s == nil || !s.settled {
+	if s == nil || !s.settled {
+		return
+	}
+	if u.guest != nil && u.guest.keeper != nil {
+		u.guest.keeper.moved(u)
+		return
+	}
+	if u.lease == nil {
 		return
 	}
 	r := Record{
@@ -232,7 +242,8 @@ func (u *upload) release(err error) {
 	if u.lease == nil {
 		return
 	}
-	if errors.Is(err, ErrSource) || errors.Is(err, ErrRefused) {
+	// The source of another client's request fails when the client ends.
+	if errors.Is(err, ErrSource) && u.guest == nil || errors.Is(err, ErrRefused) {
 		u.forget()
 	}
 	u.res.Kept = u.saved.Location != ""

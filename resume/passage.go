@@ -37,6 +37,8 @@ type passage struct {
 	tried  bool // the request itself has been sent, or must not be
 	doubt  bool // an earlier one like it may have been carried out
 
+	keeper *prefixKeeper // nil if nothing is kept by content
+
 	as     *wire.Answer // to the request itself, to be handed on as it is
 	broken error        // how the last request that mattered broke
 
@@ -111,6 +113,11 @@ func (g *passage) carry(ctx context.Context) (*http.Response, error) {
 	if g.doubt {
 		u.doubt = time.Now()
 	}
+	u.sess.opened = time.Now()
+	if g.t.store != nil && !g.tried && g.put() && g.body != nil && g.start == 0 && g.seen.opened && g.length >= 0 {
+		u.reserved, u.recalled = false, false // its digest is known
+	}
+	g.recallPrefix(ctx, u)
 	var err error
 	if g.tried {
 		err = g.measure(ctx, u)
@@ -122,6 +129,18 @@ func (g *passage) carry(ctx context.Context) (*http.Response, error) {
 		err = u.failure(err)
 	}
 	return g.answer(u, err)
+}
+
+// endKeeping gives the record back after an answer, or none. There is nothing to
+// continue of what the registry refused, or of what cannot be read again.
+func (g *passage) endKeeping(u *upload, resp *http.Response, unreadable bool) {
+	refused := resp != nil && resp.StatusCode >= 400 && resp.StatusCode < 500 && resp.StatusCode != http.StatusUnauthorized
+	if g.keeper != nil {
+		g.keeper.end(u, refused || resp == nil && unreadable)
+	}
+	if done := resp != nil && resp.StatusCode >= 200 && resp.StatusCode < 300; g.put() && g.seen.kept != nil && (done || refused) {
+		_ = g.t.store.Forget(g.req.Context(), *g.seen.kept) // it would expire
+	}
 }
 
 func (g *passage) size(u *upload) {
@@ -144,7 +163,9 @@ func (g *passage) measure(ctx context.Context, u *upload) error {
 	}
 	g.length = n
 	g.size(u)
-	u.sess.sent = max(u.sess.sent, u.blob.Size)
+	if u.sess.kept == nil { // of an earlier upload no more was sent than its record says
+		u.sess.sent = max(u.sess.sent, u.blob.Size)
+	}
 	return nil
 }
 
@@ -211,6 +232,7 @@ func (g *passage) open(ctx context.Context, offset int64) (io.ReadCloser, error)
 func (u *upload) pass(ctx context.Context) error {
 	g := u.guest
 	g.tried = true
+	u.keep(ctx)
 	req := g.req.WithContext(ctx)
 	var current atomic.Pointer[wire.Body]
 	if g.body != nil {
@@ -306,6 +328,9 @@ func (u *upload) handOn(a *wire.Answer, sent int64) {
 	g, s := u.guest, u.sess
 	g.as, u.done = a, true
 	if a.Status < 200 || a.Status > 299 {
+		if a.Status != http.StatusUnauthorized && a.Status < 500 {
+			u.forget()
+		}
 		return
 	}
 	u.res.Sent += sent
@@ -409,6 +434,7 @@ func (g *passage) answer(u *upload, err error) (*http.Response, error) {
 		resp = g.success(u)
 	}
 	s := g.seen
+	defer g.endKeeping(u, resp, g.first() > 0) // before the body is closed
 	switch {
 	case resp != nil && resp.StatusCode >= 200 && resp.StatusCode < 300:
 		g.close()
@@ -457,7 +483,11 @@ func (g *passage) moveOn(u *upload, resp *http.Response) {
 		}
 	}
 	g.t.done(s)
-	g.t.put(&seen{location: at, base: s.base, header: s.header, opened: s.opened, offset: u.blob.Size})
+	next := &seen{location: at, base: s.base, header: s.header, opened: s.opened, offset: u.blob.Size}
+	if g.keeper != nil {
+		next.kept = g.keeper.complete(u, at)
+	}
+	g.t.put(next)
 }
 
 // refusal is the answer of the registry that an error is about, nil if it is

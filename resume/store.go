@@ -41,6 +41,11 @@ type Record struct {
 	Size   int64 `json:"size"`
 	Offset int64 `json:"offset"`
 	Acked  int64 `json:"acked,omitempty"`
+	// Prefix, unless empty, is the digest of the first Size bytes of a body whose
+	// own digest was not known when it was sent, on a transport of NewTransport.
+	// The record's Digest is made of how the body begins then, and Size covers all
+	// that was sent of it.
+	Prefix digest.Digest `json:"prefix,omitempty"`
 	// MinChunk is the registry's OCI-Chunk-Min-Length in bytes, said when the
 	// session was opened.
 	MinChunk int64 `json:"minChunk,omitempty"`

@@ -38,6 +38,13 @@ type TransportOptions struct {
 	// transport alone.
 	Dialects Dialects
 
+	// Store keeps the records of open upload sessions, so that the same bytes, sent
+	// again from the first one to the same repository, continue an upload that a
+	// client, or this process, left unfinished. Kept are bodies of more than 1 MiB:
+	// of a PUT under their digest; of a PATCH by how they begin, if they are copied
+	// to the spool. nil keeps nothing.
+	Store Store
+
 	// SpoolDir is the directory for copies of bodies that cannot be read again.
 	// The files have no names and end with the request. Empty is a directory for
 	// temporary files on disk: /var/tmp if it exists and TMPDIR is not set.
@@ -135,7 +142,7 @@ func NewTransport(base http.RoundTripper, o TransportOptions) (http.RoundTripper
 	c, err := New(name.Repository{}, Options{ // for its defaults and checks
 		Transport: base, External: o.External,
 		RetryFor: o.RetryFor, Tries: o.Tries, StallTimeout: o.StallTimeout, AnswerTimeout: o.AnswerTimeout,
-		Dialects: o.Dialects, Logger: o.Logger, OnEvent: o.OnEvent, Random: o.Random,
+		Dialects: o.Dialects, Store: o.Store, Logger: o.Logger, OnEvent: o.OnEvent, Random: o.Random,
 	})
 	if err != nil {
 		return nil, err
@@ -143,6 +150,7 @@ func NewTransport(base http.RoundTripper, o TransportOptions) (http.RoundTripper
 	return &transporter{
 		base:   wire.Track(base),
 		o:      c.o,
+		store:  o.Store,
 		seen:   map[string]*seen{},
 		pacers: map[string]*pacer{},
 		abroad: map[string]http.RoundTripper{},
@@ -154,6 +162,7 @@ func NewTransport(base http.RoundTripper, o TransportOptions) (http.RoundTripper
 type transporter struct {
 	base   *wire.Tracker
 	o      Options
+	store  Store // nil keeps nothing
 	spools tempfile.Options
 
 	uploads atomic.Int64
@@ -174,6 +183,7 @@ type seen struct {
 	opened bool
 	offset int64 // what the client knows it to hold
 	used   time.Time
+	kept   *Key // of the record of a body that was sent to it
 
 	busy bool
 	left *left

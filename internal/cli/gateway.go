@@ -96,7 +96,7 @@ func (o *options) serveFlags(s *serveOptions) []flagGroup {
 	out := newGroup("Output")
 	out.BoolVarP(&o.quiet, "quiet", "q", false, "say nothing on stderr but errors")
 	out.BoolVarP(&o.verbose, "verbose", "v", false, "log every request to stderr")
-	return []flagGroup{l, r, c, t, e, d, out}
+	return []flagGroup{l, r, c, t, e, o.stateFlags(), d, out}
 }
 
 // check refuses settings that would let strangers in, or do nothing.
@@ -258,7 +258,7 @@ func (a *app) gatewayOptions(o *options, s *serveOptions) gateway.Options {
 	}
 	return gateway.Options{
 		RetryFor: po.RetryFor, Tries: po.Tries, StallTimeout: po.StallTimeout, AnswerTimeout: po.AnswerTimeout,
-		Limit: po.Limit, Dialects: po.Dialects, Logger: log,
+		Limit: po.Limit, Dialects: po.Dialects, Store: a.store(o), Logger: log,
 		SpoolDir: o.image.spoolDir, SpoolLimit: int64(s.spoolLimit),
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"os/exec"
@@ -116,6 +117,67 @@ func TestGatewayServe(t *testing.T) {
 	}
 	if exit := s.stop(); exit != 0 {
 		t.Errorf("exit %d after SIGTERM, want 0\n%s", exit, s.errs)
+	}
+}
+
+// A client that is killed in the middle of a layer, and a gateway that is killed
+// with it, continue: each time the client sends the layer from its first byte, and
+// the registry gets only what is missing.
+func TestGatewayAndClientKilled(t *testing.T) {
+	reg := realreg.Start(t, realreg.Options{})
+	img := binary.Layout(t, 303, 96*mib)
+	line := binary.Through(t, reg.Addr, proxy.Options{Rate: 60 * mib, Buffer: 256 << 10})
+	dir, state := stateOf(t)
+	env := binary.Environ(t, state)
+	random := rand.New(rand.NewPCG(1, 303))
+	push := func(addr string) *exec.Cmd {
+		cmd := exec.CommandContext(t.Context(), realreg.Tool(t, "crane"), "push", img.Dir, addr+"/team/app:1")
+		cmd.Env = binary.Environ(t)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd
+	}
+	const kills = 4
+	for range kills {
+		s := serve(t, env, "--listen", "127.0.0.1:0", "--upstream", line.Addr())
+		client := push(s.addr)
+		ended := make(chan error, 1)
+		go func() { ended <- client.Wait() }()
+		until := line.Stats().Up + (2+random.Int64N(16))*mib
+		for line.Stats().Up < until {
+			select {
+			case err := <-ended:
+				t.Fatalf("crane ended before it was killed: %v\n%s", err, s.errs)
+			case <-time.After(5 * time.Millisecond): // to look again
+			}
+		}
+		if random.IntN(2) == 0 { // the gateway sees the client go, or not
+			client.Process.Kill()
+			<-ended
+			s.cmd.Process.Kill()
+		} else {
+			s.cmd.Process.Kill()
+			client.Process.Kill()
+			<-ended
+		}
+		<-s.done
+	}
+	s := serve(t, env, "--listen", "127.0.0.1:0", "--upstream", line.Addr())
+	if err := push(s.addr).Wait(); err != nil {
+		t.Fatalf("%v\n%s", err, s.errs)
+	}
+	ratio := float64(line.Stats().Up) / float64(img.Total)
+	t.Logf("%d kills, forwarded %.4f x the image", kills, ratio)
+	if ratio > 1.1 {
+		t.Errorf("forwarded %.4f x the image, want at most 1.1", ratio)
+	}
+	binary.Same(t, img, reg.Addr+"/team/app:1")
+	if exit := s.stop(); exit != 0 {
+		t.Errorf("exit %d", exit)
+	}
+	if left := records(t, dir); len(left) != 0 {
+		t.Errorf("left behind: %q", left)
 	}
 }
 

@@ -36,6 +36,11 @@ type Options struct {
 	SpoolDir   string
 	SpoolLimit int64
 
+	// Store is the field of resume.TransportOptions with this name: with it, a
+	// client that was killed, or a gateway that was, continues where it stood when
+	// the same layer is pushed again.
+	Store resume.Store
+
 	// Dialects keeps what is learnt about registries. nil keeps it for this
 	// Gateway alone.
 	Dialects resume.Dialects
@@ -84,7 +89,7 @@ func New(o Options) (*Gateway, error) {
 		External: byCall{},
 		RetryFor: o.RetryFor, Tries: o.Tries, StallTimeout: o.StallTimeout, AnswerTimeout: o.AnswerTimeout,
 		SpoolDir: o.SpoolDir, SpoolLimit: o.SpoolLimit,
-		Dialects: o.Dialects, Logger: o.Logger, OnEvent: o.OnEvent,
+		Dialects: o.Dialects, Store: o.Store, Logger: o.Logger, OnEvent: o.OnEvent,
 	})
 	if err != nil {
 		return nil, err

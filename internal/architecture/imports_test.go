@@ -18,7 +18,7 @@ const module = "github.com/rpush-go/rpush"
 var arrows = map[string][]string{
 	"cmd/rpush": {"internal/cli"},
 	"internal/cli": {
-		"internal/certificates", "internal/credentials", "internal/gateway", "internal/protocol", "internal/source", "pusher", "resume",
+		"internal/certificates", "internal/credentials", "internal/gateway", "internal/intercept", "internal/protocol", "internal/source", "pusher", "resume",
 		"internal/compress", "internal/engine", "internal/known", "internal/manifest", "internal/owndir", "internal/spool", "internal/stream",
 		"internal/conntrack", "internal/conntrack/remedy", "internal/conntrack/rules", "internal/conntrack/selftest",
 	},
@@ -47,13 +47,14 @@ var arrows = map[string][]string{
 	"internal/stream": {
 		"internal/compress", "internal/known", "internal/manifest", "internal/saved", "internal/spool", "pusher", "resume",
 	},
-	"pusher":            {"internal/manifest", "internal/protocol", "internal/signin", "internal/wire", "resume"},
-	"internal/signin":   {"internal/protocol", "internal/wire"},
-	"resume":            {"internal/protocol", "internal/retry", "internal/tempfile", "internal/wire"},
-	"internal/gateway":  {"internal/protocol", "internal/retry", "internal/signin", "internal/wire", "resume"},
-	"internal/retry":    {"internal/protocol"},
-	"internal/protocol": {"internal/wire"},
-	"internal/wire":     {},
+	"pusher":             {"internal/manifest", "internal/protocol", "internal/signin", "internal/wire", "resume"},
+	"internal/signin":    {"internal/protocol", "internal/wire"},
+	"resume":             {"internal/protocol", "internal/retry", "internal/tempfile", "internal/wire"},
+	"internal/intercept": {},
+	"internal/gateway":   {"internal/protocol", "internal/retry", "internal/signin", "internal/wire", "resume"},
+	"internal/retry":     {"internal/protocol"},
+	"internal/protocol":  {"internal/wire"},
+	"internal/wire":      {},
 
 	// Test gear knows nothing of what it tests.
 	"internal/testgear/binary":    {},

@@ -93,6 +93,8 @@ type app struct {
 	// stopWithin, unless 0, is how long the verb that runs may take to end after a
 	// signal, in nanoseconds.
 	stopWithin atomic.Int64
+	// relay, unless nil, gets the signals in place of the verb that runs.
+	relay atomic.Pointer[func(os.Signal)]
 }
 
 // signalError is the cause of a context that a signal cancelled.
@@ -120,6 +122,10 @@ func (a *app) main(args []string) int {
 		case code := <-done:
 			return code
 		case s := <-a.signals:
+			if relay := a.relay.Load(); relay != nil {
+				(*relay)(s)
+				continue
+			}
 			if stopped != nil {
 				return stopped.exit()
 			}

@@ -2,22 +2,47 @@ package cli
 
 const (
 	gatewayShort = "let the uploads of any other client resume"
+	runShort     = "run a command whose pushes and pulls resume"
 	serveShort   = "an endpoint through which other clients push"
 
-	gatewayVerbMissing    = "which of its verbs? rpush gateway serve"
-	noGatewayVerb         = "%q is not a verb of rpush gateway: serve"
+	gatewayVerbMissing    = "which of its verbs? rpush gateway run -- COMMAND, or rpush gateway serve"
+	noGatewayVerb         = "%q is not a verb of rpush gateway: run and serve"
 	upstreamAndRegistry   = "--upstream names the one registry: leave out --registry"
 	authfileWithoutSignIn = "--authfile has credentials for --sign-in, which is missing"
 	badServeTimeout       = "--header-timeout and --idle-timeout need a positive time, --stop-timeout none below 0"
 	publicNeeds           = "%s is not a loopback address: it needs %s"
 	oneSocket             = "systemd passed several sockets; the unit needs one ListenStream"
+
+	noCommand          = "which command? rpush gateway run -- crane push app.tar registry.example/team/app:1"
+	noRunHere          = "programs on this system do not read SSL_CERT_FILE, so rpush gateway run cannot make them trust it; use rpush gateway serve"
+	noRegistryToServe  = "neither the command's arguments nor the files of docker login name a registry; add --registry HOST"
+	daemonWords        = "%s only asks %s, which this command cannot send through a proxy: use rpush gateway serve"
+	commandNotFound    = "%s cannot be run: %v"
+	nothingCameThrough = "gateway: nothing went to %s through the gateway; a registry at a loopback address is reached without it, and so is one that --registry does not name"
 )
 
 const gatewayHelp = `Let the uploads of any other client resume, unchanged.
 
+  rpush gateway run -- COMMAND   run a client whose pushes and pulls resume
   rpush gateway serve            an endpoint through which other clients push
 
-rpush gateway serve --help says more.
+rpush gateway run --help and rpush gateway serve --help say more.
+`
+
+const runHelp = `Run a registry client whose connections to registries go through a gateway of
+its own. What a broken connection leaves behind is continued, and the client does
+not notice. Its exit code is that of rpush.
+
+  rpush gateway run -- skopeo copy oci:app docker://registry.example/team/app:1
+  rpush gateway run --registry registry.example -- ./build-and-push.sh
+
+The client gets HTTPS_PROXY, HTTP_PROXY and SSL_CERT_FILE (and what Node.js,
+Python, curl and git read). It then trusts an authority that can vouch for the
+registries only and whose key never leaves this process. Connections to other
+hosts are passed on unread. The client's own credentials go to the registry.
+
+It cannot help a client whose daemon does the work, such as docker push: use
+rpush gateway serve. Programs ignore proxies for loopback addresses.
 `
 
 const serveHelp = `Serve an endpoint through which docker, buildkit, containerd, podman and every

@@ -5,8 +5,10 @@ package credentials
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -218,6 +220,41 @@ func load(only string) (cf *configfile.ConfigFile, file string, err error) {
 		return cf, file, err
 	}
 	return configfile.New(""), "", nil
+}
+
+// Registries lists the hosts that the credentials of this user are for, as docker
+// login and podman login stored them, sorted. Whatever is unreadable has none.
+// Credentials for Docker Hub are for docker.io.
+func Registries() []string {
+	found := map[string]bool{}
+	note := func(key string) {
+		key = strings.TrimPrefix(strings.TrimPrefix(key, "https://"), "http://")
+		host, _, _ := strings.Cut(key, "/")
+		if host == name.DefaultRegistry {
+			host = "docker.io"
+		}
+		if host != "" {
+			found[host] = true
+		}
+	}
+	var all []*configfile.ConfigFile
+	if env, err := config.LoadFromReader(strings.NewReader(os.Getenv(envAuths))); err == nil {
+		all = append(all, env)
+	}
+	for _, file := range places() {
+		if cf, _, err := load(file); err == nil {
+			all = append(all, cf)
+		}
+	}
+	for _, cf := range all {
+		for key := range cf.AuthConfigs {
+			note(key)
+		}
+		for key := range cf.CredentialHelpers {
+			note(key)
+		}
+	}
+	return slices.Sorted(maps.Keys(found))
 }
 
 // keys are what target may be listed under, the most specific first: podman

@@ -84,7 +84,7 @@ func (a *archive) close() {
 		a.f.Close()
 	}
 	if a.copied != nil {
-		a.copied.Close()
+		_ = a.copied.Close()
 	}
 }
 

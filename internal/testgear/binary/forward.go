@@ -13,6 +13,8 @@ import (
 
 // Forward is an HTTP proxy, as HTTP_PROXY and HTTPS_PROXY name one.
 type Forward struct {
+	// Addr is its host:port.
+	Addr string
 	// Bytes of requests that went through it.
 	Bytes atomic.Int64
 }
@@ -25,7 +27,7 @@ func StartForward(t testing.TB, addr string, names map[string]string) *Forward {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &Forward{}
+	f := &Forward{Addr: ln.Addr().String()}
 	where := func(host string) string {
 		if to, ok := names[host]; ok {
 			return to

@@ -101,7 +101,7 @@ func (u *upload) recall(ctx context.Context) error {
 	u.c.pace.announced(lengths)
 	u.sess = &session{
 		location: at, kept: &r, recorded: true, opened: r.Opened, draining: true, broken: true,
-		acked: r.Acked, sent: u.blob.Size, lengths: lengths, part: r.Part,
+		acked: r.Acked, firm: min(r.Acked, r.Offset), sent: u.blob.Size, lengths: lengths, part: r.Part,
 	}
 	if u.guest != nil { // its own session stays unused
 		u.guest.tried, u.guest.own = true, true

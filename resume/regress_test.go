@@ -286,3 +286,45 @@ func TestContentRefused(t *testing.T) {
 		})
 	}
 }
+
+// A registry that says it holds less than it has acknowledged has lost bytes, as
+// distribution on S3 does after small parts. Its session is not used on: the
+// digest would be refused in the end.
+func TestOffsetBelowAcknowledged(t *testing.T) {
+	breaks := on(scripted.Patch, 3, scripted.Action{BreakBody: true, BodyLimit: 1000})
+	for name, o := range map[string]scripted.Options{
+		"Range": {}, "no Range in answers": {Range: scripted.NoRange}, "one location": {OneLocation: true, Status: scripted.GetOnly},
+	} {
+		o.MaxBody, o.Intercept = 2*mib, all(breaks, on(scripted.Status, 1, scripted.Action{CutBack: mib}), on(scripted.Status, 2, scripted.Action{CutBack: mib}))
+		if o.Range == scripted.NoRange {
+			o.Intercept = all(breaks, func(r scripted.Request) scripted.Action {
+				if r.Kind == scripted.Status && r.Session == 1 {
+					return scripted.Action{Before: http.StatusNoContent, Header: http.Header{"Range": {"0-1048575"}}}
+				}
+				return scripted.Action{}
+			})
+		}
+		inLab(t, o, resume.Options{Dialects: known(2 * mib)}, func(l *lab) {
+			res := l.delivers(content(9 * mib))
+			if res.Restarts != 1 {
+				t.Errorf("%s: result %+v", name, res)
+			}
+			patches := 0
+			for _, p := range l.patches() {
+				if p.Session == 1 {
+					patches++
+				}
+			}
+			if patches != 3 {
+				t.Errorf("%s: %d PATCHes to the session that lost bytes, want 3", name, patches)
+			}
+		})
+	}
+}
+
+// known are dialects of a host whose limit on bodies is known.
+func known(limit int64) resume.Dialects {
+	ds := resume.MemoryDialects()
+	ds.Save(host, resume.Dialect{MaxBody: limit})
+	return ds
+}

@@ -142,6 +142,7 @@ type session struct {
 	said     int64 // the offset it said last
 	failed   bool  // a PATCH got no answer, or one of a failure
 	broken   bool  // not continued since the last break
+	firm     int64 // the most it has acknowledged without contradicting itself
 	whole    bool  // the blob was sent in the body of the commit, and nothing before
 	small    bool  // a PATCH before the last was smaller than partSize
 	commits  int   // commits that the registry failed to carry out
@@ -472,6 +473,8 @@ func (u *upload) acknowledge(ctx context.Context, end int64, a *wire.Answer) err
 			u.unsettle(false)
 			return nil
 		}
+	} else {
+		s.firm = end
 	}
 	s.offset, s.idle = end, 0
 	u.settled()
@@ -623,6 +626,11 @@ func (u *upload) accept(said int64) error {
 		// More than anybody sent it. The digest would tell in the end, after
 		// all bytes were sent in vain.
 		return u.drop(fmt.Errorf("the registry claims to hold %d bytes of an upload that was sent %d", said, s.sent))
+	}
+	if offset < s.firm && !u.c.pace.dialect().StuckRange {
+		// It has lost bytes: distribution on S3 does so after parts below 5 MiB. The
+		// digest would be refused after all was sent.
+		return u.drop(fmt.Errorf("the registry holds %d bytes of an upload of which it had acknowledged %d", offset, s.firm))
 	}
 	// Where the registry says it stands; but ECR and zot say less than they
 	// acknowledged, and where that is refused, Quay and Gitea one byte more.

@@ -260,6 +260,9 @@ type Action struct {
 	// distribution 3 on S3 does if it notices the break while it assembles the
 	// parts. A commit is not carried out.
 	DamageSession bool
+	// CutBack, when set, takes all but so many bytes from the session before
+	// acting, as distribution on S3 does when it loses its place.
+	CutBack int64
 	// Restart gives the registry a new secret before it acts: it cannot read
 	// the Locations it handed out so far, and no token is good any more.
 	Restart bool

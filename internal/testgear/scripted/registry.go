@@ -231,6 +231,13 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		delete(g.uploads, x.q.Upload)
 		g.mu.Unlock()
 	}
+	if a.CutBack > 0 {
+		g.mu.Lock()
+		if u := g.uploads[x.q.Upload]; u != nil {
+			u.data = u.data[:min(a.CutBack, int64(len(u.data)))]
+		}
+		g.mu.Unlock()
+	}
 	switch {
 	case !x.sleep(a.DelayBefore), a.BeforeReset:
 		x.reset()

@@ -20,13 +20,22 @@ const (
 const tempPrefix = "rpush-new-"
 
 // Make creates the directory name inside dir, with mode 0700, and returns its
-// path. If the directory exists, it must pass Check. Make creates dir too, but
-// does not check it: dir belongs to the user.
+// path, without symbolic links. If the directory exists, it must pass Check. Make
+// creates dir too.
+//
+// Make fails if another user, other than root, could put something else in the
+// place of the directory later: if dir or a directory above it belongs to that
+// user, or can be written by others and is not sticky, as /tmp is.
 func Make(dir, name string) (string, error) {
 	path := filepath.Join(dir, name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return path, err
 	}
+	dir, err := steady(dir)
+	if err != nil {
+		return path, err
+	}
+	path = filepath.Join(dir, name)
 	if err := os.Mkdir(path, 0o700); err != nil && !os.IsExist(err) {
 		return path, err
 	}

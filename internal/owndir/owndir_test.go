@@ -21,7 +21,13 @@ func TestMakeIsPrivate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if path != filepath.Join(dir, Spool) || !fi.IsDir() || runtime.GOOS != "windows" && fi.Mode().Perm() != 0o700 {
+		want := filepath.Join(dir, Spool)
+		if runtime.GOOS != "windows" {
+			if want, err = filepath.EvalSymlinks(want); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if path != want || !fi.IsDir() || runtime.GOOS != "windows" && fi.Mode().Perm() != 0o700 {
 			t.Errorf("%s has the mode %v", path, fi.Mode())
 		}
 	}

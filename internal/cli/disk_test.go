@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"compress/gzip"
+	"errors"
 	"io"
 	"io/fs"
 	"log"
@@ -211,38 +212,69 @@ func TestForeignDirectoriesAreRefused(t *testing.T) {
 }
 
 // A cache that names a blob for a layer, and a spool that has such a blob, may
-// both be planted.
+// both be planted. An entry that the user signed is believed; what the spool has
+// under the entry's digest is not.
 func TestPlantedSpoolFileIsNotPublished(t *testing.T) {
-	var blob bytes.Buffer
-	z := gzip.NewWriter(&blob)
-	if _, err := z.Write([]byte("not the layer")); err != nil {
-		t.Fatal(err)
+	pack := func(layer []byte) []byte {
+		var blob bytes.Buffer
+		z := gzip.NewWriter(&blob)
+		if _, err := z.Write(layer); err != nil {
+			t.Fatal(err)
+		}
+		if err := z.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return blob.Bytes()
 	}
-	if err := z.Close(); err != nil {
-		t.Fatal(err)
+	other, layer := pack([]byte("not the layer")), pack(plainLayer)
+	swapped := bytes.Repeat([]byte("x"), len(layer))
+	for _, tt := range []struct {
+		name         string
+		named, spool []byte // the blob that the entry names, and what the spool has instead
+		signed       bool
+	}{
+		{"an entry that the user did not sign", other, other, false},
+		{"a signed entry for another layer's blob", other, other, true},
+		{"a signed entry, and another blob in the spool", layer, swapped, true},
+		{"a signed entry, and half of its blob in the spool", layer, layer[:len(layer)/2], true},
+	} {
+		dir, state := t.TempDir(), t.TempDir()
+		s, err := spool.Open(dir, 0)
+		if err != nil {
+			t.Skipf("no place for a spool: %v", err)
+		}
+		w, err := s.Create(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(tt.spool); err != nil {
+			t.Fatal(err)
+		}
+		named := digest.FromBytes(tt.named)
+		b, err := w.Keep(named)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Keep()
+		cache := known.Open(dir)
+		if tt.signed {
+			key, err := known.ReadKey(filepath.Join(state, "rpush-known.key"), true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cache.SignWith(key)
+		}
+		if err := cache.AddLayer(digest.FromBytes(plainLayer), known.Layer{
+			Digest: named, Size: int64(len(tt.named)), MediaType: string(types.OCILayer), Key: compress.Gzip.Key(),
+		}); err != nil {
+			t.Fatal(err)
+		}
+		pushArchive(t, plainArchive(t), "--spool-dir", dir, "--cache-dir", dir, "--state-dir", state)
+		// A blob that fails the spool's check is deleted; one that no entry names is
+		// not looked at.
+		_, err = os.Stat(filepath.Join(dir, "rpush-spool", strings.Replace(named.String(), ":", "-", 1)))
+		if looked := errors.Is(err, fs.ErrNotExist); looked != tt.signed {
+			t.Errorf("%s: the spool looked at its blob: %v", tt.name, looked)
+		}
 	}
-	planted := digest.FromBytes(blob.Bytes())
-	dir := t.TempDir()
-	s, err := spool.Open(dir, 0)
-	if err != nil {
-		t.Skipf("no place for a spool: %v", err)
-	}
-	w, err := s.Create(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.Write(blob.Bytes()); err != nil {
-		t.Fatal(err)
-	}
-	b, err := w.Keep(planted)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.Keep()
-	if err := known.Open(dir).AddLayer(digest.FromBytes(plainLayer), known.Layer{
-		Digest: planted, Size: b.Size, MediaType: string(types.OCILayer), Key: compress.Gzip.Key(),
-	}); err != nil {
-		t.Fatal(err)
-	}
-	pushArchive(t, plainArchive(t), "--spool-dir", dir, "--cache-dir", dir)
 }

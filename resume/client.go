@@ -330,7 +330,7 @@ func (c *Client) find(ctx context.Context, method string, dgst digest.Digest, ab
 		}
 		to := redirect(at, f.Answer)
 		if to == nil {
-			return f, nil
+			return f, c.ratherLimited(ctx, at, f.Answer)
 		}
 		f.redirected, f.left = true, !protocol.SameOrigin(c.base, to)
 		if f.left && !abroad && !f.stayed {
@@ -344,6 +344,27 @@ func (c *Client) find(ctx context.Context, method string, dgst digest.Digest, ab
 		f.stayed = f.stayed || !f.left
 	}
 	return f, protocol.Transient(errors.New("the registry redirects the check for the blob again and again"))
+}
+
+// ratherLimited returns the rate limit that a 403 to HEAD is. The answer to HEAD
+// has no body, and GHCR says in the body alone whether its 403 is a denial or a
+// rate limit. So the registry is asked again with GET.
+func (c *Client) ratherLimited(ctx context.Context, at *url.URL, a *wire.Answer) error {
+	if a.Status != http.StatusForbidden || a.Request.Method != http.MethodHead || !protocol.SameOrigin(c.base, at) ||
+		protocol.Unexpected(a, time.Now()).Limited {
+		return nil
+	}
+	req := request(http.MethodGet, at, nil, 0)
+	req.Header.Set("Accept-Encoding", "identity")
+	req.Header.Set("Range", "bytes=0-0")
+	a, err := c.send(ctx, req, c.quick(), nil)
+	if err != nil {
+		return err
+	}
+	if se := protocol.Unexpected(a, time.Now()); a.Status == http.StatusForbidden && protocol.Classify(se).Class == protocol.Break {
+		return se
+	}
+	return nil
 }
 
 // proves reports whether the answer can only be the blob's: it is about the
@@ -604,8 +625,13 @@ func request(method string, u *url.URL, body wire.Body, length int64) *http.Requ
 // send carries out one request, once.
 func (c *Client) send(ctx context.Context, r *http.Request, lim wire.Limits, onSent func(int64)) (*wire.Answer, error) {
 	rt := c.rt
-	if !protocol.SameOrigin(c.base, r.URL) {
+	own := protocol.SameOrigin(c.base, r.URL)
+	if !own {
 		rt = c.external
+	} else if wait := c.pace.turn(time.Now()); wait > 0 {
+		if err := sleep(ctx, wait); err != nil {
+			return nil, err
+		}
 	}
 	method, began := r.Method, time.Now()
 	what := kind(r.URL.Path, c.base.Path)
@@ -621,6 +647,11 @@ func (c *Client) send(ctx context.Context, r *http.Request, lim wire.Limits, onS
 	}
 	log.WithField("status", a.Status).Debug("answered")
 	c.answered.Store(true)
+	if own && (a.Status == http.StatusTooManyRequests || a.Status == http.StatusForbidden) {
+		if se := protocol.Unexpected(a, time.Now()); se.RateLimited() {
+			c.pace.tooMany(time.Now(), se.After, se.PerMinute)
+		}
+	}
 	if c.heard != nil {
 		c.heard(a)
 	}

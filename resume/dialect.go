@@ -3,6 +3,7 @@ package resume
 import (
 	"cmp"
 	"sync"
+	"time"
 
 	"github.com/rpush-go/rpush/internal/protocol"
 )
@@ -50,6 +51,9 @@ type Dialect struct {
 	// MaxTimed is the size in bytes of the largest body to send, after a gateway
 	// ended larger ones because they took too long. 0 is any size.
 	MaxTimed int64 `json:"maxTimed,omitempty"`
+	// PerMinute is how many requests a minute the registry said it allows. 0 is
+	// not known.
+	PerMinute int `json:"perMinute,omitempty"`
 	// StatusGET: the offset is answered to GET, not to HEAD.
 	StatusGET bool `json:"statusGet,omitempty"`
 	// OffByOne: the Range of a status answer ends at the number of bytes held,
@@ -127,6 +131,7 @@ func round(n int64) int64 {
 type pacer struct {
 	host  string
 	store Dialects
+	rate  requestRate
 
 	mu    sync.Mutex
 	d     Dialect
@@ -167,6 +172,9 @@ func (d Dialect) valid() Dialect {
 	}
 	if d.MaxTimed != 0 {
 		d.MaxTimed = limit(d.MaxTimed)
+	}
+	if d.PerMinute != 0 {
+		d.PerMinute = max(d.PerMinute, leastRate)
 	}
 	if d.MaxChunk != 0 {
 		d.MaxChunk = max(d.MaxChunk, leastBody)
@@ -416,6 +424,33 @@ func (p *pacer) fruitless() {
 	p.d.Chunk = 0
 	p.mu.Unlock()
 	p.save()
+}
+
+// turn is how long the next request has to wait for its turn, where the registry
+// limits how many it takes in a minute.
+func (p *pacer) turn(now time.Time) time.Duration {
+	known := 0
+	switch d := p.dialect(); {
+	case d.PerMinute > 0:
+		known = max(d.PerMinute-d.PerMinute/10, 1)
+	case d.MaxRanged > 0:
+		known = chunkRate
+	}
+	return p.rate.take(now, known)
+}
+
+// tooMany: the registry refused a request because of their number. allowed is
+// what it said about that, 0 if nothing. Larger chunks are fewer.
+func (p *pacer) tooMany(now time.Time, wait time.Duration, allowed int) {
+	first := p.rate.refused(now, wait)
+	p.learn(func() {
+		if allowed > 0 {
+			p.d.PerMinute, p.hint.PerMinute = max(allowed, leastRate), 0
+		}
+		if first && p.d.Chunk > 0 && p.d.Class != Fragile {
+			p.d.Chunk = limit(2 * p.d.Chunk)
+		}
+	})
 }
 
 // refusedMore: a session that took one PATCH refuses another.

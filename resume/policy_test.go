@@ -3,8 +3,12 @@ package resume_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"net/http"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/rpush-go/rpush/internal/testgear/memnet"
 	"github.com/rpush-go/rpush/internal/testgear/scripted"
@@ -177,5 +181,81 @@ func TestOdds(t *testing.T) {
 				t.Errorf("chunks did not help, and are remembered: %+v", d)
 			}
 		})
+	}
+}
+
+// secondary is GHCR's rate limit: 403, and only the body says what it means.
+const secondary = `{"errors":[{"code":"DENIED","message":"permission_denied: Error from intermediary with HTTP status code 403 \"Forbidden\"` +
+	` - with-body: {\"message\":\"You have exceeded a secondary rate limit. Please wait a few minutes before you try again.\"}"}]}`
+
+// 403 to HEAD has no body. GET tells a denial from a rate limit.
+func TestHeadForbidden(t *testing.T) {
+	answers := func(body string, until int) func(scripted.Request) scripted.Action {
+		return func(r scripted.Request) scripted.Action {
+			if r.Kind == scripted.HeadBlob && r.Seq <= until {
+				return scripted.Action{Before: http.StatusForbidden, Body: []byte(body), Header: http.Header{"Content-Type": {"application/json"}}}
+			}
+			return scripted.Action{}
+		}
+	}
+	inLab(t, scripted.Options{Intercept: answers(secondary, 4)}, resume.Options{}, func(l *lab) {
+		began := time.Now()
+		l.delivers(content(10_000))
+		if took := time.Since(began); took < 2*time.Minute || took > 3*time.Minute {
+			t.Errorf("took %s, want two waits of a minute", took)
+		}
+	})
+	denied := `{"errors":[{"code":"DENIED","message":"requested access to the resource is denied"}]}`
+	inLab(t, scripted.Options{Intercept: answers(denied, 100)}, resume.Options{}, func(l *lab) {
+		l.fails(blobOf(content(10_000)), resume.ErrDenied)
+		if n := l.count(scripted.HeadBlob); n != 2 {
+			t.Errorf("%d requests, want HEAD and GET", n)
+		}
+	})
+}
+
+// rateLimited allows n requests at once and n a minute, and refuses others in
+// GHCR's words.
+func rateLimited(n int, refused *int) func(scripted.Request) scripted.Action {
+	var mu sync.Mutex
+	var last time.Time
+	left := float64(n)
+	return func(scripted.Request) scripted.Action {
+		mu.Lock()
+		defer mu.Unlock()
+		now := time.Now()
+		if !last.IsZero() {
+			left = min(left+now.Sub(last).Minutes()*float64(n), float64(n))
+		}
+		if last = now; left >= 1 {
+			left--
+			return scripted.Action{}
+		}
+		*refused++
+		return scripted.Action{
+			Before: http.StatusTooManyRequests, Header: http.Header{"Content-Type": {"application/json"}},
+			Body: fmt.Appendf(nil, `{"errors":[{"code":"TOOMANYREQUESTS","message":"retry-after: %dms, allowed: %d/minute"}]}`, 60_000/n, n),
+		}
+	}
+}
+
+// Many small chunks do not run into a limit of requests per minute again and
+// again: the pace is learnt from the first refusal, and remembered.
+func TestRequestsPerMinute(t *testing.T) {
+	ds := resume.MemoryDialects()
+	ds.Save(host, resume.Dialect{MaxBody: 64 << 10})
+	for i, most := range []int{3, 0} {
+		refused := 0
+		inLab(t, scripted.Options{Intercept: rateLimited(120, &refused)}, resume.Options{Dialects: ds}, func(l *lab) {
+			l.net.Latency = latency
+			l.delivers(content(300 * 64 << 10))
+			if refused > most {
+				t.Errorf("blob %d: %d requests were refused, want at most %d", i, refused, most)
+			}
+			if d, _ := ds.Load(host); d.PerMinute != 120 {
+				t.Errorf("learnt %+v, want 120 a minute", d)
+			}
+		})
+		ds.Save(host, resume.Dialect{MaxBody: 64 << 10, PerMinute: 120})
 	}
 }

@@ -180,6 +180,9 @@ type StatusError struct {
 	Token bool
 	// Limited is set for a 403 that is a rate limit and no denial.
 	Limited bool
+	// PerMinute is how many requests a minute the registry allows, where a rate
+	// limit says so. 0 is not known.
+	PerMinute int
 	// Cut is set if the text of the answer broke off. A 403 without its text may be
 	// a rate limit.
 	Cut bool
@@ -234,6 +237,18 @@ var delayInWords = sync.OnceValue(func() *regexp.Regexp {
 	return regexp.MustCompile(`(?i)\bretry-after:\s*([0-9][0-9a-zµ.]{0,30})`)
 })
 
+// allowedInWords is how GHCR says in the same message how many requests it
+// allows.
+var allowedInWords = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?i)\ballowed:\s*([0-9]{1,7})/minute\b`)
+})
+
+// RateLimited reports whether the registry answered so because of too many
+// requests.
+func (e *StatusError) RateLimited() bool {
+	return !e.Token && (e.Limited || e.Status == http.StatusTooManyRequests)
+}
+
 // limit finds out whether the answer is a rate limit, and how long to wait. h is
 // nil if the headers are not known. GHCR answers 403 to many requests, in the
 // words "You have exceeded a secondary rate limit". GitHub sends
@@ -251,6 +266,9 @@ func (e *StatusError) limit(h http.Header, body ...byte) {
 			e.After = limitWait
 		}
 	case http.StatusTooManyRequests:
+		if m := allowedInWords().FindStringSubmatch(text); m != nil {
+			e.PerMinute, _ = strconv.Atoi(m[1])
+		}
 		if m := delayInWords().FindStringSubmatch(text); m != nil && e.After == 0 {
 			if d, err := time.ParseDuration(m[1]); err == nil {
 				e.After = min(max(d, 0), MaxWait)

@@ -271,13 +271,28 @@ func TestRateLimits(t *testing.T) {
 	}
 }
 
+func TestAllowedPerMinute(t *testing.T) {
+	for text, want := range map[string]int{
+		"retry-after: 10.48ms, allowed: 2000/minute": 2000,
+		"allowed: 2000/hour":                         0,
+		"slow down":                                  0,
+	} {
+		if e := refusal(http.StatusTooManyRequests, text); e.PerMinute != want || !e.RateLimited() {
+			t.Errorf("%q: %d a minute, rate limited %v; want %d", text, e.PerMinute, e.RateLimited(), want)
+		}
+	}
+	if refusal(http.StatusForbidden, "requested access to the resource is denied").RateLimited() {
+		t.Error("a denial is taken for a rate limit")
+	}
+}
+
 func FuzzRateLimit(f *testing.F) {
 	f.Add("retry-after: 10.48ms, allowed: 2000/minute")
 	f.Add("retry-after: -5s")
 	f.Fuzz(func(t *testing.T, s string) {
 		for _, status := range []int{403, 429} {
-			if e := refusal(status, s); e.After < 0 || e.After > MaxWait {
-				t.Fatalf("%d %q: wait %s", status, s, e.After)
+			if e := refusal(status, s); e.After < 0 || e.After > MaxWait || e.PerMinute < 0 {
+				t.Fatalf("%d %q: wait %s, %d a minute", status, s, e.After, e.PerMinute)
 			}
 		}
 	})

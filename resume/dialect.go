@@ -54,6 +54,9 @@ type Dialect struct {
 	// PerMinute is how many requests a minute the registry said it allows. 0 is
 	// not known.
 	PerMinute int `json:"perMinute,omitempty"`
+	// Parallel is how many uploads to have open at once, where sessions vanished
+	// because of their number. 0 is any number.
+	Parallel int `json:"parallel,omitempty"`
 	// StatusGET: the offset is answered to GET, not to HEAD.
 	StatusGET bool `json:"statusGet,omitempty"`
 	// OffByOne: the Range of a status answer ends at the number of bytes held,
@@ -133,16 +136,20 @@ type pacer struct {
 	store Dialects
 	rate  requestRate
 
-	mu    sync.Mutex
-	d     Dialect
-	hint  Dialect // what of d is an earlier client's word that nothing has confirmed
-	least int64   // OCI-Chunk-Min-Length
-	parts int64   // the least size of a chunk that commits have been seen to take
-	empty int     // breaks in a row of which nothing was kept
-	cost  int64   // bytes that the last break of a body without chunks lost, though a part was kept
-	gone  int     // sessions in a row lost by a break
-	trial int64   // MaxTimed, until a body of this size has got through
-	puts  int     // blobs in a row that were refused as the body of a commit, and taken otherwise
+	mu      sync.Mutex
+	d       Dialect
+	hint    Dialect       // what of d is an earlier client's word that nothing has confirmed
+	least   int64         // OCI-Chunk-Min-Length
+	parts   int64         // the least size of a chunk that commits have been seen to take
+	empty   int           // breaks in a row of which nothing was kept
+	cost    int64         // bytes that the last break of a body without chunks lost, though a part was kept
+	gone    int           // sessions in a row lost by a break
+	trial   int64         // MaxTimed, until a body of this size has got through
+	puts    int           // blobs in a row that were refused as the body of a commit, and taken otherwise
+	open    int           // uploads that have a session, or are about to
+	left    chan struct{} // closed when one of them has ended; nil if nobody waits
+	gaps    int           // sessions that vanished, and nothing explained it
+	arrived int           // blobs that arrived since
 }
 
 func newPacer(host string, store Dialects) *pacer {
@@ -172,6 +179,9 @@ func (d Dialect) valid() Dialect {
 	}
 	if d.MaxTimed != 0 {
 		d.MaxTimed = limit(d.MaxTimed)
+	}
+	if d.Parallel < 0 || d.Parallel > mostParallel {
+		d.Parallel = 0
 	}
 	if d.PerMinute != 0 {
 		d.PerMinute = max(d.PerMinute, leastRate)
@@ -269,6 +279,7 @@ func (p *pacer) mistrust() bool {
 	p.d.StuckRange = p.d.StuckRange && !h.StuckRange
 	p.d.NoStatus = p.d.NoStatus && !h.NoStatus
 	p.d.NoPutBody = p.d.NoPutBody && !h.NoPutBody
+	h.Parallel, h.PerMinute = 0, 0 // they make nothing fail
 	d := p.d
 	p.mu.Unlock()
 	if h == (Dialect{}) {

@@ -250,7 +250,6 @@ func (u *upload) pass(ctx context.Context) error {
 		}
 	}
 	var gone atomic.Int64
-	began := time.Now()
 	a, err := u.c.send(context.WithValue(ctx, asItIs{}, true), req, u.c.slow(), func(n int64) {
 		u.sentTo(g.start + gone.Add(n))
 	})
@@ -316,7 +315,7 @@ func (u *upload) pass(ctx context.Context) error {
 		return err
 	}
 	if b := current.Load(); b != nil && !g.put() {
-		u.endedBy(refusal, (*b).Sent(), time.Since(began))
+		u.endedBy(refusal, (*b).Sent(), a.Took)
 	}
 	return refusal
 }

@@ -259,3 +259,38 @@ func TestRequestsPerMinute(t *testing.T) {
 		ds.Save(host, resume.Dialect{MaxBody: 64 << 10, PerMinute: 120})
 	}
 }
+
+// Sessions that vanish when there are too many at once: fewer at once, for that
+// host.
+func TestSessionsVanish(t *testing.T) {
+	ds := resume.MemoryDialects()
+	for i, most := range []int{8, 0} {
+		inLab(t, scripted.Options{MaxSessions: 2}, resume.Options{Dialects: ds, RetryFor: time.Minute}, func(l *lab) {
+			l.net.Connecting, l.net.Latency = time.Millisecond, latency
+			data := make([][]byte, 8)
+			for i := range data {
+				data[i] = append(content(2*mib), byte(i))
+			}
+			var group sync.WaitGroup
+			restarts := make([]int, len(data))
+			for i := range data {
+				group.Go(func() {
+					res, err := l.client.Upload(context.Background(), blobOf(data[i]))
+					if err != nil {
+						t.Errorf("blob %d: %v", i, err)
+					}
+					restarts[i] = res.Restarts
+				})
+			}
+			group.Wait()
+			sum := 0
+			for i, n := range restarts {
+				l.has(data[i])
+				sum += n
+			}
+			if d, _ := ds.Load(host); d.Parallel < 1 || d.Parallel > 2 || sum > most {
+				t.Errorf("push %d: learnt %+v; %v restarts, want at most %d", i, d, restarts, most)
+			}
+		})
+	}
+}

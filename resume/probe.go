@@ -65,6 +65,7 @@ type ProbeStep struct {
 func (c *Client) Probe(ctx context.Context) (*Probe, error) {
 	p := &prober{Probe: &Probe{}, c: c}
 	p.u = &upload{c: c, op: "probe", blob: Blob{Digest: digest.FromString("probe"), Missing: true}}
+	defer p.u.leave()
 	err := c.retry(ctx, subject{}, func(ctx context.Context, l *retry.Loop) error {
 		p.u.loop = l
 		if p.u.sess != nil {

@@ -183,6 +183,7 @@ type upload struct {
 	doubt    time.Time // when a commit was sent that nobody answered
 	best     int64     // the most the registry held, over all sessions
 	lost     int       // sessions lost in a row without a new best
+	entered  bool      // has the right to have a session open
 	cuts     int       // sessions lost because a body broke
 	rejected int       // digests refused
 	hopeless int       // sessions that refused their first PATCH
@@ -216,7 +217,10 @@ func (c *Client) Upload(ctx context.Context, blob Blob) (Result, error) {
 
 // deliver runs the upload in the one loop.
 func (u *upload) deliver(ctx context.Context) (err error) {
-	defer func() { u.release(err) }() // also where the source panics
+	defer func() { // also where the source panics
+		u.leave()
+		u.release(err)
+	}()
 	s := subject{digest: u.blob.Digest, size: max(u.blob.Size, 0), broken: u.broke}
 	return u.c.retry(ctx, s, func(ctx context.Context, l *retry.Loop) error {
 		u.loop = l
@@ -283,8 +287,34 @@ func (u *upload) run(ctx context.Context) error {
 	return nil
 }
 
+// enter waits for the right to have a session open.
+func (u *upload) enter(ctx context.Context) error {
+	if u.entered {
+		return nil
+	}
+	waited, err := u.c.pace.enter(ctx)
+	if err != nil {
+		return err
+	}
+	if u.entered = true; waited {
+		u.loop.Progress() // others made it: the wait is no failure
+	}
+	return nil
+}
+
+// leave gives that right to another upload.
+func (u *upload) leave() {
+	if u.entered {
+		u.entered = false
+		u.c.pace.leave()
+	}
+}
+
 // open gets a session, unless the blob is there already.
 func (u *upload) open(ctx context.Context) error {
+	if err := u.enter(ctx); err != nil {
+		return err
+	}
 	if there, err := u.existed(ctx); err != nil || there {
 		return err
 	}
@@ -365,7 +395,6 @@ func (u *upload) send(ctx context.Context) error {
 		ctx = wire.Fresh(ctx)
 	}
 	var gone atomic.Int64
-	began := time.Now()
 	a, err := u.c.send(ctx, req, u.c.slow(), func(n int64) {
 		u.sentTo(min(start+gone.Add(n), end))
 	})
@@ -402,7 +431,7 @@ func (u *upload) send(ctx context.Context) error {
 	s.failed, s.probing = true, false
 	u.unsettle(true)
 	failure := protocol.Unexpected(a, time.Now())
-	u.endedBy(failure, body.Sent(), time.Since(began))
+	u.endedBy(failure, body.Sent(), a.Took) // without the wait for its turn
 	return failure
 }
 
@@ -541,6 +570,17 @@ func (u *upload) mistrusts() bool {
 	return true
 }
 
+// vanished notes a session that is gone although nothing broke, and reports
+// whether fewer are opened at once from now on. The loss does not count then.
+func (u *upload) vanished() bool {
+	if u.sess.recorded || !u.c.pace.vanished() {
+		return false
+	}
+	u.c.log.WithField("parallel", u.c.pace.dialect().Parallel).Info("upload sessions vanish, opening fewer at once")
+	u.excused = true
+	return true
+}
+
 // smallParts reports whether the registry fails the commit because of the size
 // of the chunks, as ECR does with 500. Larger ones are sent then.
 func (u *upload) smallParts() bool {
@@ -572,7 +612,7 @@ func (u *upload) settle(ctx context.Context) error {
 					u.cuts++
 				}
 				u.c.pace.lost(*s.cut)
-			case !s.failed && u.mistrusts():
+			case !s.failed && (u.mistrusts() || u.vanished()):
 				// No break explains the loss.
 			case s.refused > 0 && s.most > 0:
 				u.c.pace.refusedMore()
@@ -809,6 +849,9 @@ func (u *upload) committed(ctx context.Context, a *wire.Answer) error {
 	case s.whole:
 		return u.refusedPut(ctx, refusal)
 	case a.Status == http.StatusNotFound || a.Status == http.StatusGone:
+		if !s.failed {
+			u.vanished()
+		}
 		return u.drop(errLost)
 	case a.Status == http.StatusRequestedRangeNotSatisfiable || a.Status == http.StatusConflict:
 		u.unsettle(false)
@@ -964,6 +1007,7 @@ func (u *upload) drop(why error) error {
 		return err
 	}
 	cut := u.sess.gone
+	u.leave()
 	u.gaveUp()
 	u.sess, u.res.Continued = nil, 0
 	u.forget()
@@ -1023,6 +1067,9 @@ func (u *upload) newer(s *session, a *wire.Answer) error {
 func (u *upload) finish(k EventKind) {
 	u.done, u.doubt = true, time.Time{}
 	u.forget()
+	if k == Committed {
+		u.c.pace.delivered()
+	}
 	u.c.pace.save()
 	u.emit(Event{Kind: k, Offset: u.blob.Size})
 }

@@ -74,6 +74,8 @@ type Answer struct {
 	// to 4 MiB, and fails where reading it failed.
 	Response *http.Response
 	Conn     Info
+	// Took is the time from the request to the end of the answer.
+	Took time.Duration
 }
 
 // Error is an exchange that got no answer.
@@ -92,6 +94,7 @@ func (e *Error) Unwrap() error { return e.Err }
 // returns, the body is closed, and where it was not sent to its end the
 // connection is dead, not merely abandoned. A failure is an *Error.
 func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limits, onSent func(int64)) (*Answer, error) {
+	began := time.Now()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	w := &watch{lim: lim, cancel: cancel, onSent: onSent, tracker: TrackerOf(rt)}
@@ -133,7 +136,7 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 		w.polite()
 	}
 	resp.Body = io.NopCloser(&reread{bytes.NewReader(body), err})
-	return &Answer{Status: resp.StatusCode, Header: resp.Header, Body: body, IsCut: isCut, Request: resp.Request, Response: resp, Conn: w.info()}, nil
+	return &Answer{Status: resp.StatusCode, Header: resp.Header, Body: body, IsCut: isCut, Request: resp.Request, Response: resp, Conn: w.info(), Took: time.Since(began)}, nil
 }
 
 // ErrLongAnswer is how reading an answer ends that has more than is kept of it.

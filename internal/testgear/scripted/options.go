@@ -142,6 +142,9 @@ type Options struct {
 	WholeFirst bool
 	// OnePatch refuses the second PATCH of a session.
 	OnePatch bool
+	// MaxSessions, when set, is how many sessions live at once: the oldest vanishes
+	// when another one is opened.
+	MaxSessions int
 	// MaxBody, when set, answers 413 to larger bodies.
 	MaxBody int64
 	// HTML answers refusals of bodies for their size with a web page, as gateways

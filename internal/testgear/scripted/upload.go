@@ -45,6 +45,15 @@ func (g *Registry) open(repo string) *upload {
 	g.sessions++
 	u := &upload{id: fmt.Sprintf("session-%04d", g.sessions), repo: repo, number: g.sessions, data: []byte{}, states: map[string]int64{}, used: map[string]bool{}}
 	g.uploads[u.id] = u
+	if g.o.MaxSessions > 0 && len(g.uploads) > g.o.MaxSessions {
+		oldest := u
+		for _, v := range g.uploads {
+			if v.number < oldest.number {
+				oldest = v
+			}
+		}
+		delete(g.uploads, oldest.id)
+	}
 	return u
 }
 

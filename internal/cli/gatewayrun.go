@@ -46,9 +46,9 @@ func (o *options) runFlags(registries *[]string) []flagGroup {
 	r.StringArrayVar(registries, "registry", nil, "serve `REGISTRY`; can be repeated. Else those of the command's arguments and of docker login")
 	d := newGroup("Disk")
 	d.StringVar(&o.image.spoolDir, "spool-dir", "", "keep copies of bodies under way in `DIR`")
-	d.Var(&o.image.limitRate, "limit-rate", "send at most `RATE` bytes a second: 500K, 20M")
 	c := newGroup("Connections to registries")
 	o.to.tlsFlags(c.FlagSet)
+	c.Var(&o.image.limitRate, "limit-rate", "send at most `RATE` bytes a second: 500K, 20M")
 	e := newGroup("Effort")
 	e.DurationVar(&o.retryFor, "retry-for", resume.DefaultRetryFor, "give up after `TIME` without progress; 0: one try")
 	e.IntVar(&o.image.retryTimes, "retry-times", -1, "give up after `N` retries without progress")
@@ -58,7 +58,7 @@ func (o *options) runFlags(registries *[]string) []flagGroup {
 	out := newGroup("Output")
 	out.BoolVarP(&o.quiet, "quiet", "q", false, "say nothing on stderr but errors")
 	out.BoolVarP(&o.verbose, "verbose", "v", false, "log every request to stderr")
-	return []flagGroup{r, c, e, d, out}
+	return []flagGroup{r, c, e, o.stateFlags(), d, out}
 }
 
 func (a *app) runCommand() *cobra.Command {

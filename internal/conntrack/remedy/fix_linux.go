@@ -231,6 +231,7 @@ func (f *fixer) file(p *Plan, rec *record, path, content string) {
 			}
 			r := rec.Files[known]
 			r.SHA256, r.Previous = hash([]byte(content)), ""
+			rec.UnitEnabled = rec.UnitEnabled && path != unitFile // systemd has to read it again
 			if err == nil {
 				r.Previous = hash(old)
 			}
@@ -243,7 +244,7 @@ func (f *fixer) file(p *Plan, rec *record, path, content string) {
 }
 
 func (f *fixer) enable(p *Plan, rec *record) {
-	if rec.Unit && len(p.Steps) == 0 {
+	if rec.UnitEnabled && len(p.Steps) == 0 {
 		return
 	}
 	p.Steps = append(p.Steps, Step{
@@ -256,8 +257,11 @@ func (f *fixer) enable(p *Plan, rec *record) {
 			if _, err := f.run(ctx, nil, "systemctl", "daemon-reload"); err != nil {
 				return err
 			}
-			_, err := f.run(ctx, nil, "systemctl", "enable", unitName)
-			return err
+			if _, err := f.run(ctx, nil, "systemctl", "enable", unitName); err != nil {
+				return err
+			}
+			rec.UnitEnabled = true
+			return f.save(rec)
 		},
 	})
 }

@@ -338,6 +338,60 @@ func TestKilledAndUndone(t *testing.T) {
 	}
 }
 
+// TestKilledAndRunAgain kills a fix before each of its operations, and runs it
+// again in a new process. It is then as complete as one that was not killed, and
+// can be undone.
+func TestKilledAndRunAgain(t *testing.T) {
+	// state is all but the record, which says how it came about, and what a kill
+	// left of a new record.
+	state := func(b *bench) string {
+		record := filepath.Join(b.machine.Root, recordFile)
+		for _, path := range []string{record, tempName(record)} {
+			if err := (osDisk{}).Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return fmt.Sprintf("%s\n%s\nenabled: %t", b.tree(t), b.table, b.enabled)
+	}
+	for _, tt := range []struct {
+		remedy Kind
+		grown  bool
+	}{{Drop, false}, {Drop, true}, {Liberal, false}} {
+		name := fmt.Sprintf("%s, grown %t", tt.remedy, tt.grown)
+		begin := func() *bench {
+			b := newBench(t, nil)
+			b.disk = &cutDisk{t: t, loose: map[string]bool{}}
+			if tt.grown {
+				apply(t, b.fix(t, tt.remedy, true, 5000))
+			}
+			return b
+		}
+		before := newBench(t, nil).tree(t)
+		done := begin()
+		apply(t, done.fix(t, tt.remedy, true, 5001))
+		want := state(done)
+		for at, ended := 1, false; !ended; at++ {
+			b := begin()
+			ended = b.killAt(t, at, func() { apply(t, b.fix(t, tt.remedy, true, 5001)) })
+			apply(t, b.fix(t, tt.remedy, true, 5001))
+			if p := b.fix(t, tt.remedy, true, 5001); len(p.Steps) != 0 {
+				t.Errorf("%s, killed before operation %d: a third time there are steps: %+v", name, at, p.Steps)
+			}
+			record, err := os.ReadFile(filepath.Join(b.machine.Root, recordFile))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := state(b); got != want {
+				t.Fatalf("%s, killed before operation %d and run again: got\n%s\nwant\n%s", name, at, got, want)
+			}
+			write(t, filepath.Join(b.machine.Root, recordFile), record)
+			if p := b.takeBack(t); len(p.Refused) != 0 || b.tree(t) != before || b.table != "" || b.enabled {
+				t.Fatalf("%s, killed before operation %d: undo refused %q, and left (enabled %t)\n%s\n%s", name, at, p.Refused, b.enabled, b.tree(t), b.table)
+			}
+		}
+	}
+}
+
 // TestUndoLeavesAForeignTable kills a fix before it makes its table. Then someone
 // makes a table of the same name.
 func TestUndoLeavesAForeignTable(t *testing.T) {

@@ -19,7 +19,10 @@ type record struct {
 	Drop    *dropRecord   `json:"drop,omitempty"`
 	Liberal *valueRecord  `json:"liberal,omitempty"`
 	Files   []*fileRecord `json:"files,omitempty"`
-	Unit    bool          `json:"unit,omitempty"` // enabled
+	// Unit is set before the unit is enabled, UnitEnabled after that: if only Unit
+	// is set, a fix was killed in between or the unit was written anew.
+	Unit        bool `json:"unit,omitempty"`
+	UnitEnabled bool `json:"unitEnabled,omitempty"`
 }
 
 type dropRecord struct {

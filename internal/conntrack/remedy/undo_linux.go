@@ -33,7 +33,7 @@ func (f *fixer) undo(ctx context.Context) (*Plan, error) {
 						return err
 					}
 				}
-				rec.Unit = false
+				rec.Unit, rec.UnitEnabled = false, false
 				return f.save(rec)
 			},
 		})

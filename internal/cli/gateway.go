@@ -77,9 +77,9 @@ func (o *options) serveFlags(s *serveOptions) []flagGroup {
 	o.to.tlsVerify = true
 	t.StringVar(&o.to.caFile, "ca-file", "", "trust the PEM certificates in `FILE` too")
 	t.StringVar(&o.to.certDir, "cert-dir", "", "use `DIR` as docker uses certs.d/HOST")
-	t.BoolVar(&o.to.tlsVerify, "tls-verify", true, "=false: no certificate is checked")
+	t.BoolVar(&o.to.tlsVerify, "tls-verify", true, "=false: do not verify the registry")
 	t.BoolVar(&o.to.plainHTTP, "plain-http", false, "speak HTTP, never HTTPS")
-	t.BoolVar(&o.to.insecure, "insecure", false, "check no certificate, and take HTTP")
+	t.BoolVar(&o.to.insecure, "insecure", false, "do not verify the registry, and take HTTP")
 	t.Var(&o.image.limitRate, "limit-rate", "send at most `RATE` bytes a second: 500K, 20M")
 
 	e := newGroup("Effort")
@@ -100,7 +100,12 @@ func (o *options) serveFlags(s *serveOptions) []flagGroup {
 }
 
 // check refuses settings that would let strangers in, or do nothing.
-func (s *serveOptions) check(fs *pflag.FlagSet) error {
+func (s *serveOptions) check(fs *pflag.FlagSet, o *options) error {
+	for _, flag := range []string{"plain-http", "insecure", "tls-verify", "cert-dir"} {
+		if o.spelled[flag] == "--"+flag && !s.servesOne() {
+			return fmt.Errorf(flagNeedsOneRegistry, o.spelled[flag])
+		}
+	}
 	switch {
 	case (s.certFile == "") != (s.keyFile == ""):
 		return fmt.Errorf(bothOrNone, "--cert-file", "--key-file")
@@ -116,6 +121,20 @@ func (s *serveOptions) check(fs *pflag.FlagSet) error {
 		return errors.New(badServeTimeout)
 	}
 	return nil
+}
+
+// servesOne reports whether the user names the one registry that is served, which
+// the flags about connections are for.
+func (s *serveOptions) servesOne() bool { return s.upstream != "" || len(s.registries) == 1 }
+
+// flagsFor has what the flags say about the registries that are served. If a
+// client may name any, a variable that is about one registry, and may be set for
+// other calls, is for none of them.
+func (s *serveOptions) flagsFor(o *options) *options {
+	if s.servesOne() {
+		return o
+	}
+	return &options{to: *o.to.elsewhere()}
 }
 
 func (a *app) serveCommand() *cobra.Command {
@@ -139,7 +158,7 @@ func (a *app) serveCommand() *cobra.Command {
 		if err := o.load(cmd.Flags(), a.env); err != nil {
 			return err
 		}
-		if err := s.check(cmd.Flags()); err != nil {
+		if err := s.check(cmd.Flags(), &o); err != nil {
 			return err
 		}
 		a.out.quiet = o.quiet
@@ -170,7 +189,9 @@ func (a *app) serveGateway(ctx context.Context, o *options, s *serveOptions) err
 	so := gateway.ServerOptions{
 		Upstream: s.upstream, Registries: s.registries, Allow: s.allow,
 		MaxRequests: s.maxRequests, IdleTimeout: s.idleTimeout,
-		Connect: func(_ context.Context, registry string) (gateway.Upstream, error) { return o.gatewayUpstream(registry) },
+		Connect: func(_ context.Context, registry string) (gateway.Upstream, error) {
+			return s.flagsFor(o).gatewayUpstream(registry)
+		},
 	}
 	if s.signIn {
 		so.Keychain = freshKeychain{o.to.authFile}

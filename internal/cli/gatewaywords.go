@@ -11,6 +11,7 @@ const (
 	authfileWithoutSignIn = "--authfile has credentials for --sign-in, which is missing"
 	badServeTimeout       = "--header-timeout and --idle-timeout need a positive time, --stop-timeout none below 0"
 	publicNeeds           = "%s is not a loopback address: it needs %s"
+	flagNeedsOneRegistry  = "%s is about one registry: name it with --upstream or --registry"
 	oneSocket             = "systemd passed several sockets; the unit needs one ListenStream"
 
 	noCommand          = "which command? rpush gateway run -- crane push app.tar registry.example/team/app:1"

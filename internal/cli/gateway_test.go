@@ -1,0 +1,52 @@
+package cli
+
+import "testing"
+
+// A gateway that serves whatever registry a client names must not connect to all
+// of them as flags say that are about one.
+func TestGatewayFlagsReachOneRegistry(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		args  []string
+		env   map[string]string
+		fails bool
+		lax   bool
+	}{
+		{"any", []string{"--insecure"}, nil, true, false},
+		{"any over plain HTTP", []string{"--plain-http"}, nil, true, false},
+		{"two", []string{"--tls-verify=false", "--registry", "reg.example", "--registry", "other.example"}, nil, true, false},
+		{"the upstream", []string{"--insecure", "--upstream", "reg.example"}, nil, false, true},
+		{"one", []string{"--insecure", "--registry", "reg.example"}, nil, false, true},
+		{"any, by a variable", nil, map[string]string{"RPUSH_INSECURE": "true"}, false, false},
+		{"one, by a variable", []string{"--registry", "reg.example"}, map[string]string{"RPUSH_INSECURE": "true"}, false, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			newRig(t, nil)
+			var o options
+			var s serveOptions
+			all := newGroup("all")
+			for _, g := range o.serveFlags(&s) {
+				all.AddFlagSet(g.FlagSet)
+			}
+			if err := all.Parse(tt.args); err != nil {
+				t.Fatal(err)
+			}
+			if err := o.load(all.FlagSet, tt.env); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.check(all.FlagSet, &o); (err != nil) != tt.fails {
+				t.Fatalf("check: %v, want an error: %t", err, tt.fails)
+			}
+			if tt.fails {
+				return
+			}
+			u, err := s.flagsFor(&o).gatewayUpstream("reg.example")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if lax := u.MaybePlain && u.TLS != nil && u.TLS.InsecureSkipVerify; lax != tt.lax || u.URL.Scheme != "https" {
+				t.Errorf("the registry is verified: %t, with %s", !lax, u.URL.Scheme)
+			}
+		})
+	}
+}

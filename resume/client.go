@@ -123,6 +123,7 @@ type Client struct {
 	answered   atomic.Bool // the registry has answered something
 	pace       *pacer
 	saidMended atomic.Bool
+	saidHungUp atomic.Bool
 	saidUnkept atomic.Bool
 	places     sync.Map // where the registry was seen to put uploads, as place says
 	// heard, unless nil, is told every answer.

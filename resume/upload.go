@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"sync/atomic"
@@ -188,6 +189,7 @@ type upload struct {
 	rejected int       // digests refused
 	hopeless int       // sessions that refused their first PATCH
 	headway  bool
+	hangups  int          // POSTs in a row that ended without an answer or a reset
 	timedOut int          // bodies in a row that gateways ended without gain
 	excused  bool         // the next loss is that of a body too large
 	apart    bool         // the bytes go before the commit, not in its body
@@ -324,8 +326,12 @@ func (u *upload) open(ctx context.Context) error {
 	}
 	a, err := u.c.send(ctx, request(http.MethodPost, at, nil, 0), u.c.quick(), nil)
 	if err != nil {
+		if errors.Is(err, io.EOF) {
+			u.hungUp()
+		}
 		return err
 	}
+	u.hangups = 0
 	switch {
 	case a.Status == http.StatusCreated && u.blob.MountFrom != "":
 		u.res.Mounted = true
@@ -350,6 +356,20 @@ func (u *upload) open(ctx context.Context) error {
 	u.emit(Event{Kind: Opened})
 	u.keep(ctx)
 	return nil
+}
+
+// maxHangups is how many times in a row a registry may close the connection in the
+// place of an answer to a POST, before the user is told what that may mean.
+const maxHangups = 3
+
+// hungUp counts POSTs to which the registry closed the connection. Until 2024 ECR
+// did so for a repository that does not exist
+// (https://github.com/aws/containers-roadmap/issues/1970). It may be a bad line as
+// well, so the upload goes on.
+func (u *upload) hungUp() {
+	if u.hangups++; u.hangups == maxHangups && !u.c.saidHungUp.Swap(true) {
+		u.warn(errors.New("the registry closes the connection instead of opening an upload; some do so if the repository does not exist"))
+	}
 }
 
 // send PATCHes what comes next (end-5), from a reader of its own.

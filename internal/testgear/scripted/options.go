@@ -276,6 +276,8 @@ type Action struct {
 	Before int
 	// BeforeReset breaks the connection instead of acting.
 	BeforeReset bool
+	// HangUp closes the connection politely instead of acting.
+	HangUp bool
 	// BreakBody reads BodyLimit bytes of the body, then breaks the connection.
 	// What was read goes the way of Options.Store.
 	BreakBody bool

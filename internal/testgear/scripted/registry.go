@@ -242,6 +242,9 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case !x.sleep(a.DelayBefore), a.BeforeReset:
 		x.reset()
 		return
+	case a.HangUp:
+		x.close(false)
+		return
 	case a.Before != 0:
 		x.act = Action{Header: a.Header, Body: a.Body}
 		x.scripted(a.Before)
@@ -470,7 +473,10 @@ func (x *exchange) sleep(d time.Duration) bool {
 }
 
 // reset breaks the connection, with a RST where it can.
-func (x *exchange) reset() {
+func (x *exchange) reset() { x.close(true) }
+
+// close ends the connection without an answer.
+func (x *exchange) close(harsh bool) {
 	x.q.Status = 0
 	x.record()
 	if h, ok := x.w.(http.Hijacker); ok {
@@ -478,7 +484,7 @@ func (x *exchange) reset() {
 			if t, ok := c.(interface{ NetConn() net.Conn }); ok {
 				c = t.NetConn()
 			}
-			if l, ok := c.(interface{ SetLinger(int) error }); ok {
+			if l, ok := c.(interface{ SetLinger(int) error }); ok && harsh {
 				l.SetLinger(0)
 			}
 			c.Close()

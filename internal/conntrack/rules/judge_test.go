@@ -8,6 +8,7 @@ import (
 
 	"github.com/rpush-go/rpush/internal/conntrack/rules"
 	"github.com/rpush-go/rpush/internal/conntrack/xtables"
+	"github.com/rpush-go/rpush/internal/testgear/memory"
 )
 
 func legacyRules(t *testing.T, lines ...string) *rules.Set {
@@ -163,5 +164,23 @@ func TestRangeIsJudgedWhole(t *testing.T) {
 		if len(j.Open) != c.open {
 			t.Errorf("%q: got %+v", c.rules, j)
 		}
+	}
+}
+
+// Many accepts that may come first are not copied for each rule behind them.
+func TestManyAccepts(t *testing.T) {
+	lines := make([]string, 20_000)
+	for i := range lines {
+		lines[i] = fmt.Sprintf("-A INPUT -s 10.0.%d.%d/32 -j ACCEPT", i/256, i%256)
+	}
+	set := legacyRules(t, append(lines, "-A INPUT -m conntrack --ctstate INVALID -j DROP")...)
+	used := memory.Allocated(func() {
+		j := set.Judge(rules.Packet{IsLocal: rules.Yes, Port: 5000})
+		if j.IsEndless || j.Effect() != rules.Partly {
+			t.Errorf("got %+v", j)
+		}
+	})
+	if used > 256<<20 {
+		t.Errorf("%d bytes were allocated", used)
 	}
 }

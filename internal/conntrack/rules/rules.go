@@ -283,7 +283,7 @@ func (w *walker) through(c *Chain, depth int, above []Condition) end {
 		if w.on != nil && w.on(s) {
 			return end{action: s.Action, chain: c, rule: r, step: s, stopped: true}
 		}
-		e := end{action: s.Action, chain: c, rule: r, step: s, sooner: slices.Clone(w.sooner)}
+		e := end{action: s.Action, chain: c, rule: r, step: s, sooner: slices.Clip(w.sooner)}
 		switch sure := s.match() == Yes; s.Action {
 		case Jump, Goto:
 			target := w.set.Find(c.Family, c.Table, s.To)

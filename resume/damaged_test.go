@@ -35,22 +35,59 @@ func TestSessionDamagedByBreak(t *testing.T) {
 // Only the text of GHCR's 403 says that it is a rate limit. If the connection
 // breaks before the text has arrived, the answer is as good as none.
 func TestDenialCutOff(t *testing.T) {
-	text := []byte(`{"errors":[{"code":"DENIED","message":"you have exceeded a secondary rate limit` + strings.Repeat(".", 2000) + `"}]}`)
+	text := []byte(`{"errors":[{"code":"DENIED","message":"` + strings.Repeat(".", 2000) + `you have exceeded a secondary rate limit"}]}`)
 	for _, k := range []scripted.Kind{scripted.Post, scripted.Patch, scripted.Put} {
-		o := scripted.GHCR()
-		o.Intercept = on(k, 1, scripted.Action{Before: 403, Body: text})
-		inLab(t, o, resume.Options{}, func(l *lab) {
-			l.net.Latency = latency
-			l.net.Plan = func(n int) memnet.Limits {
-				if n == 0 {
-					return memnet.Limits{Up: -1, Down: map[scripted.Kind]int64{scripted.Post: 900, scripted.Patch: 1400, scripted.Put: 1800}[k]}
+		for down := int64(100); down < 5000; down += 500 {
+			o := scripted.GHCR()
+			o.Intercept = on(k, 1, scripted.Action{Before: 403, Body: text})
+			inLab(t, o, resume.Options{}, func(l *lab) {
+				l.net.Latency = latency
+				l.net.Plan = func(n int) memnet.Limits {
+					if n == 0 {
+						return memnet.Limits{Up: -1, Down: down}
+					}
+					return memnet.Unlimited()
 				}
-				return memnet.Unlimited()
+				l.delivers(content(2 * mib))
+			})
+		}
+	}
+}
+
+// A registry that holds one byte says "0-0", as one that holds nothing does, and
+// Pulp answers 500 to a PATCH at the wrong offset. Three of them end the session.
+func TestOneByteOnPulp(t *testing.T) {
+	o := scripted.Pulp()
+	o.Intercept = on(scripted.Patch, 1, scripted.Action{AfterReset: true})
+	inLab(t, o, resume.Options{}, func(l *lab) {
+		began := time.Now()
+		l.delivers(content(1))
+		if took := time.Since(began); took > time.Minute {
+			t.Errorf("took %s", took)
+		}
+	})
+}
+
+// Cloudflare's registry and Pulp answer 500 to a commit that they cannot carry out.
+// If one session gets nothing else, another is tried.
+func TestCommitThatFails(t *testing.T) {
+	for name, status := range map[string]scripted.StatusVerbs{"with a status": scripted.HeadAndGet, "without": scripted.NoStatus} {
+		t.Run(name, func(t *testing.T) {
+			f := func(r scripted.Request) scripted.Action {
+				if r.Kind == scripted.Put && r.Session == 1 {
+					return scripted.Action{Before: 500}
+				}
+				return scripted.Action{}
 			}
-			l.delivers(content(2 * mib))
-			if n := l.net.Breaks(); n != 1 {
-				t.Errorf("%s: %d breaks, want 1", k, n)
-			}
+			ds := resume.MemoryDialects()
+			ds.Save(host, resume.Dialect{NoStatus: status == scripted.NoStatus, StuckRange: status == scripted.NoStatus})
+			inLab(t, scripted.Options{Status: status, Intercept: f}, resume.Options{Dialects: ds}, func(l *lab) {
+				began := time.Now()
+				l.delivers(content(2 * mib))
+				if took := time.Since(began); took > 5*time.Minute {
+					t.Errorf("took %s", took)
+				}
+			})
 		})
 	}
 }

@@ -64,10 +64,11 @@ const (
 )
 
 var (
-	errLost       = errors.New("the registry no longer knows the upload session")
-	errCommitting = errors.New("no answer to the commit yet")
-	errSmallParts = errors.New("the registry fails the commit of an upload in small chunks")
-	errNoHeadway  = errors.New("the registry answers, and nothing comes of it")
+	errLost        = errors.New("the registry no longer knows the upload session")
+	errCommitting  = errors.New("no answer to the commit yet")
+	errFailsCommit = errors.New("the registry fails every commit of this session")
+	errSmallParts  = errors.New("the registry fails the commit of an upload in small chunks")
+	errNoHeadway   = errors.New("the registry answers, and nothing comes of it")
 )
 
 // LostError is the end of an upload whose sessions the registry lost again and
@@ -452,6 +453,13 @@ func (u *upload) send(ctx context.Context) error {
 	u.unsettle(true)
 	failure := protocol.Unexpected(a, time.Now())
 	u.endedBy(failure, body.Sent(), a.Took) // without the wait for its turn
+	if a.Status == http.StatusInternalServerError && start == 0 && !untouched {
+		// Pulp answers 500 to a wrong offset, and may hold the one byte that "0-0"
+		// does not tell from none. There is nothing to lose.
+		if s.refused++; s.refused >= maxRefused {
+			return u.refuse(failure)
+		}
+	}
 	return failure
 }
 
@@ -966,6 +974,9 @@ func (u *upload) resolve(ctx context.Context) error {
 	case (err == nil || errors.Is(err, errLost)) && u.smallParts():
 		u.doubt = time.Time{}
 		return u.drop(errSmallParts)
+	case (err == nil || errors.Is(err, errLost)) && u.sess.commits >= maxFailures:
+		u.doubt = time.Time{}
+		return u.drop(errFailsCommit)
 	case errors.Is(err, errLost) && u.sess.commits > 0 && u.sess.settled && u.c.pace.dialect().NoStatus:
 		// The registry answered the commit, and a status request says nothing.
 		u.doubt = time.Time{}

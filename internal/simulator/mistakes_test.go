@@ -108,6 +108,31 @@ func (u *upload) sameReader(r interface {
 		"h := p.hint\n", "h := Dialect{}\n"),
 	one("413 taken for final", "resume/upload.go",
 		"case large && u.c.pace.tooLarge", "case large && a.Status == 0 && u.c.pace.tooLarge"),
+	// Of the hosted registries.
+	one("Content-Range on a whole blob", "resume/upload.go", // GHCR
+		"if !whole {\n\t\treq.Header", "if n > 0 {\n\t\treq.Header"),
+	one("a rate limit taken for a denial", "internal/protocol/classify.go", // GHCR
+		"if e.Limited || e.Cut", "if e.Cut"),
+	one("a denial without its text taken for a denial", "internal/protocol/classify.go", // GHCR
+		"if e.Limited || e.Cut && e.Status == http.StatusForbidden {", "if e.Limited {"),
+	one("the target of a redirected check asked with GET", "resume/client.go", // S3, Harbor
+		"req := request(method, at, nil, 0)", "req := request(map[bool]string{true: http.MethodGet, false: method}[f.redirected], at, nil, 0)"),
+	one("a refused mount taken for final", "resume/upload.go", // Harbor, Pulp
+		"case a.Status != http.StatusAccepted && u.blob.MountFrom", "case a.Status == 0 && u.blob.MountFrom"),
+	one("a refusal of a body in the commit taken for final", "resume/put.go", // Artifactory
+		"case http.StatusNotFound, http.StatusMethodNotAllowed", "case http.StatusMethodNotAllowed"),
+	one("403 for a tag that is not there taken for final", "pusher/pusher.go", // Artifactory
+		"answer.Status == http.StatusForbidden && !answer.Token", "answer.Status == 0 && !answer.Token"),
+	one("OCI-Chunk-Max-Length ignored", "resume/dialect.go", // R2
+		"most := p.d.MaxChunk; most > 0", "most := p.d.MaxChunk; most < 0"),
+	one("a redirect within the registry taken for no", "resume/client.go", // Artifact Registry, Pulp
+		"case f.redirected:\n\t\t// To another path", "case f.redirected:\n\t\treturn false, nil\n\t\t// To another path"),
+	one("404 to a status request taken for a lost session", "resume/upload.go", // ECR
+		"case s.answered && s.stuck:", "case s.answered && s.stuck && false:"),
+	one("a session that is damaged asked for ever", "resume/upload.go", // distribution on S3
+		"err != nil && isDamaged(err) && u.commitFailed()", "err != nil && isDamaged(err) && false"),
+	one("a session that holds one byte tried for ever", "resume/upload.go", // Pulp
+		"start == 0 && !untouched", "start < 0 && !untouched"),
 }
 
 func (m mistake) and(old, new string) mistake {
@@ -183,7 +208,7 @@ func (m mistake) overlay(t *testing.T, root string) string {
 // seeds runs TestSimulator in a process of its own.
 func seeds(t *testing.T, root, overlay string) (string, error) {
 	t.Helper()
-	args := []string{"test", "-count=1", "-vet=off", "-ldflags=-s -w", "-timeout=2m", "-run=^TestSimulator$"}
+	args := []string{"test", "-count=1", "-vet=off", "-ldflags=-s -w", "-timeout=10m", "-run=^TestSimulator$"}
 	if overlay != "" {
 		args = append(args, "-overlay="+overlay)
 	}

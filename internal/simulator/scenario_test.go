@@ -318,6 +318,12 @@ func (d *drawer) dialect(s *scenario) {
 func (d *drawer) personality(s *scenario) {
 	p := pick(d, scripted.Personalities()...)
 	o := p.Options.Scaled(64) // blobs are small
+	if o.EndsBodies > 0 {
+		o.EndsAt, o.EndsAfter, o.MaxBody = 3<<19, 21*time.Second, 0 // more than the least chunk
+		if s.image {
+			o.EndsBodies = 0
+		}
+	}
 	o.UserAgent, o.Auth = s.dialect.UserAgent, s.dialect.Auth
 	s.dialect, s.persona, s.tls = o, p.Name, false
 	s.hint.OffByOne = false
@@ -497,6 +503,9 @@ func (d *drawer) sane(s *scenario, f fault) bool {
 				return false
 			}
 		}
+	case before, after:
+		// It reads as a limit on bodies, of which one request is all there can be.
+		return f.kind != scripted.Patch || f.status != http.StatusRequestedRangeNotSatisfiable || !s.dialect.OnePatch
 	case restart:
 		return !s.image || !s.has(is(unauthorized))
 	case partBody:

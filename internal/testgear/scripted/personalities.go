@@ -91,15 +91,19 @@ func Pulp() Options {
 	}
 }
 
-// Edge is a network before distribution 3 that buffers requests and answers 413
-// above a size itself, with a web page.
+// Edge is a network before distribution 3 that buffers requests. It answers some
+// itself: 413 above a size, with a web page, and 524 after 100 s to bodies that
+// take longer, which are those above a size here.
 func Edge() Options {
-	return Options{Store: Boundary, HTML: true, MaxBody: 100_000_000}
+	return Options{
+		Store: Boundary, HTML: true, MaxBody: 100_000_000,
+		EndsBodies: 524, EndsAt: 24 * mib, EndsWhole: true, EndsAfter: 100 * time.Second,
+	}
 }
 
 // Scaled divides every size by n, for tests with small blobs.
 func (o Options) Scaled(n int64) Options {
-	for _, size := range []*int64{&o.PartSize, &o.MinPart, &o.MaxBody, &o.MaxRanged, &o.MinChunk, &o.MaxChunk} {
+	for _, size := range []*int64{&o.PartSize, &o.MinPart, &o.MaxBody, &o.MaxRanged, &o.MinChunk, &o.MaxChunk, &o.EndsAt} {
 		*size /= n
 	}
 	return o

@@ -61,6 +61,7 @@ var arrows = map[string][]string{
 	"internal/testgear/docker":    {},
 	"internal/testgear/memnet":    {},
 	"internal/testgear/memory":    {},
+	"internal/testgear/haproxy":   {},
 	"internal/testgear/nginx":     {},
 	"internal/testgear/ocilayout": {},
 	"internal/testgear/process":   {},

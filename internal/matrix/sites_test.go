@@ -16,6 +16,7 @@ import (
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 
 	"github.com/rpush-go/rpush/internal/testgear/binary"
+	"github.com/rpush-go/rpush/internal/testgear/haproxy"
 	"github.com/rpush-go/rpush/internal/testgear/nginx"
 	"github.com/rpush-go/rpush/internal/testgear/realreg"
 	"github.com/rpush-go/rpush/internal/testgear/tokens"
@@ -92,6 +93,14 @@ func behind(tool string, o nginx.Options) func(t *testing.T) *site {
 		s := direct(tool, realreg.Options{})(t)
 		n := nginx.Start(t, s.addr, o)
 		s.addr, s.caFile, s.login = n.Addr, n.CAFile, o.BasicAuth
+		return s
+	}
+}
+
+func behindHAProxy(tool string, o haproxy.Options) func(t *testing.T) *site {
+	return func(t *testing.T) *site {
+		s := direct(tool, realreg.Options{})(t)
+		s.addr = haproxy.Start(t, s.addr, o).Addr
 		return s
 	}
 }
@@ -178,6 +187,9 @@ func setups() []setup {
 		{name: "distribution 2 on S3", start: onS3(two, false), most: 2, slow: true},
 		{name: "distribution 2 on S3, no redirects", start: onS3(two, true), most: 2, slow: true},
 	}
+	all = append(all,
+		setup{name: "distribution 3 behind HAProxy", start: behindHAProxy(three, haproxy.Options{}), most: 1.25, slow: true},
+		setup{name: "distribution 2 behind HAProxy", start: behindHAProxy(two, haproxy.Options{}), most: 2, slow: true})
 	for _, f := range fronts {
 		most := 2.0
 		if f.o.Unbuffered {

@@ -31,13 +31,9 @@ func TestRecordedArchives(t *testing.T) {
 		}
 		for _, img := range a.Images {
 			t.Run(a.Name+"/"+img.Tag, func(t *testing.T) {
-				in := &Saved{Config: digest.Digest(img.ID)}
+				j := &Job{ID: digest.Digest(img.ID), Whole: a.Whole}
 				for _, d := range img.DiffIDs {
-					in.Layers = append(in.Layers, digest.Digest(d))
-				}
-				j := &Job{Input: in}
-				if a.Whole {
-					j.Input = &Whole{Digest: digest.Digest(img.ID)}
+					j.DiffIDs = append(j.DiffIDs, digest.Digest(d))
 				}
 				got, warnings, err := push(t, a.Tar, j)
 				if err != nil {
@@ -111,13 +107,13 @@ func TestRecordedLayersAreKnownByName(t *testing.T) {
 			continue
 		}
 		n++
-		in := &Saved{}
+		j := &Job{}
 		for _, d := range a.Images[0].DiffIDs {
-			in.Layers = append(in.Layers, digest.Digest(d))
+			j.DiffIDs = append(j.DiffIDs, digest.Digest(d))
 		}
 		var said []digest.Digest
 		_, err := saved.Walk(t.Context(), bytes.NewReader(a.Tar), func(so *saved.Archive, e saved.Entry, r io.Reader) error {
-			d := in.claimed(so, e, saved.ChainIDs(in.Layers))
+			d := j.claimed(so, e, saved.ChainIDs(j.DiffIDs))
 			if d == "" {
 				return nil
 			}
@@ -131,7 +127,7 @@ func TestRecordedLayersAreKnownByName(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := slices.Clone(in.Layers)
+		want := slices.Clone(j.DiffIDs)
 		slices.Sort(want)
 		if slices.Sort(said); !slices.Equal(said, want) {
 			t.Errorf("%s: the names say %s, want %s", a.Name, said, want)
@@ -156,7 +152,7 @@ func TestRecordedFormats(t *testing.T) {
 		}
 		for format, types := range want {
 			n++
-			img, _, err := push(t, a.Tar, &Job{Input: &Whole{Digest: digest.Digest(a.Images[0].ID)}, Format: format})
+			img, _, err := push(t, a.Tar, &Job{ID: digest.Digest(a.Images[0].ID), Whole: true, Format: format})
 			if err != nil {
 				t.Fatal(err)
 			}

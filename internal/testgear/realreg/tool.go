@@ -49,6 +49,7 @@ var packages = map[string]string{
 	"podman":          "podman",
 	"docker-registry": "docker-registry",
 	"nginx":           "nginx",
+	"haproxy":         "haproxy",
 	"redis-server":    "redis-server",
 	"skopeo":          "skopeo",
 	"ip":              "iproute2",

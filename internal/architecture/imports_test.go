@@ -51,7 +51,7 @@ var arrows = map[string][]string{
 	"internal/signin":    {"internal/protocol", "internal/wire"},
 	"resume":             {"internal/protocol", "internal/retry", "internal/tempfile", "internal/wire"},
 	"internal/intercept": {},
-	"internal/gateway":   {"internal/protocol", "internal/retry", "internal/signin", "internal/wire", "resume"},
+	"internal/gateway":   {"internal/owndir", "internal/tempfile", "internal/protocol", "internal/retry", "internal/signin", "internal/wire", "resume"},
 	"internal/retry":     {"internal/protocol"},
 	"internal/protocol":  {"internal/wire"},
 	"internal/wire":      {},

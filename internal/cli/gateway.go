@@ -45,7 +45,7 @@ func (a *app) gatewayCommand() *cobra.Command {
 type serveOptions struct {
 	listen, upstream, htpasswd, certFile, keyFile string
 	registries, allow                             []string
-	signIn                                        bool
+	signIn, accept                                bool
 	maxRequests                                   int
 	headerTimeout, idleTimeout, stopTimeout       time.Duration
 	spoolLimit                                    rate
@@ -67,6 +67,8 @@ func (o *options) serveFlags(s *serveOptions) []flagGroup {
 	r := newGroup("Registries")
 	r.StringVar(&s.upstream, "upstream", "", "serve the repositories of `REGISTRY` under their own names")
 	r.StringArrayVar(&s.registries, "registry", nil, "without --upstream: serve `REGISTRY` and no others; can be repeated")
+
+	r.BoolVar(&s.accept, "accept", false, "beside a registry that loses broken uploads: keep every byte here until the commit")
 
 	c := newGroup("Credentials for registries")
 	c.BoolVar(&s.signIn, "sign-in", false, "sign in with the credentials of this user, where --allow says so")
@@ -91,7 +93,7 @@ func (o *options) serveFlags(s *serveOptions) []flagGroup {
 
 	d := newGroup("Disk")
 	d.StringVar(&o.image.spoolDir, "spool-dir", "", "keep copies of bodies under way in `DIR`")
-	d.Var(&s.spoolLimit, "spool-limit", "keep at most `SIZE` of them: 20G; 0: 10G. Half of the free space is a limit too")
+	d.Var(&s.spoolLimit, "spool-limit", "keep at most `SIZE` of them, and of what --accept keeps: 20G; 0: 10G each")
 
 	out := newGroup("Output")
 	out.BoolVarP(&o.quiet, "quiet", "q", false, "say nothing on stderr but errors")
@@ -161,6 +163,9 @@ func (a *app) serveCommand() *cobra.Command {
 		if err := s.check(cmd.Flags(), &o); err != nil {
 			return err
 		}
+		if s.accept && o.noState {
+			return errors.New(acceptNeedsState)
+		}
 		a.out.quiet = o.quiet
 		err := a.serveGateway(cmd.Context(), &o, &s)
 		var usage usageError
@@ -192,6 +197,12 @@ func (a *app) serveGateway(ctx context.Context, o *options, s *serveOptions) err
 		Connect: func(_ context.Context, registry string) (gateway.Upstream, error) {
 			return s.flagsFor(o).gatewayUpstream(registry)
 		},
+	}
+	if s.accept {
+		if so.AcceptDir, err = o.stateDirectory(); err != nil {
+			return &localError{"--accept", err}
+		}
+		so.AcceptLimit = int64(s.spoolLimit)
 	}
 	if s.signIn {
 		so.Keychain = freshKeychain{o.to.authFile}

@@ -9,6 +9,7 @@ const (
 	noGatewayVerb         = "%q is not a verb of rpush gateway: run and serve"
 	upstreamAndRegistry   = "--upstream names the one registry: leave out --registry"
 	authfileWithoutSignIn = "--authfile has credentials for --sign-in, which is missing"
+	acceptNeedsState      = "--accept keeps uploads in --state-dir: leave out --no-state"
 	badServeTimeout       = "--header-timeout and --idle-timeout need a positive time, --stop-timeout none below 0"
 	publicNeeds           = "%s is not a loopback address: it needs %s"
 	flagNeedsOneRegistry  = "%s is about one registry: name it with --upstream or --registry"
@@ -56,6 +57,10 @@ behind is continued, and the client does not notice. It ends with SIGTERM.
   rpush gateway serve
         the first element of a name is its registry, or containerd's ns:
         docker push localhost:5077/registry.example/team/app:1
+
+  rpush gateway serve --upstream REGISTRY --accept
+        beside a registry that loses an upload with any break (distribution 2,
+        Harbor): the gateway keeps what arrived, and the client continues
 
 The client's own credentials go to the registry as they are: docker login
 localhost:5077. --sign-in uses those of this user instead, for what --allow

@@ -181,6 +181,41 @@ func TestGatewayAndClientKilled(t *testing.T) {
 	}
 }
 
+// A gateway beside distribution 2.8, which loses every upload that breaks, keeps
+// them: on a line that resets connections at random, both rpush and a client
+// behind another gateway arrive, with hardly a byte sent twice.
+func TestGatewayAccept(t *testing.T) {
+	reg := realreg.Start(t, realreg.Options{Tool: "docker-registry"})
+	img := binary.Layout(t, 304, 48*mib, 5*mib)
+	dir, state := stateOf(t)
+	beside := serve(t, binary.Environ(t, state), "--listen", "127.0.0.1:0", "--upstream", reg.Addr, "--accept")
+	push := map[string]func(line string){
+		"rpush": func(line string) {
+			rpush.Push(t, binary.Environ(t), "oci:"+img.Dir, line+"/team/rpush:1")
+		},
+		"crane": func(line string) {
+			agent := serve(t, binary.Environ(t), "--listen", "127.0.0.1:0", "--upstream", line)
+			byCrane(t, nil, "push", img.Dir, agent.addr+"/team/crane:1")
+		},
+	}
+	for i, client := range []string{"rpush", "crane"} {
+		line := binary.Through(t, beside.addr, proxy.Options{
+			Plan: proxy.Seeded(uint64(i), 6*mib, proxy.Fault{Kind: proxy.ResetClient}), Buffer: 256 << 10,
+		})
+		push[client](line.Addr())
+		s := line.Stats()
+		ratio := float64(s.Up) / float64(img.Total)
+		t.Logf("%s: %d resets, forwarded %.4f x the image", client, s.Faults, ratio)
+		if s.Faults < 2 || ratio > 1.05 {
+			t.Errorf("%s: %d resets, forwarded %.4f x the image, want at least 2 and at most 1.05 x", client, s.Faults, ratio)
+		}
+		binary.Same(t, img, reg.Addr+"/team/"+client+":1")
+		if left, err := os.ReadDir(filepath.Join(dir, "rpush-accepted")); err != nil || len(left) != 0 {
+			t.Errorf("%s: left behind: %v, %v", client, left, err)
+		}
+	}
+}
+
 // On an address that others reach, the gateway asks for its own password and
 // uses credentials of its own for what is allowed.
 func TestGatewayServePublic(t *testing.T) {
@@ -260,6 +295,7 @@ func TestGatewayServeUsage(t *testing.T) {
 		{[]string{"--sign-in", "--allow", "reg.example/Case", "--listen", "127.0.0.1:0"}, 2, "neither a registry nor a repository"},
 		{[]string{"--upstream", "a.example", "--registry", "b.example"}, 2, "leave out --registry"},
 		{[]string{"--authfile", "x"}, 2, "--sign-in"},
+		{[]string{"--accept", "--no-state"}, 2, "--accept keeps uploads in --state-dir"},
 		{[]string{"--htpasswd", "/nowhere"}, 1, "no such file"},
 		{[]string{"--listen", "127.0.0.1:99999"}, 1, "--listen"},
 		{[]string{"--max-requests", "0"}, 2, "--max-requests"},

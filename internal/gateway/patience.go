@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 )
 
@@ -26,12 +27,22 @@ type patientBody struct {
 	io.ReadCloser
 	c    *http.ResponseController
 	idle time.Duration
+	over atomic.Bool // nobody wants the rest
+}
+
+// interrupt ends a Read that waits, and all later ones.
+func (b *patientBody) interrupt() {
+	b.over.Store(true)
+	b.c.SetReadDeadline(time.Now()) //nolint:errcheck // as in Read
 }
 
 // Read has a deadline of its own. After the last one there is none: net/http then
 // watches the connection, and would take a deadline for the client's end.
 func (b *patientBody) Read(p []byte) (int, error) {
 	b.c.SetReadDeadline(time.Now().Add(b.idle)) //nolint:errcheck // as above
+	if b.over.Load() {                          // after the deadline was set: interrupt comes before that, or ends the Read
+		return 0, http.ErrBodyReadAfterClose
+	}
 	n, err := b.ReadCloser.Read(p)
 	if err != nil {
 		b.c.SetReadDeadline(time.Time{}) //nolint:errcheck // as above

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 
 	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/resume"
 )
 
 // The defaults of ServerOptions.
@@ -49,6 +51,15 @@ type ServerOptions struct {
 	// is called for every request.
 	Authenticate func(user, password string) bool
 
+	// AcceptDir, unless empty, makes the server keep upload sessions of its own, in a
+	// subdirectory: every byte that arrives is kept, and a blob goes to the registry
+	// when the client commits it. It is for a gateway beside a registry that loses
+	// sessions. No other server may use the directory.
+	AcceptDir string
+	// AcceptLimit bounds the bytes of all these uploads. 0 is
+	// resume.DefaultSpoolLimit.
+	AcceptLimit int64
+
 	// AnyHost lets clients address the server by any name. Without it only names
 	// of loopback addresses are taken, so that no web page can make a browser use
 	// the gateway under the page's own name.
@@ -72,6 +83,8 @@ type Server struct {
 	o     ServerOptions
 	slots chan struct{}
 	seal  *sealer
+
+	accepted *accepted // nil unless the server keeps uploads of its own
 
 	mu        sync.Mutex
 	upstreams map[string]*served
@@ -119,7 +132,13 @@ func (g *Gateway) NewServer(o ServerOptions) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{g: g, o: o, slots: make(chan struct{}, o.MaxRequests), seal: seal, upstreams: map[string]*served{}}, nil
+	s := &Server{g: g, o: o, slots: make(chan struct{}, o.MaxRequests), seal: seal, upstreams: map[string]*served{}}
+	if o.AcceptDir != "" {
+		if s.accepted, err = openAccepted(o.AcceptDir, cmp.Or(o.AcceptLimit, resume.DefaultSpoolLimit)); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
 }
 
 // ServeHTTP implements http.Handler.
@@ -244,6 +263,25 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, rt route) {
 		if c.signIn, err = s.signIn(r.Context(), in, registry, rt, c.query); err != nil {
 			s.g.failed(w, r, err)
 			return
+		}
+	}
+	if s.accepted != nil && rt.kind == aboutUpload && strings.HasPrefix(rt.rest, "blobs/uploads/"+acceptMark) {
+		s.accept(w, r, view, c)
+		return
+	}
+	if s.accepted != nil && rt.kind == aboutUploads {
+		client := r.Header.Clone()
+		c.location = func(to *url.URL, status int) string {
+			if status == http.StatusAccepted {
+				// The registry lets this client upload here. The upload is the gateway's.
+				u, err := s.accepted.open(view.scope())
+				if err == nil {
+					go s.cancelAtRegistry(c, client, to)
+					return view.acceptedAt(u.id)
+				}
+				s.g.log().WithField("error", protocol.Text(err)).Warn("an upload goes to the registry as it comes")
+			}
+			return view.location(to, status)
 		}
 	}
 	s.g.forward(w, r, c)

@@ -39,7 +39,9 @@ type site struct {
 	reg      *scripted.Registry
 	upstream *httptest.Server
 	addr     string // of the gateway
-	srv      *httptest.Server
+
+	acceptDir string
+	srv       *httptest.Server
 
 	mu   sync.Mutex
 	seen []*http.Request // at the registry, without bodies
@@ -47,7 +49,7 @@ type site struct {
 
 func newSite(t *testing.T, ro scripted.Options, so gateway.ServerOptions, wrap func(http.Handler) http.Handler, tries ...int) *site {
 	t.Helper()
-	s := &site{t: t, reg: scripted.New(ro)}
+	s := &site{t: t, reg: scripted.New(ro), acceptDir: so.AcceptDir}
 	var h http.Handler = s.reg
 	if wrap != nil {
 		h = wrap(h)

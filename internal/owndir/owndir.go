@@ -14,6 +14,8 @@ import (
 const (
 	Spool = "rpush-spool" // blobs and archives that wait on disk
 	Known = "rpush-known" // hints about registries, layers and images
+
+	Accepted = "rpush-accepted" // uploads that a gateway has received for a registry
 )
 
 // tempPrefix begins the names of files that are being written.

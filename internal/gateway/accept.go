@@ -1,0 +1,321 @@
+package gateway
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rpush-go/rpush/internal/owndir"
+	"github.com/rpush-go/rpush/internal/tempfile"
+)
+
+// acceptedFor is how long an upload that nobody uses is kept, as registries do.
+const acceptedFor = 72 * time.Hour
+
+// maxAccepted bounds the uploads that are open at once.
+const maxAccepted = 16384
+
+const (
+	acceptedMeta = ".json"
+	acceptedData = ".data"
+)
+
+var (
+	errNoUpload = errors.New("the gateway does not know this upload")
+	errNoRoom   = errors.New("the gateway has no room for more of this upload now")
+)
+
+// accepted is what a gateway at the registry's side has received of uploads that
+// are not committed yet. It is a directory with two files for each upload: the
+// bytes, whose number is the offset, and what the upload is of. So uploads survive
+// the end of the process. It is safe for concurrent use.
+type accepted struct {
+	dir   string
+	limit int64 // bytes of all uploads
+
+	mu      sync.Mutex
+	uploads map[string]*acceptedUpload
+	used    int64
+	swept   time.Time
+}
+
+// acceptedUpload is one upload.
+type acceptedUpload struct {
+	a  *accepted
+	id string
+	// scope is the registry and the repository.
+	scope string
+
+	writer chan struct{} // held by the request that appends or commits
+
+	mu        sync.Mutex
+	size      int64
+	used      time.Time
+	interrupt func() // ends the request that holds writer; nil if there is none
+	// committing says that the bytes are on their way to the registry. They go on
+	// if the client breaks off.
+	committing bool
+	gone       bool
+}
+
+type acceptedFile struct {
+	Version int    `json:"version"`
+	Scope   string `json:"scope"`
+}
+
+// openAccepted takes up what an earlier process left in dir.
+func openAccepted(dir string, limit int64) (*accepted, error) {
+	path, err := owndir.Make(dir, owndir.Accepted)
+	if err != nil {
+		return nil, err
+	}
+	a := &accepted{dir: path, limit: limit, uploads: map[string]*acceptedUpload{}}
+	names, err := os.ReadDir(path)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range names {
+		id, ok := strings.CutSuffix(e.Name(), acceptedMeta)
+		if !ok || !isAcceptedID(id) {
+			continue
+		}
+		var f acceptedFile
+		b, err := os.ReadFile(filepath.Join(path, e.Name()))
+		if err == nil {
+			err = json.Unmarshal(b, &f)
+		}
+		st, statErr := os.Stat(a.path(id, acceptedData))
+		if err != nil || statErr != nil || f.Version != 1 || f.Scope == "" {
+			a.remove(id)
+			continue
+		}
+		u := &acceptedUpload{a: a, id: id, scope: f.Scope, writer: make(chan struct{}, 1), size: st.Size(), used: st.ModTime()}
+		a.uploads[id] = u
+		a.used += u.size
+	}
+	a.sweep()
+	return a, nil
+}
+
+func isAcceptedID(id string) bool {
+	b, err := hex.DecodeString(id)
+	return err == nil && len(b) == 16 && hex.EncodeToString(b) == id
+}
+
+func (a *accepted) path(id, ext string) string { return filepath.Join(a.dir, id+ext) }
+
+func (a *accepted) remove(id string) {
+	_ = os.Remove(a.path(id, acceptedMeta)) // what stays is removed at the next start
+	_ = os.Remove(a.path(id, acceptedData))
+}
+
+// sweep forgets uploads that nobody has used for long.
+func (a *accepted) sweep() {
+	a.mu.Lock()
+	var old []*acceptedUpload
+	if now := time.Now(); now.Sub(a.swept) > time.Hour {
+		a.swept = now
+		for _, u := range a.uploads {
+			if u.idle(now) > acceptedFor {
+				old = append(old, u)
+			}
+		}
+	}
+	a.mu.Unlock()
+	for _, u := range old {
+		u.forget()
+	}
+}
+
+func (u *acceptedUpload) idle(now time.Time) time.Duration {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.interrupt != nil || u.committing {
+		return 0
+	}
+	return now.Sub(u.used)
+}
+
+// open begins an upload. Its name cannot be guessed.
+func (a *accepted) open(scope string) (*acceptedUpload, error) {
+	a.sweep()
+	var raw [16]byte
+	rand.Read(raw[:])
+	u := &acceptedUpload{a: a, id: hex.EncodeToString(raw[:]), scope: scope, writer: make(chan struct{}, 1), used: time.Now()}
+	b, err := json.Marshal(acceptedFile{1, scope})
+	if err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.uploads) >= maxAccepted {
+		return nil, errNoRoom
+	}
+	if err := os.WriteFile(a.path(u.id, acceptedData), nil, 0o600); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(a.path(u.id, acceptedMeta), b, 0o600); err != nil {
+		a.remove(u.id)
+		return nil, err
+	}
+	a.uploads[u.id] = u
+	return u, nil
+}
+
+// get finds an upload of a repository.
+func (a *accepted) get(id, scope string) (*acceptedUpload, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if u := a.uploads[id]; u != nil && u.scope == scope {
+		return u, nil
+	}
+	return nil, errNoUpload
+}
+
+// take makes the caller the one request that may change the upload. A request
+// that has it already is interrupted: its client has given it up, or would not
+// send another. interrupt does the same for the caller.
+func (u *acceptedUpload) take(ctx context.Context, interrupt func()) (done func(), err error) {
+	u.stop()
+	select {
+	case u.writer <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.gone {
+		<-u.writer
+		return nil, errNoUpload
+	}
+	u.interrupt = interrupt
+	return func() {
+		u.mu.Lock()
+		u.interrupt, u.committing, u.used = nil, false, time.Now()
+		u.mu.Unlock()
+		<-u.writer
+	}, nil
+}
+
+// commit notes that the request which has taken the upload commits it.
+func (u *acceptedUpload) commit() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.interrupt, u.committing = nil, true
+}
+
+func (u *acceptedUpload) isCommitting() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.committing
+}
+
+// stop interrupts the request that changes the upload, if it may be.
+func (u *acceptedUpload) stop() {
+	u.mu.Lock()
+	f := u.interrupt
+	u.mu.Unlock()
+	if f != nil {
+		f()
+	}
+}
+
+// offset is how many bytes are kept.
+func (u *acceptedUpload) offset() int64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.size
+}
+
+// append keeps what comes, also if it breaks off. The caller has taken the
+// upload.
+func (u *acceptedUpload) append(r io.Reader) error {
+	f, err := os.OpenFile(u.a.path(u.id, acceptedData), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	buf := make([]byte, 256<<10)
+	for {
+		n, err := r.Read(buf)
+		if n > 0 {
+			if !u.a.room(f, int64(n)) {
+				return errNoRoom
+			}
+			at := u.offset()
+			if _, err := f.WriteAt(buf[:n], at); err != nil {
+				u.a.giveBack(int64(n))
+				return fmt.Errorf("%w: %w", errNoRoom, err)
+			}
+			u.mu.Lock()
+			u.size = at + int64(n)
+			u.mu.Unlock()
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// room takes n bytes of what all uploads may hold. Half of what is free stays
+// free.
+func (a *accepted) room(f *os.File, n int64) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.used+n > a.limit {
+		return false
+	}
+	if free, ok := tempfile.Free(f); ok && free < n+a.used/16 {
+		return false
+	}
+	a.used += n
+	return true
+}
+
+func (a *accepted) giveBack(n int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.used -= n
+}
+
+// read opens the bytes from offset.
+func (u *acceptedUpload) read(offset int64) (*os.File, error) {
+	f, err := os.Open(u.a.path(u.id, acceptedData))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := f.Seek(offset, io.SeekStart); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// forget removes the upload.
+func (u *acceptedUpload) forget() {
+	u.mu.Lock()
+	if u.gone {
+		u.mu.Unlock()
+		return
+	}
+	u.gone = true
+	size := u.size
+	u.mu.Unlock()
+	u.a.mu.Lock()
+	delete(u.a.uploads, u.id)
+	u.a.used -= size
+	u.a.mu.Unlock()
+	u.a.remove(u.id)
+}

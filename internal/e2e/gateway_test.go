@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -117,6 +118,48 @@ func TestGatewayServe(t *testing.T) {
 	}
 	if exit := s.stop(); exit != 0 {
 		t.Errorf("exit %d after SIGTERM, want 0\n%s", exit, s.errs)
+	}
+}
+
+// A pull survives a line that cuts every connection after some MiB. crane alone
+// does not get through.
+func TestGatewayPull(t *testing.T) {
+	reg := realreg.Start(t, realreg.Options{})
+	img := binary.Layout(t, 305, 24*mib)
+	rpush.Push(t, binary.Environ(t), "oci:"+img.Dir, reg.Addr+"/team/app:1")
+	line := binary.Through(t, reg.Addr, proxy.Options{Plan: func(int) proxy.Fault { return proxy.Fault{Kind: proxy.Cut, AtDown: 5 * mib} }})
+	alone := exec.CommandContext(t.Context(), realreg.Tool(t, "crane"), "pull", "--format=oci", line.Addr()+"/team/app:1", filepath.Join(t.TempDir(), "pulled"))
+	alone.Env = binary.Environ(t)
+	if out, err := alone.CombinedOutput(); err == nil {
+		t.Errorf("crane arrives without the gateway: this test shows nothing\n%s", out)
+	}
+	before := line.Stats()
+	s := serve(t, binary.Environ(t), "--listen", "127.0.0.1:0", "--upstream", line.Addr())
+	binary.Same(t, img, s.addr+"/team/app:1")
+	st := line.Stats()
+	ratio := float64(st.Down-before.Down) / float64(img.Total)
+	t.Logf("%d cuts, %.4f x the image came", st.Faults-before.Faults, ratio)
+	if st.Faults-before.Faults < 4 || ratio > 1.05 {
+		t.Errorf("%d cuts, %.4f x the image came, want at least 4 and at most 1.05 x", st.Faults-before.Faults, ratio)
+	}
+}
+
+// A client that does not finish the head of a request is hung up on.
+func TestGatewaySlowHeader(t *testing.T) {
+	s := serve(t, binary.Environ(t), "--listen", "127.0.0.1:0", "--upstream", "reg.example", "--header-timeout", "200ms")
+	c, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "GET /v2/ HTTP/1.1\r\nHost: localhost\r\nX-Slow: "); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(c); err != nil {
+		t.Errorf("the gateway waits for ever: %v, %q", err, b)
 	}
 }
 

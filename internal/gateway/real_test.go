@@ -15,8 +15,6 @@ import (
 	"github.com/rpush-go/rpush/internal/testgear/realreg"
 )
 
-const mib = 1 << 20
-
 // start serves one registry until the end of the test, and returns its address.
 func start(t *testing.T, o gateway.Options, upstream string) string {
 	t.Helper()

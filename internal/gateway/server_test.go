@@ -28,6 +28,8 @@ import (
 )
 
 const (
+	mib = 1 << 20
+
 	regHost = "reg.test"
 	// itself stands for the registry's own address.
 	itself = "itself.test"

@@ -1,0 +1,83 @@
+package cli
+
+import (
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+)
+
+func TestRegistryNamedBy(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "images.d", "app.tar")
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(dir)
+	for arg, want := range map[string]string{
+		"registry.example/team/app:1":               "registry.example",
+		"docker://registry.example:5000/app":        "registry.example:5000",
+		"oci://registry.example/charts":             "registry.example",
+		"--destination=registry.example/team/app":   "registry.example",
+		"localhost:5000/app":                        "localhost:5000",
+		"localhost/app":                             "localhost",
+		"192.0.2.1:5000/app":                        "192.0.2.1:5000",
+		"[2001:db8::1]:5000/app":                    "[2001:db8::1]:5000",
+		"team/app:1":                                "",
+		"app":                                       "",
+		"images.d/app.tar":                          "",
+		"./app.tar":                                 "",
+		"../registry.example/app":                   "",
+		"/registry.example/app":                     "",
+		"oci:registry.example/app":                  "",
+		"-o":                                        "",
+		"user@registry.example/app":                 "",
+		"https://user:password@registry.example/v2": "",
+	} {
+		if got := registryNamedBy(arg); got != want {
+			t.Errorf("%s: got %q, want %q", arg, got, want)
+		}
+	}
+}
+
+// Flags are for the registries that the call is about, not for those that
+// docker login has credentials for.
+func TestInterceptedRegistries(t *testing.T) {
+	dir := t.TempDir()
+	config := `{"auths": {"https://index.docker.io/v1/": {}, "other.example": {}}, "credHelpers": {"helped.example": "x"}}`
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []string{"DOCKER_AUTH_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"} {
+		t.Setenv(k, "")
+	}
+	t.Setenv("DOCKER_CONFIG", dir)
+	t.Setenv("HOME", dir)
+	t.Setenv("XDG_CONFIG_HOME", dir)
+	args := []string{"skopeo", "copy", "oci:x", "docker://registry.example/app"}
+
+	in, err := interceptedRegistries(nil, args)
+	if err != nil || !slices.Equal(in.asked, []string{"registry.example"}) ||
+		!slices.Equal(in.all, []string{"registry.example", "index.docker.io", "helped.example", "other.example"}) {
+		t.Errorf("got %+v, %v", in, err)
+	}
+	if !slices.Contains(in.hosts(), "registry-1.docker.io") {
+		t.Errorf("hosts: %v", in.hosts())
+	}
+	if r := in.registry(&url.URL{Scheme: "https", Host: "registry-1.docker.io"}); r != "index.docker.io" {
+		t.Errorf("got %s", r)
+	}
+	in, err = interceptedRegistries([]string{"registry.example:5000"}, args)
+	if err != nil || !slices.Equal(in.all, []string{"registry.example:5000"}) || !slices.Equal(in.asked, in.all) {
+		t.Errorf("got %+v, %v", in, err)
+	}
+	for _, bad := range []string{"registry.example/team", "https://registry.example", "user@registry.example"} {
+		if _, err := interceptedRegistries([]string{bad}, args); err == nil {
+			t.Errorf("--registry %s is taken", bad)
+		}
+	}
+}

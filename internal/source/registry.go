@@ -11,6 +11,10 @@ import (
 	"github.com/rpush-go/rpush/pusher"
 )
 
+// maxAllTags bounds the images of one push: what is kept of each takes some
+// hundred bytes.
+const maxAllTags = 1 << 16
+
 // openRegistry opens a repository. Nothing is read before an image is asked
 // for.
 func openRegistry(ctx context.Context, spec string, o Options) (*Images, error) {
@@ -49,6 +53,9 @@ func openRegistry(ctx context.Context, spec string, o Options) (*Images, error) 
 			tags, err := r.Tags(ctx)
 			if err != nil {
 				return nil, err
+			}
+			if len(tags) > maxAllTags {
+				return nil, bad("%s has %d tags, more than the %d that one push takes", ref.Context().Name(), len(tags), maxAllTags)
 			}
 			all := map[string]selector{}
 			for _, t := range tags {

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/rpush-go/rpush/internal/owndir"
 	"github.com/rpush-go/rpush/internal/tempfile"
 )
@@ -301,6 +303,18 @@ func (u *acceptedUpload) read(offset int64) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// differs reports whether what is kept can be read, and has another digest.
+func (u *acceptedUpload) differs(dgst digest.Digest) bool {
+	f, err := u.read(0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	v := dgst.Verifier()
+	n, err := io.Copy(v, f)
+	return err == nil && n == u.offset() && !v.Verified()
 }
 
 // forget removes the upload.

@@ -275,3 +275,27 @@ func TestAcceptedRanges(t *testing.T) {
 		t.Errorf("the right one: %d %q", resp.StatusCode, resp.Header.Get("Range"))
 	}
 }
+
+// A fault of the gateway's own disk is not the client's.
+func TestAcceptedBytesLost(t *testing.T) {
+	s := fragile(t, t.TempDir(), gateway.ServerOptions{})
+	data, dgst := randomBlob(6, 2*mib)
+	resp, _ := s.do("POST", "/v2/team/app/blobs/uploads/", "")
+	at := resp.Header.Get("Location")
+	if resp, _ := s.do("PATCH", at, string(data)); resp.StatusCode != 202 {
+		t.Fatalf("PATCH: %d", resp.StatusCode)
+	}
+	files, err := filepath.Glob(filepath.Join(s.acceptDir, "rpush-accepted", "*.data"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	if err := os.Truncate(files[0], mib); err != nil {
+		t.Fatal(err)
+	}
+	if resp, body := s.do("PUT", at+"?digest="+dgst, ""); resp.StatusCode != 503 {
+		t.Errorf("got %d %s, want 503", resp.StatusCode, body)
+	}
+	if s.blob("team/app", dgst) != nil {
+		t.Error("the registry has a blob")
+	}
+}

@@ -176,9 +176,12 @@ func (s *Server) deliver(ctx context.Context, w http.ResponseWriter, r *http.Req
 		w.WriteHeader(http.StatusCreated)
 	case r.Context().Err() != nil:
 		panic(http.ErrAbortHandler) // the client asks again, and finds all its bytes
-	case errors.Is(err, protocol.ErrSource):
+	case errors.Is(err, protocol.ErrSource) && u.differs(dgst):
 		u.forget()
 		fail(w, http.StatusBadRequest, "DIGEST_INVALID", "the bytes of the upload do not have this digest")
+	case errors.Is(err, protocol.ErrSource): // the disk, not the client
+		s.g.log().WithField("error", protocol.Text(err)).Error("what was kept of an upload cannot be read")
+		fail(w, http.StatusServiceUnavailable, "UNAVAILABLE", "the gateway cannot read what it has kept of this upload")
 	case errors.Is(err, protocol.ErrDenied) && as.refused != nil && !c.strip && c.signIn == nil:
 		if v := as.refused.Get("WWW-Authenticate"); v != "" {
 			w.Header().Set("WWW-Authenticate", v)

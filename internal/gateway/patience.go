@@ -27,21 +27,36 @@ type patientBody struct {
 	io.ReadCloser
 	c    *http.ResponseController
 	idle time.Duration
-	over atomic.Bool // nobody wants the rest
+	// over, unless 0, is when reading ends, in Unix nanoseconds: only what is on
+	// the way is still wanted.
+	over atomic.Int64
 }
 
-// interrupt ends a Read that waits, and all later ones.
+// What is on the way is taken for drainFor at most, and as long as something
+// comes every drainIdle: a broken connection may still hold megabytes.
+const (
+	drainIdle = time.Second
+	drainFor  = 10 * time.Second
+)
+
+// interrupt ends reading once nothing is on the way any more.
 func (b *patientBody) interrupt() {
-	b.over.Store(true)
-	b.c.SetReadDeadline(time.Now()) //nolint:errcheck // as in Read
+	if b.over.CompareAndSwap(0, time.Now().Add(drainFor).UnixNano()) {
+		b.c.SetReadDeadline(time.Now().Add(drainIdle)) //nolint:errcheck // as in Read
+	}
 }
 
 // Read has a deadline of its own. After the last one there is none: net/http then
 // watches the connection, and would take a deadline for the client's end.
 func (b *patientBody) Read(p []byte) (int, error) {
 	b.c.SetReadDeadline(time.Now().Add(b.idle)) //nolint:errcheck // as above
-	if b.over.Load() {                          // after the deadline was set: interrupt comes before that, or ends the Read
-		return 0, http.ErrBodyReadAfterClose
+	// After the deadline was set: interrupt came before that, or changes it.
+	if end := b.over.Load(); end != 0 {
+		now := time.Now()
+		if now.UnixNano() >= end {
+			return 0, http.ErrBodyReadAfterClose
+		}
+		b.c.SetReadDeadline(now.Add(drainIdle)) //nolint:errcheck // as above
 	}
 	n, err := b.ReadCloser.Read(p)
 	if err != nil {

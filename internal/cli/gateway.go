@@ -204,12 +204,6 @@ func (a *app) serveGateway(ctx context.Context, o *options, s *serveOptions) err
 		}
 		so.AcceptLimit = int64(s.spoolLimit)
 	}
-	if s.accept {
-		if so.AcceptDir, err = o.stateDirectory(); err != nil {
-			return &localError{"--accept", err}
-		}
-		so.AcceptLimit = int64(s.spoolLimit)
-	}
 	if s.signIn {
 		so.Keychain = freshKeychain{o.to.authFile}
 	}

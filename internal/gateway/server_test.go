@@ -264,6 +264,9 @@ func TestSealedLocations(t *testing.T) {
 				case http.MethodPost:
 					w.Header().Set("Location", place)
 					w.WriteHeader(http.StatusAccepted)
+				case http.MethodHead: // a commit at another host is confirmed
+					w.Header().Set("Docker-Content-Digest", digest.FromString("x").String())
+					w.Header().Set("Content-Length", "1")
 				default:
 					io.Copy(io.Discard, r.Body)
 					w.Header().Set("X-Path", r.URL.RequestURI())

@@ -136,17 +136,12 @@ func (p *pushes) pushOfEngine(ctx context.Context, eng *engine.Engine, image str
 		return p.done(t, nil, nil, err)
 	}
 	e := &engineImage{eng, img}
-	var claimed []string
+	save := func(ctx context.Context) (io.ReadCloser, error) { return eng.Export(ctx, img) }
+	var in stream.Input = &stream.Saved{Save: save, Config: img.ID, Layers: img.DiffIDs}
 	if img.Whole {
-		claimed = p.claimed(ctx, e, t.ref.Context())
+		in = &stream.Whole{Save: save, Digest: img.ID, MountIfHere: p.claimed(ctx, e, t.ref.Context())}
 	}
-	m := &making{pushes: p, target: t, what: image, po: po, eng: e, job: stream.Job{
-		MountIfHere: claimed,
-		Save:        func(ctx context.Context) (io.ReadCloser, error) { return eng.Export(ctx, img) },
-		ID:          img.ID,
-		Whole:       img.Whole,
-		DiffIDs:     img.DiffIDs,
-	}}
+	m := &making{pushes: p, target: t, what: image, po: po, eng: e, job: stream.Job{Input: in}}
 	return m.push(ctx)
 }
 

@@ -121,9 +121,9 @@ func (m *making) make(ctx context.Context) (remote.Taggable, error) {
 	for _, repo := range m.po.MountFrom {
 		j.MountFrom = append(j.MountFrom, repo.Name())
 	}
-	if j.Whole {
+	if _, isWhole := j.Input.(*stream.Whole); isWhole {
 		if j.Format == "" {
-			if there, err := stream.Published(ctx, m.p, m.d, m.ref.Context(), j.ID); there != nil || err != nil {
+			if there, err := stream.Published(ctx, m.p, m.d, m.ref.Context(), j.Input.ID()); there != nil || err != nil {
 				return there, err
 			}
 		}
@@ -134,29 +134,10 @@ func (m *making) make(ctx context.Context) (remote.Taggable, error) {
 	}
 	lessons, reader := m.learn(ctx)
 	j.Learnt, j.Config, j.Reader = lessons.Layers(), lessons.Config(), reader
-	if config, ok := j.Cache.Config(j.ID); ok {
+	if config, ok := j.Cache.Config(j.Input.ID()); ok {
 		j.Config = config
 	}
 	return j.Run(ctx)
-}
-
-// id is that of the image.
-func (m *making) id() digest.Digest {
-	if p := m.job.Plain; p != nil {
-		return digest.FromBytes(p.Config)
-	}
-	return m.job.ID
-}
-
-// diffIDs are those of the image's layers.
-func (m *making) diffIDs() (all []digest.Digest) {
-	if m.job.Plain == nil {
-		return m.job.DiffIDs
-	}
-	for _, l := range m.job.Plain.Layers {
-		all = append(all, l.DiffID)
-	}
-	return all
 }
 
 // unclobbered refuses early what Finish would refuse in the end: to take a tag
@@ -179,7 +160,7 @@ func (m *making) unclobbered(ctx context.Context) error {
 			continue
 		}
 		is, err := manifest.Parse(doc.Raw, "")
-		if err != nil || is.Config == nil || is.Config.Digest.String() != m.id().String() {
+		if err != nil || is.Config == nil || is.Config.Digest.String() != m.job.Input.ID().String() {
 			return &pusher.ExistsError{Reference: ref.Name(), Digest: digest.FromBytes(doc.Raw)}
 		}
 	}
@@ -203,7 +184,7 @@ func (m *making) spool() *spool.Dir {
 // learn asks the registry what it knows of the image's layers, and returns the
 // pusher to verify that with. All of it is a help: what fails is left out.
 func (m *making) learn(ctx context.Context) (*stream.Lessons, *pusher.Pusher) {
-	lessons := &stream.Lessons{ID: m.id(), DiffIDs: m.diffIDs()}
+	lessons := &stream.Lessons{ID: m.job.Input.ID(), DiffIDs: m.job.Input.DiffIDs()}
 	p, err := m.x.reader(m.ref.Context())
 	if err != nil {
 		return lessons, nil

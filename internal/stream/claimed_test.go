@@ -2,9 +2,7 @@ package stream
 
 import (
 	"bytes"
-	"context"
 	"errors"
-	"io"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -85,10 +83,9 @@ func TestWholeMountsFromClaimedRepositoriesOnlyWhatIsHere(t *testing.T) {
 			left(t, dir, string(secret))
 		}
 		j := &Job{
-			ID: id, Whole: true, Delivery: d, Repository: repo.Name(), Spool: dir, Cache: known.Open(""),
-			MountIfHere: []string{repo.Registry.Repo("secret/app").Name()},
-			Warn:        func(err error) { t.Errorf("%s: warning: %v", what, err) }, Doing: func(string) {},
-			Save: func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil },
+			Input:    &Whole{Save: saving(b), Digest: id, MountIfHere: []string{repo.Registry.Repo("secret/app").Name()}},
+			Delivery: d, Repository: repo.Name(), Spool: dir, Cache: known.Open(""),
+			Warn: func(err error) { t.Errorf("%s: warning: %v", what, err) }, Doing: func(string) {},
 		}
 		img, err := j.Run(t.Context())
 		if err == nil {
@@ -141,9 +138,9 @@ func TestWholeDemandsAllLayers(t *testing.T) {
 		}, types.OCIManifestSchema1)
 		b := a.top(m)
 		j := &Job{
-			ID: digest.Digest(m.Digest.String()), Whole: true, Delivery: d, Repository: repo.Name(), Cache: known.Open(""),
+			Input:    &Whole{Save: saving(b), Digest: digest.Digest(m.Digest.String())},
+			Delivery: d, Repository: repo.Name(), Cache: known.Open(""),
 			Warn: func(error) {}, Doing: func(string) {},
-			Save: func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil },
 		}
 		img, err := j.Run(t.Context())
 		if err == nil {

@@ -21,12 +21,12 @@ func (j *Job) docker(a *saved.Archive) (remote.Taggable, error) {
 	}
 	for _, img := range images {
 		config, ok := a.Document(img.Config)
-		if !ok || j.ID.Algorithm().FromBytes(config) != j.ID {
+		if !ok || j.Input.ID().Algorithm().FromBytes(config) != j.Input.ID() {
 			continue
 		}
 		diffs, err := diffIDs(config)
 		if err != nil {
-			return nil, bad("the config %s: %w", j.ID, err)
+			return nil, bad("the config %s: %w", j.Input.ID(), err)
 		}
 		if len(diffs) != len(img.Layers) {
 			return nil, bad("the image has %d layers, its config names %d", len(img.Layers), len(diffs))
@@ -45,7 +45,7 @@ func (j *Job) docker(a *saved.Archive) (remote.Taggable, error) {
 		}
 		return j.assemble(config, img.LayerSources)
 	}
-	return nil, bad("%w: it has no config %s", errChanged, j.ID)
+	return nil, bad("%w: it has no config %s", errChanged, j.Input.ID())
 }
 
 func toHash(d digest.Digest) v1.Hash {
@@ -55,12 +55,12 @@ func toHash(d digest.Digest) v1.Hash {
 // assemble makes the image of layers that are at the registry or on their way.
 // Which ones they are only the config says.
 func (j *Job) assemble(config []byte, foreign map[v1.Hash]v1.Descriptor) (remote.Taggable, error) {
-	if got := j.ID.Algorithm().FromBytes(config); got != j.ID {
-		return nil, bad("%w: its config is %s, not %s", errChanged, got, j.ID)
+	if got := j.Input.ID().Algorithm().FromBytes(config); got != j.Input.ID() {
+		return nil, bad("%w: its config is %s, not %s", errChanged, got, j.Input.ID())
 	}
 	diffs, err := diffIDs(config)
 	if err != nil {
-		return nil, bad("the config %s: %w", j.ID, err)
+		return nil, bad("the config %s: %w", j.Input.ID(), err)
 	}
 	var descs []v1.Descriptor
 	for i, diff := range diffs {
@@ -86,6 +86,6 @@ func (j *Job) assemble(config []byte, foreign map[v1.Hash]v1.Descriptor) (remote
 	if err != nil {
 		return nil, err
 	}
-	j.keep(j.Cache.AddConfig(j.ID, config))
+	j.keep(j.Cache.AddConfig(j.Input.ID(), config))
 	return NewImage(raw, config, nil)
 }

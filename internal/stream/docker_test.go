@@ -22,7 +22,7 @@ func TestConfigSaysWhichLayers(t *testing.T) {
 	}
 	for _, diffs := range [][]digest.Digest{{a, b}, {b, a}, {a}, {a, a}} {
 		j := &Job{
-			ID: digest.FromBytes(config), Config: config, DiffIDs: diffs,
+			Input: &Saved{Config: digest.FromBytes(config), Layers: diffs}, Config: config,
 			at: map[digest.Digest]known.Layer{a: layer("a"), b: layer("b")},
 		}
 		img, err := j.deliver(context.Background())

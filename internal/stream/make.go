@@ -80,7 +80,7 @@ func (j *Job) make(ctx context.Context, r io.Reader, a compress.Algorithm) (m *m
 
 // copyTo writes the blob that make would make of r.
 func (j *Job) copyTo(w io.Writer, r io.Reader) error {
-	if j.Whole {
+	if j.Input.keepsBlobs() {
 		_, err := io.CopyBuffer(w, plainReader{r}, make([]byte, copySize))
 		return err
 	}

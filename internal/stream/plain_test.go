@@ -57,7 +57,7 @@ func TestPlain(t *testing.T) {
 		{compress.None, "", types.DockerManifestSchema2, types.DockerUncompressedLayer, 2},
 	} {
 		p, opened := plain(t, a, b, a) // one layer twice
-		job := &Job{Plain: p, Algorithm: tt.algorithm, Format: tt.format, Cache: cache}
+		job := &Job{Input: Plain{p}, Algorithm: tt.algorithm, Format: tt.format, Cache: cache}
 		send := push
 		if tt.algorithm != "" {
 			send = deliver // the other client knows gzip only
@@ -98,7 +98,7 @@ func TestPlainLayerOfNoBytes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, warned, err := deliver(t, nil, &Job{Plain: p, Algorithm: a, Spool: store})
+		got, warned, err := deliver(t, nil, &Job{Input: Plain{p}, Algorithm: a, Spool: store})
 		if err != nil || len(warned) > 0 {
 			t.Errorf("%s: %v, warnings %q", a, err, warned)
 			continue
@@ -121,7 +121,7 @@ func TestPlainWithoutSpool(t *testing.T) {
 		t.Fatal(err)
 	}
 	cache := known.Open(t.TempDir())
-	job := &Job{Plain: p, Spool: small, Cache: cache}
+	job := &Job{Input: Plain{p}, Spool: small, Cache: cache}
 	if _, _, err = push(t, nil, job); err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +138,7 @@ func TestPlainForeign(t *testing.T) {
 	p, _ := plain(t, strings.Repeat("a", 100), strings.Repeat("b", 100))
 	foreign := v1.Descriptor{MediaType: types.DockerForeignLayer, Size: 7, Digest: toHash(digest.FromString("there")), URLs: []string{"https://example.com/blob"}}
 	p.Layers[0].Open, p.Layers[0].Foreign = nil, foreign
-	got, _, err := deliver(t, nil, &Job{Plain: p})
+	got, _, err := deliver(t, nil, &Job{Input: Plain{p}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +163,7 @@ func TestPlainRefuses(t *testing.T) {
 		{"damaged", `layer 2 of 2: bad source: "1/layer.tar" is damaged`, damaged},
 		{"unreadable", "layer 1 of 1: bad source: it cannot be read", gone},
 	} {
-		_, _, err := push(t, nil, &Job{Plain: tt.p})
+		_, _, err := push(t, nil, &Job{Input: Plain{tt.p}})
 		if !errors.Is(err, resume.ErrSource) || !strings.Contains(fmt.Sprint(err), tt.want) {
 			t.Errorf("%s: got %v, want a source error about %q", tt.name, err, tt.want)
 		}

@@ -31,9 +31,13 @@ func TestRecordedArchives(t *testing.T) {
 		}
 		for _, img := range a.Images {
 			t.Run(a.Name+"/"+img.Tag, func(t *testing.T) {
-				j := &Job{ID: digest.Digest(img.ID), Whole: a.Whole}
+				in := &Saved{Config: digest.Digest(img.ID)}
 				for _, d := range img.DiffIDs {
-					j.DiffIDs = append(j.DiffIDs, digest.Digest(d))
+					in.Layers = append(in.Layers, digest.Digest(d))
+				}
+				j := &Job{Input: in}
+				if a.Whole {
+					j.Input = &Whole{Digest: digest.Digest(img.ID)}
 				}
 				got, warnings, err := push(t, a.Tar, j)
 				if err != nil {
@@ -107,13 +111,13 @@ func TestRecordedLayersAreKnownByName(t *testing.T) {
 			continue
 		}
 		n++
-		j := &Job{}
+		in := &Saved{}
 		for _, d := range a.Images[0].DiffIDs {
-			j.DiffIDs = append(j.DiffIDs, digest.Digest(d))
+			in.Layers = append(in.Layers, digest.Digest(d))
 		}
 		var said []digest.Digest
 		_, err := saved.Walk(t.Context(), bytes.NewReader(a.Tar), func(so *saved.Archive, e saved.Entry, r io.Reader) error {
-			d := j.claimed(so, e, saved.ChainIDs(j.DiffIDs))
+			d := in.claimed(so, e, saved.ChainIDs(in.Layers))
 			if d == "" {
 				return nil
 			}
@@ -127,7 +131,7 @@ func TestRecordedLayersAreKnownByName(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := slices.Clone(j.DiffIDs)
+		want := slices.Clone(in.Layers)
 		slices.Sort(want)
 		if slices.Sort(said); !slices.Equal(said, want) {
 			t.Errorf("%s: the names say %s, want %s", a.Name, said, want)
@@ -152,7 +156,7 @@ func TestRecordedFormats(t *testing.T) {
 		}
 		for format, types := range want {
 			n++
-			img, _, err := push(t, a.Tar, &Job{ID: digest.Digest(a.Images[0].ID), Whole: true, Format: format})
+			img, _, err := push(t, a.Tar, &Job{Input: &Whole{Digest: digest.Digest(a.Images[0].ID)}, Format: format})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -65,7 +65,7 @@ func (j *Job) send(diff digest.Digest, l known.Layer, b *spool.Blob) {
 
 // arrived notes that a blob was uploaded.
 func (j *Job) arrived(diff digest.Digest, l known.Layer) {
-	if !j.Whole { // whose blobs are not made of layers
+	if !j.Input.keepsBlobs() {
 		j.has(diff, l)
 	}
 }
@@ -108,12 +108,10 @@ func (r *remade) Close() error {
 func (j *Job) remake(ctx context.Context, file string) *remade {
 	ctx, stop := context.WithCancel(ctx)
 	pr, pw := io.Pipe()
-	if j.Plain == nil {
-		j.stats.Exports++
-	}
+	j.stats.Exports += j.Input.exportsToReread()
 	go func() {
 		defer stop()
-		pw.CloseWithError(j.reread(ctx, file, func(r io.Reader) error { return j.copyTo(pw, r) }))
+		pw.CloseWithError(j.Input.reread(ctx, file, func(r io.Reader) error { return j.copyTo(pw, r) }))
 	}()
 	return &remade{pr, stop}
 }

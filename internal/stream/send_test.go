@@ -54,7 +54,7 @@ func TestRemadeBlobBegins(t *testing.T) {
 	for _, offset := range []int64{0, 7, 2 << 10} {
 		synctest.Test(t, func(t *testing.T) {
 			s := &slow{b: a.b.Bytes(), begin: make(chan struct{})}
-			j := &Job{Save: s.save, Algorithm: compress.None}
+			j := &Job{Input: &Saved{Save: s.save}, Algorithm: compress.None}
 			var r io.ReadCloser
 			var err error
 			opened := make(chan struct{})
@@ -86,7 +86,7 @@ func TestRemadeBlobBegins(t *testing.T) {
 func TestRemadeBlobIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &slow{begin: make(chan struct{})}
-		j := &Job{Save: s.save, Algorithm: compress.None}
+		j := &Job{Input: &Saved{Save: s.save}, Algorithm: compress.None}
 		r := j.remake(t.Context(), "layer.tar")
 		synctest.Wait()
 		r.Close()

@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"sync"
@@ -21,7 +20,6 @@ import (
 
 	"github.com/rpush-go/rpush/internal/compress"
 	"github.com/rpush-go/rpush/internal/known"
-	"github.com/rpush-go/rpush/internal/saved"
 	"github.com/rpush-go/rpush/internal/spool"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
@@ -31,26 +29,13 @@ import (
 type Job struct {
 	// Delivery takes the blobs; Finish is the caller's.
 	Delivery *pusher.Delivery
-	// Save gives the saved image. It is called again for layers that did not fit
-	// into the spool, once for each try.
-	Save func(context.Context) (io.ReadCloser, error)
-	// ID is that of the image: the digest of its config or, with Whole, of its
-	// manifest or index.
-	ID digest.Digest
-	// Whole says that the archive holds an image with manifests and blobs as
-	// they are to be published, as containerd keeps them.
-	Whole bool
-	// DiffIDs are those of the layers.
-	DiffIDs []digest.Digest
-
-	// Plain is an image in a file, of which each layer can be read by itself. It
-	// takes the place of Save, ID, DiffIDs and Config.
-	Plain *saved.Plain
+	// Input is the image.
+	Input Input
 
 	// Algorithm is how layers are compressed that are not as they are to be
 	// published.
 	Algorithm compress.Algorithm
-	// Format is that of the manifests. Empty is docker's schema 2, or with Whole
+	// Format is that of the manifests. Empty is docker's schema 2, or of a Whole
 	// the one they have.
 	Format Format
 
@@ -60,7 +45,7 @@ type Job struct {
 	Learnt map[digest.Digest][]known.Layer
 	// Reader reads the blobs of Learnt; if it is nil, none is used.
 	Reader *pusher.Pusher
-	// Config is the config where it is known already, else empty.
+	// Config is the config if it is known already, else empty.
 	Config []byte
 
 	// DryRun uploads nothing; a Spool would only fill up.
@@ -76,11 +61,6 @@ type Job struct {
 	// MountFrom are repositories that may have any of the blobs. The user names
 	// them: a blob is mounted from them whether or not its bytes are here.
 	MountFrom []string
-	// MountIfHere are repositories that something else says may have blobs of a Whole
-	// image. A blob is mounted from one of them only after its bytes were read
-	// here and have its digest: an image may name a blob that its author cannot
-	// read.
-	MountIfHere []string
 	// Warn gets what a user should know; it may not be nil.
 	Warn func(error)
 	// Doing is told what goes on, for those who wait; it may not be nil.
@@ -94,11 +74,11 @@ type Job struct {
 	mu      sync.Mutex
 	at      map[digest.Digest]known.Layer // by diffID: at the registry, or about to be
 	spooled map[digest.Digest]*spool.Blob
-	files   map[string]known.Layer // by name in the archive; of Whole, the blobs
+	files   map[string]known.Layer // by name in the archive; of a Whole, the blobs
 	diffs   map[string]digest.Digest
 	unfit   []unfit
 	doubted map[string]bool           // repositories whose manifests name wrong blobs
-	foreign map[v1.Hash]v1.Descriptor // layers of Plain that are not here, by diffID
+	foreign map[v1.Hash]v1.Descriptor // as Input.foreign has it
 
 	uploads   *errgroup.Group
 	uploading context.Context // of uploads
@@ -130,25 +110,17 @@ func (j *Job) Stats() Stats { return j.stats }
 func (j *Job) Run(ctx context.Context) (remote.Taggable, error) {
 	j.at, j.spooled = map[digest.Digest]known.Layer{}, map[digest.Digest]*spool.Blob{}
 	j.files, j.diffs = map[string]known.Layer{}, map[string]digest.Digest{}
-	j.foreign = map[v1.Hash]v1.Descriptor{}
-	if p := j.Plain; p != nil {
-		j.ID, j.Config, j.DiffIDs = digest.FromBytes(p.Config), p.Config, nil
-		for _, l := range p.Layers {
-			j.DiffIDs = append(j.DiffIDs, l.DiffID)
-			if l.Open == nil {
-				j.foreign[toHash(l.DiffID)] = l.Foreign
-			}
-		}
+	j.foreign = j.Input.foreign()
+	if config := j.Input.config(); len(config) > 0 {
+		j.Config = config
 	}
 	defer func() {
 		for _, b := range j.spooled {
 			b.Keep() // for the next process; delivered ones are gone
 		}
 	}()
-	if !j.Whole {
-		if err := j.look(ctx); err != nil {
-			return nil, err
-		}
+	if err := j.look(ctx); err != nil {
+		return nil, err
 	}
 	j.uploads, j.uploading = errgroup.WithContext(ctx)
 	img, err := j.deliver(j.uploading)
@@ -179,7 +151,7 @@ func (j *Job) look(ctx context.Context) error {
 	eg, ctx := errgroup.WithContext(ctx)
 	eg.SetLimit(pusher.DefaultChecks)
 	seen := map[digest.Digest]bool{}
-	for _, diff := range j.DiffIDs {
+	for _, diff := range j.Input.DiffIDs() {
 		if seen[diff] || j.elsewhere(diff) {
 			continue
 		}
@@ -290,41 +262,29 @@ func (j *Job) deliver(ctx context.Context) (remote.Taggable, error) {
 			j.send(diff, l, b)
 		}
 	}
-	if !j.Whole && j.complete() {
+	if j.complete() {
 		return j.assemble(j.Config, j.foreign)
 	}
-	var a *saved.Archive
-	var err error
-	if j.Plain != nil {
-		err = j.readPlain(ctx)
-	} else {
-		a, err = j.read(ctx)
-	}
+	finish, err := j.Input.read(ctx, j)
 	if err != nil {
 		return nil, err
 	}
 	if err := j.again(ctx); err != nil {
 		return nil, err
 	}
-	switch {
-	case j.Plain != nil:
-		return j.assemble(j.Config, j.foreign)
-	case j.Whole:
-		return j.whole(ctx, a)
-	}
-	return j.docker(a)
+	return finish(ctx)
 }
 
 // complete reports whether the image can be made without reading any of it.
 func (j *Job) complete() bool {
-	diffs, err := diffIDs(j.Config) // those that count, whatever DiffIDs says
-	return err == nil && !slices.ContainsFunc(diffs, func(d digest.Digest) bool {
+	diffs, err := diffIDs(j.Config) // those that count, whatever Input.DiffIDs says
+	return len(j.Config) > 0 && err == nil && !slices.ContainsFunc(diffs, func(d digest.Digest) bool {
 		_, ok := j.known(d)
 		return !ok && !j.elsewhere(d)
 	})
 }
 
-// elsewhere holds for a layer of Plain that nobody is to have from here.
+// elsewhere holds for a layer that nobody is sent.
 func (j *Job) elsewhere(diff digest.Digest) bool {
 	_, ok := j.foreign[toHash(diff)]
 	return ok

@@ -29,16 +29,16 @@ func (j *Job) whole(ctx context.Context, a *saved.Archive) (remote.Taggable, err
 		return nil, bad("what was saved is no OCI layout")
 	}
 	for _, d := range top.Manifests {
-		if digest.Digest(d.Digest.String()) == j.ID {
+		if digest.Digest(d.Digest.String()) == j.Input.ID() {
 			return j.tree(ctx, a, manifest.Of(d))
 		}
 	}
 	// The index may have been left out for one of its images.
 	if len(top.Manifests) == 1 {
-		j.Warn(fmt.Errorf("only %s of %s is here, and is pushed alone", top.Manifests[0].Digest, j.ID))
+		j.Warn(fmt.Errorf("only %s of %s is here, and is pushed alone", top.Manifests[0].Digest, j.Input.ID()))
 		return j.tree(ctx, a, manifest.Of(top.Manifests[0]))
 	}
-	return nil, bad("%w: it has no manifest %s", errChanged, j.ID)
+	return nil, bad("%w: it has no manifest %s", errChanged, j.Input.ID())
 }
 
 // tree makes the image or index that a descriptor names.

@@ -128,6 +128,11 @@ func push(t *testing.T, b []byte, j *Job) (remote.Taggable, []string, error) {
 	return got, warned, err
 }
 
+// saving is an engine that saves b.
+func saving(b []byte) Save {
+	return func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
+}
+
 // deliver is push without a look at the layers.
 func deliver(t *testing.T, b []byte, j *Job) (remote.Taggable, []string, error) {
 	t.Helper()
@@ -154,8 +159,11 @@ func deliver(t *testing.T, b []byte, j *Job) (remote.Taggable, []string, error) 
 	var warned []string
 	j.Delivery, j.Repository, j.Doing = d, ref.Context().Name(), func(string) {}
 	j.Warn = func(err error) { warned = append(warned, err.Error()) }
-	if j.Plain == nil {
-		j.Save = func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
+	switch in := j.Input.(type) {
+	case *Saved:
+		in.Save = saving(b)
+	case *Whole:
+		in.Save = saving(b)
 	}
 	if j.Algorithm == "" {
 		j.Algorithm = compress.Gzip
@@ -213,7 +221,7 @@ func TestWholeIndexes(t *testing.T) {
 			}
 		}
 		top := a.json(m, types.OCIImageIndex)
-		got, warned, err := push(t, a.top(top), &Job{ID: digest.Digest(top.Digest.String()), Whole: true, Format: tt.format})
+		got, warned, err := push(t, a.top(top), &Job{Input: &Whole{Digest: digest.Digest(top.Digest.String())}, Format: tt.format})
 		if err != nil {
 			t.Errorf("%s: %v", tt.name, err)
 			continue
@@ -275,7 +283,7 @@ func TestWholeRefuses(t *testing.T) {
 		{"a damaged layer", broken, dd.Digest, "", "is damaged"},
 		{"cut short", attested.b.Bytes()[:560], at.Digest, "", "cut short"},
 	} {
-		_, _, err := push(t, tt.b, &Job{ID: digest.Digest(tt.id.String()), Whole: true, Format: tt.format})
+		_, _, err := push(t, tt.b, &Job{Input: &Whole{Digest: digest.Digest(tt.id.String())}, Format: tt.format})
 		if !errors.Is(err, resume.ErrSource) || !strings.Contains(fmt.Sprint(err), tt.want) {
 			t.Errorf("%s: got %v, want a source error about %q", tt.name, err, tt.want)
 		}
@@ -294,7 +302,7 @@ func TestWholeIndexesThatFanOut(t *testing.T) {
 		}
 		d = a.json(m, types.OCIImageIndex)
 	}
-	got, _, err := push(t, a.top(d), &Job{ID: digest.Digest(d.Digest.String()), Whole: true})
+	got, _, err := push(t, a.top(d), &Job{Input: &Whole{Digest: digest.Digest(d.Digest.String())}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -323,7 +331,7 @@ func TestWholeDocumentsOfEmptyEntries(t *testing.T) {
 			b := a.top(d)
 			var err error
 			used := memory.Allocated(func() {
-				_, _, err = deliver(t, b, &Job{ID: digest.Digest(d.Digest.String()), Whole: true})
+				_, _, err = deliver(t, b, &Job{Input: &Whole{Digest: digest.Digest(d.Digest.String())}})
 			})
 			if !errors.Is(err, resume.ErrSource) || used > 64<<20 {
 				t.Errorf("%s, within an index %v: %v, %d bytes", tt.media, within, err, used)
@@ -340,7 +348,7 @@ func TestWholeWithoutALayer(t *testing.T) {
 		SchemaVersion: 2, MediaType: types.OCIManifestSchema1,
 		Config: a.blob([]byte("{}"), types.OCIConfigJSON), Layers: []v1.Descriptor{layer},
 	}, types.OCIManifestSchema1)
-	_, _, err := push(t, a.top(d), &Job{ID: digest.Digest(d.Digest.String()), Whole: true})
+	_, _, err := push(t, a.top(d), &Job{Input: &Whole{Digest: digest.Digest(d.Digest.String())}})
 	if !errors.Is(err, resume.ErrSource) || !strings.Contains(fmt.Sprint(err), layer.Digest.String()+" is not in what was saved") {
 		t.Errorf("got %v, want a source error about the layer", err)
 	}

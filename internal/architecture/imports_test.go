@@ -19,7 +19,7 @@ var arrows = map[string][]string{
 	"cmd/rpush": {"internal/cli"},
 	"internal/cli": {
 		"internal/certificates", "internal/credentials", "internal/gateway", "internal/intercept", "internal/protocol", "internal/source", "pusher", "resume",
-		"internal/compress", "internal/engine", "internal/known", "internal/manifest", "internal/owndir", "internal/spool", "internal/stream",
+		"internal/compress", "internal/engine", "internal/known", "internal/owndir", "internal/stream",
 		"internal/conntrack", "internal/conntrack/remedy", "internal/conntrack/rules", "internal/conntrack/selftest",
 	},
 	"internal/conntrack": {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/rpush-go/rpush/internal/credentials"
 	"github.com/rpush-go/rpush/internal/engine"
+	"github.com/rpush-go/rpush/internal/stream"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -146,7 +147,7 @@ func (x *connections) reader(repo name.Repository) (*pusher.Pusher, error) {
 	if err != nil {
 		return nil, err
 	}
-	po.RetryFor, po.Store = learnFor, resume.NoStore()
+	po.RetryFor, po.Store = stream.LearnFor, resume.NoStore()
 	p, err := pusher.New(po)
 	if err != nil {
 		return nil, err

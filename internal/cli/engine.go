@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/rpush-go/rpush/internal/engine"
 	"github.com/rpush-go/rpush/internal/stream"
@@ -135,89 +134,41 @@ func (p *pushes) pushOfEngine(ctx context.Context, eng *engine.Engine, image str
 	if err != nil {
 		return p.done(t, nil, nil, err)
 	}
-	e := &engineImage{eng, img}
 	save := func(ctx context.Context) (io.ReadCloser, error) { return eng.Export(ctx, img) }
 	var in stream.Input = &stream.Saved{Save: save, Config: img.ID, Layers: img.DiffIDs}
 	if img.Whole {
-		in = &stream.Whole{Save: save, Digest: img.ID, MountIfHere: p.claimed(ctx, e, t.ref.Context())}
+		in = &stream.Whole{Save: save, Digest: img.ID}
 	}
-	m := &making{pushes: p, target: t, what: image, po: po, eng: e, job: stream.Job{Input: in}}
-	return m.push(ctx)
+	return p.make(ctx, t, po, in, image, &engineImage{eng, img})
 }
 
-// maxClaimed bounds from how many repositories a mount of a blob is tried.
-const maxClaimed = 8
-
-// claimed are the repositories of the registry that may have blobs of an image
-// that containerd keeps: those named by --cache-from, and those that the engine
-// noted for images that begin with the same layer.
-func (p *pushes) claimed(ctx context.Context, e *engineImage, to name.Repository) (repos []string) {
-	add := func(repo name.Repository) {
-		if repo.RegistryStr() == to.RegistryStr() && repo.Name() != to.Name() && !slices.Contains(repos, repo.Name()) && len(repos) < maxClaimed {
-			repos = append(repos, repo.Name())
-		}
+// related are the image itself and others that begin with the same layer, with
+// what the engine noted of where they came from.
+func (e *engineImage) related(ctx context.Context, registry string) (all []stream.Related) {
+	for _, img := range append([]engine.Image{e.Image}, e.Relatives(ctx, e.Image, registry)...) {
+		all = append(all, stream.Related{References: img.RepoDigests, ID: img.ID, DiffIDs: img.DiffIDs, Mirrors: e.Mirrors})
 	}
-	for _, from := range p.o.layers.cacheFrom {
-		if ref, err := name.ParseReference(from, name.WeakValidation); err == nil {
-			add(ref.Context())
-		}
-	}
-	for _, other := range append([]engine.Image{e.Image}, e.Relatives(ctx, e.Image, to.RegistryStr())...) {
-		for _, ref := range other.RepoDigests {
-			add(ref.Context())
-		}
-	}
-	return repos
-}
-
-// learn asks for the manifests under which the image was pulled, and others
-// that begin with the same layer.
-func (e *engineImage) learn(ctx context.Context, eg *errgroup.Group, x *connections, lessons *stream.Lessons, host string) {
-	for _, other := range append([]engine.Image{e.Image}, e.Relatives(ctx, e.Image, host)...) {
-		for _, ref := range other.RepoDigests {
-			if ref.Context().RegistryStr() == host {
-				eg.Go(func() error { e.learnFrom(ctx, x, lessons, ref, other); return nil })
-				break
-			}
-		}
-	}
-}
-
-// learnFrom asks the engine's mirrors first, as the engine does.
-func (e *engineImage) learnFrom(ctx context.Context, x *connections, l *stream.Lessons, ref name.Digest, of engine.Image) {
-	for _, mirror := range e.Mirrors(ref.Context().RegistryStr()) {
-		repo, err := name.NewRepository(mirror+"/"+ref.Context().RepositoryStr(), name.WeakValidation)
-		if err != nil {
-			continue
-		}
-		p, err := x.reader(repo)
-		if err == nil && l.LearnAs(ctx, p, repo.Digest(ref.DigestStr()), ref.Context(), of.ID, of.DiffIDs) == nil {
-			return
-		}
-	}
-	if p, err := x.reader(ref.Context()); err == nil {
-		_ = l.LearnAs(ctx, p, ref, ref.Context(), of.ID, of.DiffIDs) // a help only
-	}
+	return all
 }
 
 // update has the engine note the digest of what was pushed.
-func (m *making) update(ctx context.Context, r *pusher.Report) {
-	ref := m.ref.Context().Digest(r.Digest.String())
-	noted := slices.ContainsFunc(m.eng.RepoDigests, func(d name.Digest) bool { return d.Name() == ref.Name() })
-	if m.o.engine.noUpdate || noted || m.eng.Whole {
+func (p *pushes) update(ctx context.Context, eng *engineImage, po pusher.Options, repo name.Repository, r *pusher.Report) {
+	ref := repo.Digest(r.Digest.String())
+	noted := slices.ContainsFunc(eng.RepoDigests, func(d name.Digest) bool { return d.Name() == ref.Name() })
+	if p.o.engine.noUpdate || noted || eng.Whole {
 		return
 	}
-	m.progress.doing("telling the engine the digest")
+	p.progress.doing("telling the engine the digest")
 	ctx, cancel := context.WithTimeout(ctx, updateFor)
 	defer cancel()
-	auth, err := m.po.Keychain.Resolve(m.ref.Context())
+	auth, err := po.Keychain.Resolve(repo)
 	if err == nil {
 		conf, cerr := auth.Authorization()
 		if err = cerr; err == nil {
-			err = m.eng.Learn(ctx, ref, conf)
+			err = eng.Learn(ctx, ref, conf)
 		}
 	}
 	if err != nil {
-		m.warn(fmt.Errorf("the image is pushed, but the engine did not note its digest: %w", err))
+		p.warn(fmt.Errorf("the image is pushed, but the engine did not note its digest: %w", err))
 	}
 }

@@ -82,8 +82,7 @@ func (p *pushes) push(ctx context.Context, t target, src source.Source) error {
 				return usageError(fmt.Sprintf(notForSaved, p.o.spelled[flag]))
 			}
 		}
-		m := &making{pushes: p, target: t, what: src.Name, po: po, job: stream.Job{Input: stream.Plain{Plain: src.Plain}}}
-		return m.push(ctx)
+		return p.make(ctx, t, po, stream.Plain{Plain: src.Plain}, src.Name, nil)
 	}
 	for _, flag := range layerFlags {
 		if p.o.spelled[flag] == "--"+flag {

@@ -122,16 +122,24 @@ func (c *Conn) Write(b []byte) (int, error) {
 			if err == nil && done < len(b) {
 				err = net.ErrClosed
 			}
-			return done, err // no pause here: TLS holds a lock that closing needs
+			if err != nil {
+				c.hearOut()
+			}
+			return done, err
 		}
 	}
 }
 
-// hearOut gives the reader a moment after a write failed: a server that refuses
-// a body answers and closes, and net/http would report the failed write rather
-// than the answer that has arrived. Nothing is waited for where the connection
-// has ended without another byte.
+// hearOut gives the reader a moment after a write of a body failed: a server that
+// refuses a body answers and closes, and net/http would report the failed write
+// rather than the answer that has arrived. Nothing is waited for if the connection
+// has ended without another byte. Over TLS the writer holds a lock meanwhile, which
+// neither reading nor closing needs: crypto/tls closes the connection below it
+// while a Write is under way.
 func (c *Conn) hearOut() {
+	if u := c.user.Load(); u == nil || !u.body {
+		return
+	}
 	before := c.received.Load()
 	for range 50 {
 		time.Sleep(time.Millisecond) // always, so that virtual time can be replayed

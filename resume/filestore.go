@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
+
+	"github.com/rpush-go/rpush/internal/owndir"
 )
 
 const (
@@ -85,10 +87,7 @@ func (s *FileStore) path(k Key) string {
 
 // prepare makes the directory, and takes out once what has expired.
 func (s *FileStore) prepare() error {
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return err
-	}
-	if err := s.private(); err != nil {
+	if _, err := owndir.MakePrivate(filepath.Dir(s.dir), filepath.Base(s.dir)); err != nil {
 		return err
 	}
 	s.pruned.Do(func() { _, _ = s.Prune(time.Now()) })
@@ -288,11 +287,13 @@ func (s *FileStore) Records() ([]Record, error) {
 	return all, nil
 }
 
+// list names what is in the directory, if it is rpush's own: whoever can write
+// records says where a blob is sent, and which files Prune removes.
 func (s *FileStore) list() (names []string, err error) {
-	entries, err := os.ReadDir(s.dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+	if err := owndir.Check(s.dir); err != nil {
+		return nil, ignore(err, fs.ErrNotExist)
 	}
+	entries, err := os.ReadDir(s.dir)
 	for _, e := range entries {
 		names = append(names, e.Name())
 	}

@@ -116,8 +116,8 @@ func TestFilesArePrivateAndGoAway(t *testing.T) {
 		t.Errorf("left behind: %v", left)
 	}
 
-	// A directory that others can write is closed to them.
-	if err := os.Chmod(filepath.Join(dir, "rpush-uploads"), 0o777); err != nil {
+	// A directory that others can read is closed to them.
+	if err := os.Chmod(filepath.Join(dir, "rpush-uploads"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	l = mustReserve(t, NewFileStore(dir), key("a"))
@@ -127,7 +127,52 @@ func TestFilesArePrivateAndGoAway(t *testing.T) {
 	}
 }
 
-// Whoever can write the directory can say where a blob is sent.
+// Whoever can write the directory can say where a blob is sent, and whoever puts
+// a link in its place, which files are removed.
+func TestDirectoryThatOthersChange(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("Windows has other permissions")
+	}
+	there := t.TempDir()
+	l := mustReserve(t, NewFileStore(there), key("a"))
+	old := recordOf(key("a"))
+	old.Opened = time.Now().Add(-2 * RecordsFor)
+	if err := errors.Join(l.Save(t.Context(), old), l.Release()); err != nil {
+		t.Fatal(err)
+	}
+	for name, dir := range map[string]func(t *testing.T) string{
+		"others can write": func(t *testing.T) string {
+			if err := os.Chmod(filepath.Join(there, "rpush-uploads"), 0o777); err != nil { //nolint:gosec // on purpose
+				t.Fatal(err)
+			}
+			return there
+		},
+		"a link": func(t *testing.T) string {
+			if err := os.Chmod(filepath.Join(there, "rpush-uploads"), 0o700); err != nil { //nolint:gosec // a directory
+				t.Fatal(err)
+			}
+			dir := t.TempDir()
+			if err := os.Symlink(filepath.Join(there, "rpush-uploads"), filepath.Join(dir, "rpush-uploads")); err != nil {
+				t.Fatal(err)
+			}
+			return dir
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := NewFileStore(dir(t))
+			if _, err := s.Reserve(t.Context(), key("b")); err == nil || errors.Is(err, ErrHeld) {
+				t.Errorf("Reserve: got %v", err)
+			}
+			if all, err := s.Records(); err == nil {
+				t.Errorf("%d records were read", len(all))
+			}
+			if n, err := s.Prune(time.Now()); err == nil || n != 0 {
+				t.Errorf("%d records were removed, %v", n, err)
+			}
+		})
+	}
+}
+
 func TestDirectoryOfAnotherUser(t *testing.T) {
 	if runtime.GOOS == "windows" || os.Geteuid() != 0 {
 		t.Skip("only root can give a directory away")
@@ -339,7 +384,7 @@ func TestRecordsAndPrune(t *testing.T) {
 	}
 }
 
-// What is not ours is left alone, and a directory with it is not closed.
+// What is not ours is left alone.
 func TestDirectoryWithOtherFiles(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("Windows has other permissions")
@@ -349,11 +394,13 @@ func TestDirectoryWithOtherFiles(t *testing.T) {
 	if err := errors.Join(os.Mkdir(at, 0o755), os.WriteFile(filepath.Join(at, "customers.json"), []byte("{}"), 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := NewFileStore(dir).Reserve(t.Context(), key("a")); err == nil {
-		t.Error("it was taken")
+	l := mustReserve(t, NewFileStore(dir), key("a"))
+	defer l.Release()
+	if _, err := NewFileStore(dir).Prune(time.Now().Add(1000 * RecordsFor)); err != nil {
+		t.Error(err)
 	}
-	if fi, err := os.Stat(at); err != nil || fi.Mode().Perm() != 0o755 {
-		t.Errorf("the directory is %v, %v", fi.Mode(), err)
+	if fi, err := os.Stat(filepath.Join(at, "customers.json")); err != nil || fi.Mode().Perm() != 0o644 {
+		t.Errorf("the file is %v, %v", fi, err)
 	}
 }
 

@@ -49,7 +49,7 @@ var arrows = map[string][]string{
 	},
 	"pusher":             {"internal/manifest", "internal/protocol", "internal/signin", "internal/wire", "resume"},
 	"internal/signin":    {"internal/protocol", "internal/wire"},
-	"resume":             {"internal/protocol", "internal/retry", "internal/tempfile", "internal/wire"},
+	"resume":             {"internal/owndir", "internal/protocol", "internal/retry", "internal/tempfile", "internal/wire"},
 	"internal/intercept": {},
 	"internal/gateway":   {"internal/owndir", "internal/tempfile", "internal/protocol", "internal/retry", "internal/signin", "internal/wire", "resume"},
 	"internal/retry":     {"internal/protocol"},

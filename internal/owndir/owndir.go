@@ -38,10 +38,29 @@ func Make(dir, name string) (string, error) {
 		return path, err
 	}
 	path = filepath.Join(dir, name)
-	if err := os.Mkdir(path, 0o700); err != nil && !os.IsExist(err) {
+	return path, makeChecked(path)
+}
+
+// MakePrivate is for files that others must not read: it closes a directory that
+// others can read. Unlike Make it takes any dir, for the one place that the user
+// or the system chose: in a container the home directory often belongs to another
+// user, or is a volume that everybody can write to.
+func MakePrivate(dir, name string) (string, error) {
+	path := filepath.Join(dir, name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return path, err
 	}
-	return path, Check(path)
+	if err := makeChecked(path); err != nil {
+		return path, err
+	}
+	return path, closeToOthers(path)
+}
+
+func makeChecked(path string) error {
+	if err := os.Mkdir(path, 0o700); err != nil && !os.IsExist(err) {
+		return err
+	}
+	return Check(path)
 }
 
 // Check fails unless path is a directory, not a symbolic link to one, that

@@ -55,3 +55,11 @@ func steady(dir string) (string, error) {
 		}
 	}
 }
+
+func closeToOthers(path string) error {
+	fi, err := os.Lstat(path)
+	if err != nil || fi.Mode().Perm()&0o077 == 0 {
+		return err
+	}
+	return os.Chmod(path, 0o700)
+}

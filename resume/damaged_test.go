@@ -91,3 +91,16 @@ func TestCommitThatFails(t *testing.T) {
 		})
 	}
 }
+
+// What is wrongly remembered of a registry's way to count does not make it a
+// registry that holds less than it acknowledged.
+func TestOffByOneWronglyRemembered(t *testing.T) {
+	ds := resume.MemoryDialects()
+	ds.Save(host, resume.Dialect{OffByOne: true})
+	inLab(t, scripted.Options{Store: scripted.Boundary, Range: scripted.Stuck, MaxChunk: mib}, resume.Options{Dialects: ds}, func(l *lab) {
+		l.net.Latency = latency
+		if res := l.delivers(content(3*mib + 1)); res.Restarts != 0 {
+			t.Errorf("result %+v", res)
+		}
+	})
+}

@@ -687,7 +687,7 @@ func (u *upload) accept(said int64) error {
 		u.found(said)
 	}
 	offset := said
-	if d := u.c.pace.dialect(); said > 0 && (d.OffByOne || said == s.sent+1 && s.sent > 0) {
+	if d := u.c.pace.dialect(); said > 0 && (d.OffByOne && said > s.acked || said == s.sent+1 && s.sent > 0) {
 		offset--
 	}
 	if offset > s.sent {

@@ -205,7 +205,9 @@ func draw(seed uint64) *scenario {
 		}
 	}
 	d.budget(s)
-	(&drawer{rand.New(rand.NewPCG(seed, 0x417))}).misled(s)
+	d = &drawer{rand.New(rand.NewPCG(seed, 0x417))}
+	d.misled(s)
+	d.crowd(s)
 	d.failures(s)
 	return s
 }
@@ -227,6 +229,13 @@ func (d *drawer) misled(s *scenario) {
 		s.hint = resume.Dialect{Class: resume.Monolithic, StatusGET: true}
 	}
 	s.misled = true
+}
+
+// crowd has the registry keep fewer sessions than are open at once.
+func (d *drawer) crowd(s *scenario) {
+	if s.image && s.parallel > 1 && d.in(5) {
+		s.dialect.MaxSessions = s.parallel - 1
+	}
 }
 
 type drawer struct{ *rand.Rand }
@@ -659,7 +668,7 @@ func (s *scenario) misleads() bool {
 // sent twice without a reason.
 func (s *scenario) tight() bool {
 	o := s.dialect
-	return o.Store == scripted.Keep && o.Status != scripted.NoStatus && !o.LooseRange && !o.StaleIsGone && !o.OnePatch &&
+	return o.Store == scripted.Keep && o.Status != scripted.NoStatus && !o.LooseRange && !o.StaleIsGone && !o.OnePatch && o.MaxSessions == 0 &&
 		(o.Range == scripted.ZeroBased || o.Range == scripted.BytesPrefix || o.Range == scripted.EmptyMinusOne) &&
 		o.Location != scripted.MissingOnStatus
 }
@@ -708,6 +717,9 @@ func (s *scenario) mostBytes() int64 {
 		// Everything once more for each thing that went wrong, and for the
 		// digest that may be refused then.
 		most := total + size*int64(s.troubles()+4)
+		if s.dialect.MaxSessions > 0 {
+			most += 3 * total // what vanished before that was known
+		}
 		if s.has(is(restart)) {
 			most += total
 		}
@@ -818,6 +830,7 @@ func (s *scenario) traits() (all []string) {
 	add(o.LooseRange, "loose-range")
 	add(o.StaleIsGone, "stale-is-gone")
 	add(o.OnePatch, "one-patch")
+	add(o.MaxSessions > 0, "crowded")
 	add(o.MaxBody > 0, "limited")
 	add(o.MinChunk > 0, "chunks")
 	add(o.MaxChunk > 0, "largest-chunk")

@@ -297,7 +297,8 @@ func (s *scenario) pleases(o *outcome, report func(string, ...any)) {
 	for _, q := range o.requests {
 		switch {
 		case q.Kind != scripted.Patch && q.Kind != scripted.Put || q.Status < 300 || q.Status == http.StatusUnauthorized,
-			q.Status == http.StatusRequestEntityTooLarge && s.dialect.MaxBody > 0, q.Status == s.dialect.EndsBodies: // nobody can know
+			q.Status == http.StatusRequestEntityTooLarge && s.dialect.MaxBody > 0, q.Status == s.dialect.EndsBodies, // nobody can know
+			q.Status == http.StatusNotFound && s.dialect.MaxSessions > 0:
 		case q.Kind == scripted.Put && q.Status == s.dialect.NoPutBody && (refused == 0 || s.image) && s.inOne:
 			refused++ // it is remembered
 		default:

@@ -76,6 +76,14 @@ func (u *upload) reserve(ctx context.Context) error {
 // not there. It is settled by asking; an old connection of the process that
 // wrote it may still be draining.
 func (u *upload) recall(ctx context.Context) error {
+	if u.guest != nil {
+		// Another client has asked for the blob by itself, and may only be allowed to
+		// push.
+		if _, err := u.lease.Load(ctx); errors.Is(err, ErrNoRecord) {
+			u.recalled = true
+			return nil
+		}
+	}
 	if there, err := u.existed(ctx); err != nil || there {
 		return err
 	}

@@ -192,3 +192,21 @@ func TestContentThroughBreaks(t *testing.T) {
 		})
 	}
 }
+
+// A client that may push but not read is not asked for more than it may.
+func TestContentOfClientThatMayNotRead(t *testing.T) {
+	data := randomBytes(1, 3*mib)
+	deny := func(q scripted.Request) scripted.Action {
+		if q.Kind == scripted.HeadBlob {
+			return scripted.Action{Before: http.StatusForbidden}
+		}
+		return scripted.Action{}
+	}
+	for _, s := range onceOnly {
+		onTransport(t, scripted.Options{Intercept: deny}, &resume.TransportOptions{Store: resume.MemoryStore()}, func(p *passing) {
+			if err := p.upload(p.t.Context(), s, data); err != nil {
+				t.Errorf("%s: %v", s.name, err)
+			}
+		})
+	}
+}

@@ -37,6 +37,7 @@ type Conn struct {
 	born           time.Time
 	sent, received atomic.Int64
 	killed         atomic.Bool
+	heard          atomic.Bool  // hearOut has waited
 	used           atomic.Int64 // when a Tracker last saw it, in Unix nanoseconds
 	user           atomic.Pointer[user]
 	ended          atomic.Pointer[error] // what the first Read that failed said
@@ -136,8 +137,11 @@ func (c *Conn) Write(b []byte) (int, error) {
 // has ended without another byte. Over TLS the writer holds a lock meanwhile, which
 // neither reading nor closing needs: crypto/tls closes the connection below it
 // while a Write is under way.
+//
+// Only the first failed write waits. The next one is the alert with which
+// crypto/tls closes the connection, and net/http holds its own lock around that.
 func (c *Conn) hearOut() {
-	if u := c.user.Load(); u == nil || !u.body {
+	if u := c.user.Load(); u == nil || !u.body || c.heard.Swap(true) {
 		return
 	}
 	before := c.received.Load()

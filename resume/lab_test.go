@@ -45,6 +45,7 @@ func inLab(t *testing.T, ro scripted.Options, o resume.Options, f func(*lab)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		l := &lab{t: t, net: memnet.New()}
+		l.net.Latency = latency
 		ro.UserAgent = "rpush"
 		l.reg = scripted.New(ro)
 		srv := &http.Server{Handler: l.reg}

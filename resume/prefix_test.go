@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"sync"
 	"testing"
 	"time"
 
@@ -169,11 +170,15 @@ func TestContentThroughBreaks(t *testing.T) {
 		s := onceOnly[r.IntN(len(onceOnly))]
 		store := resume.MemoryStore()
 		o := resume.TransportOptions{Store: store}
+		breaks := rand.New(rand.NewPCG(seed, 2))
+		var mu sync.Mutex // the registry has several requests at once
 		var after int64
 		ro := scripted.Options{Intercept: func(q scripted.Request) scripted.Action {
 			if q.Kind == scripted.Patch || q.Kind == scripted.Put {
+				mu.Lock()
+				defer mu.Unlock()
 				if after++; after%2 == 1 {
-					return scripted.Action{BreakBody: true, BodyLimit: 1 + r.Int64N(4*mib)}
+					return scripted.Action{BreakBody: true, BodyLimit: 1 + breaks.Int64N(4*mib)}
 				}
 			}
 			return scripted.Action{}

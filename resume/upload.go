@@ -453,9 +453,9 @@ func (u *upload) send(ctx context.Context) error {
 	u.unsettle(true)
 	failure := protocol.Unexpected(a, time.Now())
 	u.endedBy(failure, body.Sent(), a.Took) // without the wait for its turn
-	if a.Status == http.StatusInternalServerError && start == 0 && !untouched {
-		// Pulp answers 500 to a wrong offset, and may hold the one byte that "0-0"
-		// does not tell from none. There is nothing to lose.
+	if a.Status == http.StatusInternalServerError && (start == 0 && !untouched || s.guessed) {
+		// Pulp answers 500 to a wrong offset: to one that was guessed, and to 0 if it
+		// holds the one byte that "0-0" does not tell from none.
 		if s.refused++; s.refused >= maxRefused {
 			return u.refuse(failure)
 		}

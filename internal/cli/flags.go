@@ -73,7 +73,7 @@ func (o *options) sessionsFlags() (common []flagGroup, list, forget flagGroup) {
 	forget.StringVar(&o.registry, "registry", "", atRegistryUsage)
 	forget.BoolVar(&o.all, "all", false, "all of them")
 	c := newGroup("Connection")
-	c.BoolVar(&o.to.plainHTTP, "plain-http", false, "also speak to registries over HTTP, for uploads kept by such a push")
+	c.BoolVar(&o.to.plainHTTP, "plain-http", false, "also use HTTP, for uploads of a push with --plain-http")
 	o.to.trustFlags(c.FlagSet)
 	return []flagGroup{s, c, o.outputFlags()}, list, forget
 }
@@ -94,7 +94,7 @@ func (o *options) stateFlags() flagGroup {
 func (o *options) probeFlags() []flagGroup {
 	o.parallel, o.image.noContentTrust = pusher.DefaultParallel, true
 	r := o.outputFlags()
-	r.BoolVar(&o.strict, "strict", false, "exit 4 where the registry cannot continue an upload")
+	r.BoolVar(&o.strict, "strict", false, "exit 4 if the registry cannot continue an upload")
 	return []flagGroup{o.signInFlags(), o.connectionFlags(), o.effortFlags(), r}
 }
 
@@ -112,14 +112,14 @@ func (o *options) effortFlags() flagGroup {
 	e.DurationVar(&o.stallTimeout, "stall-timeout", resume.DefaultStallTimeout, "try again after `TIME` without a byte sent")
 	e.DurationVar(&o.answerTimeout, "answer-timeout", resume.DefaultAnswerTimeout, "wait `TIME` for the answer to a sent body")
 	e.DurationVar(&o.limit, "deadline", 0, "end after `TIME` in any case; 0: no limit")
-	e.StringVar(&o.cacheDir, "cache-dir", "", "keep what is learnt about registries in `DIR`, not in the user's cache")
+	e.StringVar(&o.cacheDir, "cache-dir", "", "keep what rpush learns about registries in `DIR`, not in the user's cache")
 	return e
 }
 
 func (o *options) outputFlags() flagGroup {
 	r := newGroup("Output")
 	r.StringVar(&o.output, "output", "text", "print the result as `FORMAT`, text or json")
-	r.BoolVarP(&o.quiet, "quiet", "q", false, "say nothing on stderr but errors")
+	r.BoolVarP(&o.quiet, "quiet", "q", false, "print only errors on stderr")
 	r.BoolVarP(&o.verbose, "verbose", "v", false, "log every request to stderr")
 	return r
 }

@@ -3,24 +3,24 @@ package cli
 const (
 	gatewayShort = "let the uploads of any other client resume"
 	runShort     = "run a command whose pushes and pulls resume"
-	serveShort   = "an endpoint through which other clients push"
+	serveShort   = "serve an endpoint through which other clients push"
 
-	gatewayVerbMissing    = "which of its verbs? rpush gateway run -- COMMAND, or rpush gateway serve"
-	noGatewayVerb         = "%q is not a verb of rpush gateway: run and serve"
+	gatewayVerbMissing    = "command missing: rpush gateway run -- COMMAND, or rpush gateway serve"
+	noGatewayVerb         = "%q is not a command of rpush gateway: use run or serve"
 	upstreamAndRegistry   = "--upstream names the one registry: leave out --registry"
-	authfileWithoutSignIn = "--authfile has credentials for --sign-in, which is missing"
+	authfileWithoutSignIn = "--authfile has no effect without --sign-in"
 	acceptNeedsState      = "--accept keeps uploads in --state-dir: leave out --no-state"
 	badServeTimeout       = "--header-timeout and --idle-timeout need a positive time, --stop-timeout none below 0"
 	publicNeeds           = "%s is not a loopback address: it needs %s"
-	flagNeedsOneRegistry  = "%s is about one registry: name it with --upstream or --registry"
+	flagNeedsOneRegistry  = "%s applies to one registry: name it with --upstream or --registry"
 	oneSocket             = "systemd passed several sockets; the unit needs one ListenStream"
 
-	noCommand          = "which command? rpush gateway run -- crane push app.tar registry.example/team/app:1"
+	noCommand          = "COMMAND is missing: rpush gateway run -- crane push app.tar registry.example/team/app:1"
 	noRunHere          = "programs on this system do not read SSL_CERT_FILE, so rpush gateway run cannot make them trust it; use rpush gateway serve"
 	noRegistryToServe  = "neither the command's arguments nor the files of docker login name a registry; add --registry HOST"
-	daemonWords        = "%s only asks %s, which this command cannot send through a proxy: use rpush gateway serve"
+	daemonWords        = "%s leaves the work to %s, whose connections this command cannot redirect: use rpush gateway serve"
 	commandNotFound    = "%s cannot be run: %v"
-	nothingCameThrough = "gateway: nothing went to %s through the gateway; a registry at a loopback address is reached without it, and so is one that --registry does not name"
+	nothingCameThrough = "gateway: nothing went to %s through the gateway; registries at loopback addresses, and those that --registry does not name, are reached directly"
 )
 
 const gatewayHelp = `Let the uploads of any other client resume, unchanged.
@@ -31,9 +31,9 @@ const gatewayHelp = `Let the uploads of any other client resume, unchanged.
 rpush gateway run --help and rpush gateway serve --help say more.
 `
 
-const runHelp = `Run a registry client whose connections to registries go through a gateway of
-its own. What a broken connection leaves behind is continued, and the client does
-not notice. Its exit code is that of rpush.
+const runHelp = `Run a registry client with a gateway between the client and its registries. When
+a connection to a registry breaks, the gateway continues the upload or download,
+and the client does not notice. rpush exits with the client's exit code.
 
   rpush gateway run -- skopeo copy oci:app docker://registry.example/team/app:1
   rpush gateway run --registry registry.example -- ./build-and-push.sh
@@ -48,24 +48,26 @@ rpush gateway serve. Programs ignore proxies for loopback addresses.
 `
 
 const serveHelp = `Serve an endpoint through which docker, buildkit, containerd, podman and every
-other client push and pull. What a broken connection to the registry leaves
-behind is continued, and the client does not notice. It ends with SIGTERM.
+other client push and pull. When a connection to a registry breaks, the gateway
+continues the upload or download, and the client does not notice. SIGTERM ends
+it.
 
   rpush gateway serve --upstream REGISTRY
-        names are as they are at REGISTRY:
+        image names are those at REGISTRY:
         docker push localhost:5077/team/app:1
   rpush gateway serve
         the first element of a name is its registry, or containerd's ns:
         docker push localhost:5077/registry.example/team/app:1
 
   rpush gateway serve --upstream REGISTRY --accept
-        beside a registry that loses an upload with any break (distribution 2,
-        Harbor): the gateway keeps what arrived, and the client continues
+        beside a registry that loses an upload whenever it breaks
+        (distribution 2, Harbor): the gateway keeps what arrived, and the
+        client continues
 
 The client's own credentials go to the registry as they are: docker login
 localhost:5077. --sign-in uses those of this user instead, for what --allow
-names. Any address that is not loopback needs --cert-file, --key-file and
+names. An address that is not loopback needs --cert-file, --key-file and
 --htpasswd, and --upstream or --registry; a client's password for the gateway
-goes to no registry. /healthz says that it runs, /metrics has figures for
+goes to no registry. /healthz says that it runs, /metrics has metrics for
 Prometheus.
 `

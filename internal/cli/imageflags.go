@@ -46,15 +46,15 @@ type imageFlags struct {
 
 func (o *options) imageFlags() flagGroup {
 	f, i := newGroup("Image"), &o.image
-	f.StringSliceVarP(&i.tags, "tag", "t", nil, "push as `TAG` too, or as a whole reference")
-	f.BoolVarP(&i.allTags, "all-tags", "a", false, "push all that has a tag; REFERENCE has none")
+	f.StringSliceVarP(&i.tags, "tag", "t", nil, "also push as `TAG`, which may be a full reference")
+	f.BoolVarP(&i.allTags, "all-tags", "a", false, "push all tagged images; REFERENCE has no tag")
 	f.StringSliceVar(&i.platforms, "platform", nil, "of an index, take only `OS/ARCH`")
-	f.BoolVar(&i.referrers, "referrers", false, "take what has the image as subject along")
-	f.BoolVar(&i.digestTags, "digest-tags", false, "take what is tagged by its digest along")
-	f.BoolVar(&i.preserveDigests, "preserve-digests", false, "fail where the digest cannot stay the same")
-	f.BoolVar(&i.noClobber, "no-clobber", false, "fail where the tag is another image's")
-	f.StringSliceVar(&i.mountFrom, "mount-from", nil, "the registry may take blobs from `REPO`")
-	f.BoolVar(&i.dryRun, "dry-run", false, "say what would be sent")
+	f.BoolVar(&i.referrers, "referrers", false, "also push referrers (signatures, SBOMs)")
+	f.BoolVar(&i.digestTags, "digest-tags", false, "also push images tagged by its digest (cosign)")
+	f.BoolVar(&i.preserveDigests, "preserve-digests", false, "fail if the digest cannot be preserved")
+	f.BoolVar(&i.noClobber, "no-clobber", false, "fail if the tag names another image")
+	f.StringSliceVar(&i.mountFrom, "mount-from", nil, "let the registry mount blobs from `REPO`")
+	f.BoolVar(&i.dryRun, "dry-run", false, "show what would be sent")
 	f.StringVar(&i.digestFile, "digest-file", "", "write the digest to `FILE`")
 	o.layers.flags(f.FlagSet)
 	f.StringVar(&i.spoolDir, "spool-dir", "", "keep copies and compressed layers in `DIR`")
@@ -62,7 +62,7 @@ func (o *options) imageFlags() flagGroup {
 }
 
 func (o *options) signInFlags() flagGroup {
-	f := newGroup("Sign-in, where what docker login stored is not it")
+	f := newGroup("Credentials (override docker login)")
 	f.brief = true
 	o.to.signInFlags(f.FlagSet)
 	return f

@@ -276,7 +276,7 @@ func TestPlanIsAScript(t *testing.T) {
 		Steps: []remedy.Step{{What: "do it", Command: "nft -f - <<'EOF'\nx\nEOF"}, {What: "forget it"}},
 	}
 	got := planWords(p, &doctorOptions{})
-	want := "# note\n# refused: this\n# do it\nnft -f - <<'EOF'\nx\nEOF\n# forget it\n# nothing was done: --apply does it\n"
+	want := "# note\n# refused: this\n# do it\nnft -f - <<'EOF'\nx\nEOF\n# forget it\n# nothing was changed: --apply makes these changes\n"
 	if got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}

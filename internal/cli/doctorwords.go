@@ -16,14 +16,14 @@ import (
 // What rpush doctor says to a human.
 
 const (
-	doctorShort       = "is this host set up to reset pushes, did it, and how to mend it"
+	doctorShort       = "find out whether this host resets pushes, and how to stop that"
 	tooManyForDoctor  = "unexpected argument %q: rpush doctor [REFERENCE]"
 	notMeasured       = "nothing can be measured: %v"
-	selfTestWords     = "rebuilding the incident in network namespaces of its own, for some seconds"
-	notToldNotApplied = "nothing is applied, as it could not be told whether this machine translates the port"
+	selfTestWords     = "reproducing the resets in separate network namespaces, for some seconds"
+	notToldNotApplied = "nothing is applied: could not find out whether this machine translates the port"
 	nothingToFix      = "nothing is translated on this machine, so there is nothing to fix here"
-	alreadyProtected  = "nothing to do: this host is protected already by %s"
-	alreadyFixed      = "nothing to do: it is in place already"
+	alreadyProtected  = "nothing to do: this host is already protected by %s"
+	alreadyFixed      = "nothing to do: the fix is already in place"
 	hostResetsLine    = "this host sent resets during the push: rpush doctor"
 )
 
@@ -38,7 +38,7 @@ const doctorTail = `
 Every flag has a variable: RPUSH_WATCH for --watch. A flag wins.
 Exit codes: 0 sound, at risk or not applicable; 4 evidence that this host resets
 pushes, with --strict also at risk; 1 could not tell, or a fix failed; 2 wrong
-usage. docs/conntrack.md has the whole story.
+usage. docs/conntrack.md explains the details.
 `
 
 func doctorHelpText(groups []flagGroup) string {
@@ -153,10 +153,10 @@ func advice(r *conntrack.Report, o *doctorOptions, reg *conntrack.Registry) []st
 	case r.Where == conntrack.Undecided && r.Registry != nil && r.Registry.Error != "":
 		add("check the name, or give an address instead")
 	case r.Verdict == conntrack.Unknown:
-		add("with the rights to read the rules: sudo " + call)
+		add("reading the rules needs root: sudo " + call)
 	}
 	if r.Registry != nil && !r.Registry.Own && r.Where == conntrack.Undecided && r.Registry.Error == "" {
-		add(fmt.Sprintf("the host to look at is the one that publishes port %d of %s", r.Registry.Port, r.Registry.Host))
+		add(fmt.Sprintf("run this on the host that publishes port %d of %s", r.Registry.Port, r.Registry.Host))
 	}
 	if r.Where != conntrack.Here && r.Verdict != conntrack.Evidence {
 		return all
@@ -164,12 +164,12 @@ func advice(r *conntrack.Report, o *doctorOptions, reg *conntrack.Registry) []st
 	exposed := len(r.Protection) == 0
 	switch {
 	case r.Verdict == conntrack.Evidence:
-		add("sudo " + call + " --fix=drop shows a rule that stops it; --apply sets it, --undo takes it back")
+		add("sudo " + call + " --fix=drop shows a rule that stops it; --apply sets the rule, --undo removes it")
 		add("if the rules are not yours to change: --fix=liberal, a sysctl for all connections")
 	case r.Verdict == conntrack.Sound:
 		add("change nothing")
 	case r.Verdict == conntrack.AtRisk && exposed && r.Old():
-		add("sudo " + call + " --fix=drop shows a rule that stops it; --apply sets it, --undo takes it back")
+		add("sudo " + call + " --fix=drop shows a rule that stops it; --apply sets the rule, --undo removes it")
 		add(call + " --selftest says what this very kernel does")
 	case r.Verdict == conntrack.AtRisk && exposed:
 		add("such packets are rare: change nothing before " + call + " --watch 60s, during a push, finds evidence")
@@ -277,12 +277,12 @@ func doctorWords(d *doctorDocument, verbose, colour, terminal bool) string {
 func tradeOff(m remedy.Kind) []string {
 	if m == remedy.Drop {
 		return []string{
-			"what it costs: INVALID packets to these ports of the host itself vanish, where a reset would have told the sender",
-			"a connection that is truly gone hangs until its timeout; other ports and forwarded packets are not touched",
+			"what it costs: INVALID packets to these ports of the host itself are dropped, and the sender gets no reset",
+			"a connection that is really gone hangs until its timeout; other ports and forwarded packets are not touched",
 		}
 	}
 	return []string{
-		"what it costs: window checks are off for every TCP connection that this host tracks, not for the registry's alone",
+		"what it costs: window checks are off for every TCP connection that this host tracks, not only for those to the registry",
 		"forged segments outside the window pass a stateful firewall; the end hosts still check. Illegal flags still draw a RST",
 	}
 }
@@ -307,7 +307,7 @@ func planWords(p *remedy.Plan, o *doctorOptions) string {
 	}
 	stepWords(&b, p)
 	if len(p.Steps) > 0 && !o.apply {
-		b.WriteString("# nothing was done: --apply does it\n")
+		b.WriteString("# nothing was changed: --apply makes these changes\n")
 	}
 	return b.String()
 }
@@ -335,7 +335,7 @@ func appliedWords(p *remedy.Plan, o *doctorOptions) string {
 func fixFailedWords(err error) []string {
 	lines := []string{err.Error()}
 	if remedy.Forbidden(err) {
-		lines = append(lines, hint("it takes root: sudo rpush doctor ..."))
+		lines = append(lines, hint("this needs root: sudo rpush doctor ..."))
 	}
 	return lines
 }

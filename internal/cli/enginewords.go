@@ -9,10 +9,10 @@ import (
 )
 
 // proxySecretWords is about a proxy of the engine whose password it keeps.
-const proxySecretWords = "the engine's proxy asks for a password that the engine does not tell: HTTPS_PROXY is used instead, if it is set"
+const proxySecretWords = "the engine's proxy asks for a password that the engine does not reveal: HTTPS_PROXY is used instead, if it is set"
 
 func elsewhereHint(address string) string {
-	return fmt.Sprintf("the image is read from the engine at %s, but the push runs on this host: names, certificates, ports and proxies here may be others than there", address)
+	return fmt.Sprintf("the image is read from the engine at %s, but the push runs on this host: names, certificates, ports and proxies may differ between the two", address)
 }
 
 // engineCure says what to do about an engine that does not do as asked; empty
@@ -27,17 +27,17 @@ func engineCure(err error) string {
 	)
 	switch {
 	case errors.As(err, &broken):
-		return "see to it that the engine runs, then the same command again: layers that are at the registry or in the spool are neither compressed nor sent again"
+		return "start the engine and run the same command again: layers that are at the registry or in the spool are neither compressed nor sent again"
 	case errors.As(err, &old):
-		return fmt.Sprintf("docker save IMAGE | rpush - REF does without; Docker %s is the least that is read from", engine.LeastVersion)
+		return fmt.Sprintf("use docker save IMAGE | rpush - REF instead; reading from the engine needs Docker %s or later", engine.LeastVersion)
 	case errors.As(err, &none):
-		return "docker images lists what is there; an image that is not in the engine needs a SOURCE, see rpush --help"
+		return "docker images lists the images of the engine; an image that is not in the engine needs a SOURCE, see rpush --help"
 	case errors.As(err, &unreachable) && engine.Forbidden(err):
-		return "add this user to the group of the socket, or set DOCKER_HOST to an engine that may be used"
+		return "add this user to the group of the socket, or set DOCKER_HOST to an engine that this user may use"
 	case errors.As(err, &unreachable) && errors.As(err, &unverified):
-		return "DOCKER_CERT_PATH, or the docker context, has to hold the ca.pem of the engine's authority, and DOCKER_HOST a name that its certificate is good for"
+		return "DOCKER_CERT_PATH, or the docker context, must have the ca.pem of the engine's CA, and DOCKER_HOST a name that the engine's certificate is valid for"
 	case errors.As(err, &unreachable) && engine.WantsCertificate(err):
-		return "DOCKER_CERT_PATH, or the docker context, has to hold a cert.pem and key.pem of the engine's authority"
+		return "DOCKER_CERT_PATH, or the docker context, must have a cert.pem and key.pem that the engine's CA has issued"
 	case errors.As(err, &unreachable) && engine.WantsTLS(err):
 		return "if it speaks TLS, set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH"
 	case errors.As(err, &unreachable):

@@ -63,7 +63,7 @@ func TestExplain(t *testing.T) {
 		}, {
 			name: "an engine that may not be used", err: &engine.UnreachableError{Address: "unix:///run/docker.sock", Err: dialled(syscall.EACCES)},
 			kind: "source", exit: 1,
-			last: []string{"nothing was published", "hint: add this user to the group of the socket, or set DOCKER_HOST to an engine that may be used"},
+			last: []string{"nothing was published", "hint: add this user to the group of the socket, or set DOCKER_HOST to an engine that this user may use"},
 		}, {
 			name: "sessions lost for ever", err: fmt.Errorf("%w: %w", resume.ErrInterrupted, &resume.LostError{Times: 8, Err: io.EOF}),
 			kind: "interrupted", exit: 3,
@@ -96,7 +96,7 @@ func TestExplain(t *testing.T) {
 		}, {
 			name: "no TLS where it is read from", err: endpoint(http.ErrSchemeMismatch), at: scene{prefix: "src-"},
 			kind: "endpoint", exit: 1,
-			last: []string{"hint: reg.example does not speak TLS; if it is meant to be so, add --src-plain-http"},
+			last: []string{"hint: reg.example does not use TLS; if that is intended, add --src-plain-http"},
 		}, {
 			name: "denied to read", err: denied, at: scene{prefix: "src-"},
 			kind: "denied", exit: 1,
@@ -104,7 +104,7 @@ func TestExplain(t *testing.T) {
 		}, {
 			name: "other name", err: endpoint(&tls.CertificateVerificationError{Err: x509.HostnameError{Certificate: &x509.Certificate{}, Host: "reg.example"}}),
 			kind: "endpoint", exit: 1,
-			last: []string{"hint: the certificate is good for other names than reg.example: use one of them, or have it reissued"},
+			last: []string{"hint: the certificate is not valid for reg.example: use a name that it is valid for, or have it reissued"},
 		}, {
 			name: "expired", err: endpoint(&tls.CertificateVerificationError{Err: x509.CertificateInvalidError{Reason: x509.Expired}}),
 			kind: "endpoint", exit: 1,
@@ -112,11 +112,11 @@ func TestExplain(t *testing.T) {
 		}, {
 			name: "no TLS", err: endpoint(tls.RecordHeaderError{Msg: "first record does not look like a TLS handshake"}),
 			kind: "endpoint", exit: 1,
-			last: []string{"hint: reg.example does not speak TLS; if it is meant to be so, add --plain-http"},
+			last: []string{"hint: reg.example does not use TLS; if that is intended, add --plain-http"},
 		}, {
 			name: "no TLS, as http.Client has it", err: endpoint(http.ErrSchemeMismatch),
 			kind: "endpoint", exit: 1,
-			last: []string{"hint: reg.example does not speak TLS; if it is meant to be so, add --plain-http"},
+			last: []string{"hint: reg.example does not use TLS; if that is intended, add --plain-http"},
 		}, {
 			name: "no such host", err: endpoint(&net.DNSError{Name: "reg.example", IsNotFound: true}),
 			kind: "endpoint", exit: 1,
@@ -124,15 +124,15 @@ func TestExplain(t *testing.T) {
 		}, {
 			name: "no name server", err: endpoint(&net.DNSError{Name: "reg.example", IsTimeout: true}),
 			kind: "endpoint", exit: 1,
-			last: []string{"hint: the name server gave no answer about reg.example: check this machine's DNS"},
+			last: []string{"hint: the name server did not answer for reg.example: check this machine's DNS"},
 		}, {
 			name: "no registry", err: fmt.Errorf("%w: %w", resume.ErrEndpoint, &pusher.NotRegistryError{Host: "reg.example", Status: 404}),
 			kind: "endpoint", exit: 1,
-			last: []string{"hint: something answers at reg.example, but no registry: check the host and port in the reference"},
+			last: []string{"hint: the server at reg.example is not a registry: check the host and port in the reference"},
 		}, {
 			name: "no registry, by the kind alone", err: resume.ErrEndpoint,
 			kind: "endpoint", exit: 1,
-			last: []string{"hint: no registry speaks at reg.example as it was spoken to: check the host and port, and whether it wants --plain-http"},
+			last: []string{"hint: no registry answers at reg.example over this protocol: check the host and port, and whether it needs --plain-http"},
 		}, {
 			name: "proxy down", err: fmt.Errorf("%w: %w", resume.ErrInterrupted, &net.OpError{Op: "proxyconnect", Err: syscall.ECONNREFUSED}),
 			kind: "interrupted", exit: 3,
@@ -151,7 +151,7 @@ func TestExplain(t *testing.T) {
 		}, {
 			name: "credentials", err: fmt.Errorf("%w: %w", resume.ErrDenied, &credentials.Error{Place: "~/.docker/config.json", Err: errors.New("unexpected EOF")}),
 			kind: "local", exit: 1,
-			last: []string{"hint: mend ~/.docker/config.json, or take the entry out of it"},
+			last: []string{"hint: repair ~/.docker/config.json, or remove the entry"},
 		}, {
 			name: "signal", err: fmt.Errorf("%w: %w", resume.ErrInterrupted, context.Canceled),
 			at:   scene{report: half(), cause: &signalError{syscall.SIGTERM}},

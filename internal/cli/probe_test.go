@@ -23,7 +23,7 @@ func TestProbeVerdict(t *testing.T) {
 		resume.Boundary:   "Supports resume at the end of the last complete request: reg.example/team/app",
 		resume.Fragile:    "Does not support resume: reg.example/team/app",
 		resume.Monolithic: "Does not support resume: reg.example/team/app",
-		resume.Unproved:   "Not found out whether it supports resume: reg.example/team/app",
+		resume.Unproved:   "Could not find out whether it supports resume: reg.example/team/app",
 	} {
 		got, _, _ := strings.Cut(probeWords(repo, &resume.Probe{Class: class}), "\n")
 		if got != want {

@@ -26,7 +26,7 @@ import (
 
 const (
 	pushShort     = "push an image"
-	probeShort    = "what this registry keeps of a broken upload"
+	probeShort    = "find out whether a registry can continue a broken upload"
 	sessionsShort = "list the interrupted uploads that the next push continues"
 	forgetShort   = "drop what is kept of an upload, and cancel it at the registry"
 	pruneShort    = "drop what has expired"
@@ -37,45 +37,45 @@ const (
 	tooManyArguments = "unexpected argument %q: rpush [SOURCE] REFERENCE"
 	noRepository     = "REPOSITORY is missing: rpush probe REPOSITORY"
 	badRepository    = "%q is no repository; one is [HOST[:PORT]/]NAME, in lower case and without a tag"
-	tagAndDigest     = "%q has a tag and a digest; a push needs one of them"
+	tagAndDigest     = "%q has a tag and a digest; use only one of them"
 	hostAlone        = "%q names a host and no repository: HOST:PORT/NAME[:TAG]"
-	onlySource       = "REFERENCE is missing: %q is a SOURCE, and where should it go?"
+	onlySource       = "REFERENCE is missing: %q is a SOURCE; add where to push it"
 	badReference     = "%q is no reference; one is [HOST[:PORT]/]NAME[:TAG|@DIGEST], with NAME in lower case"
 	noSessionsVerb   = "%q is none of list, forget, prune"
 	noArgument       = "unexpected argument %q"
 	badRegistry      = "%s: %q is no registry"
-	severalAsked     = "%s is about one registry, and uploads to %d are kept: add --registry REGISTRY"
-	nothingToForget  = "what is to be forgotten is missing: rpush sessions forget DIGEST|REFERENCE, or --all"
-	allAndOne        = "--all forgets everything; leave it out or name nothing"
+	severalAsked     = "%s applies to one registry, but uploads to %d are kept: add --registry REGISTRY"
+	nothingToForget  = "nothing named to forget: rpush sessions forget DIGEST|REFERENCE, or --all"
+	allAndOne        = "--all forgets everything: leave out --all, or the DIGEST or REFERENCE"
 	tooManyForgotten = "unexpected argument %q: rpush sessions forget DIGEST|REFERENCE"
-	ambiguousDigest  = "%q is the beginning of several digests; give more of it"
+	ambiguousDigest  = "%q matches several digests: give more of the digest"
 	notKept          = "nothing is kept of %q: rpush sessions lists what is"
 	nothingKept      = "no interrupted uploads are kept"
 	bothOrNone       = "%s and %s go together"
 	badCreds         = "%s is not USER:PASSWORD"
 	badPlatform      = "%q is no platform; one is OS/ARCH[/VARIANT], or all"
 	badTag           = "%q is neither a tag nor a reference"
-	notForSource     = "%s is about the registry that SOURCE docker://REF names, and SOURCE is none"
+	notForSource     = "%s applies to the registry of a SOURCE docker://REF, and SOURCE is not one"
 	notForEngine     = "%s has no effect on an image of the Docker engine"
-	notForSaved      = "%s has no effect: what docker save writes has no such things"
+	notForSaved      = "%s has no effect: docker save stores no referrers or signatures"
 	onePlatform      = "%s picks one platform of an image of the Docker engine; all of them are pushed without it"
-	onlyForEngine    = "%s is about images of the Docker engine, and SOURCE is none"
-	onlyForPlain     = "%s is about layers that are not compressed yet, and those of SOURCE go out as they are"
+	onlyForEngine    = "%s applies to images of the Docker engine, and SOURCE is not one"
+	onlyForPlain     = "%s applies to layers that are not compressed, and those of SOURCE are pushed as they are"
 	nothingToSpool   = "%s has no effect: nothing of SOURCE has to be copied"
 	noDigestToKeep   = "%w: the Docker engine keeps no manifest of %s whose digest could be preserved"
-	keptCompressed   = "%w: %s has no effect on %s, whose blobs the engine keeps as they are to be published, in containerd: leave it out"
-	otherRegistry    = "--mount-from %s is on another registry than %s, which cannot take blobs from there"
-	oneStdin         = "standard input can be read once only: as a password or as the image"
-	contentTrust     = "content trust is asked for and rpush does not sign: push with --disable-content-trust (or without DOCKER_CONTENT_TRUST) and sign with cosign"
+	keptCompressed   = "%w: %s has no effect on %s: containerd already stores its blobs in their final form; leave the flag out"
+	otherRegistry    = "--mount-from %s is not on the same registry as %s, so blobs cannot be mounted from there"
+	oneStdin         = "standard input can be read only once: for the password or for the image"
+	contentTrust     = "content trust is requested, but rpush does not sign: push with --disable-content-trust (or without DOCKER_CONTENT_TRUST) and sign with cosign"
 	tagWithAll       = "%q has a tag or a digest; with --all-tags the tags are those in SOURCE"
 	resultNotWritten = "the result could not be written to stdout: %v"
 
-	lateWords    = "some requests did not end in time, leaving them"
+	lateWords    = "some requests did not end in time; not waiting for them"
 	openingPhase = "checking the source"
 
 	againHint   = "the same command again sends the rest"
-	lostHint    = "stop the host or line that resets connections, put a proxy before the registry that buffers requests (nginx: proxy_request_buffering on), or run one that keeps what it received (distribution 3)"
-	proxyHint   = "that is the proxy, not the registry: check HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
+	lostHint    = "stop the host or line that resets connections, put a proxy that buffers requests in front of the registry (nginx: proxy_request_buffering on), or run a registry that keeps what it received (distribution 3)"
+	proxyHint   = "the proxy is at fault, not the registry: check HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
 	expiredHint = "a certificate is out of date, or this machine's clock is wrong"
 )
 
@@ -87,10 +87,10 @@ func smallerHint(between int64) string {
 	return fmt.Sprintf("make layers smaller than %s", bytesWords(between))
 }
 
-func mendHint(place string) string { return "mend " + place + ", or take the entry out of it" }
+func mendHint(place string) string { return "repair " + place + ", or remove the entry" }
 
 func otherNameHint(host string) string {
-	return fmt.Sprintf("the certificate is good for other names than %s: use one of them, or have it reissued", host)
+	return fmt.Sprintf("the certificate is not valid for %s: use a name that it is valid for, or have it reissued", host)
 }
 
 func caHint(host, prefix string) string {
@@ -98,11 +98,11 @@ func caHint(host, prefix string) string {
 }
 
 func plainHint(host, prefix string) string {
-	return fmt.Sprintf("%s does not speak TLS; if it is meant to be so, add --%splain-http", host, prefix)
+	return fmt.Sprintf("%s does not use TLS; if that is intended, add --%splain-http", host, prefix)
 }
 
 func plainElsewhereHint(host string) string {
-	return fmt.Sprintf("%s does not speak TLS, and --plain-http is about the registry of REFERENCE only: push to %s in a call of its own", host, host)
+	return fmt.Sprintf("%s does not use TLS, and --plain-http applies to the registry of REFERENCE only: push to %s with a separate command", host, host)
 }
 
 func nameHint(host string) string {
@@ -110,7 +110,7 @@ func nameHint(host string) string {
 }
 
 func dnsHint(host string) string {
-	return fmt.Sprintf("the name server gave no answer about %s: check this machine's DNS", host)
+	return fmt.Sprintf("the name server did not answer for %s: check this machine's DNS", host)
 }
 
 func refusedHint(host string) string {
@@ -118,7 +118,7 @@ func refusedHint(host string) string {
 }
 
 func noRegistryHint(host string) string {
-	return fmt.Sprintf("something answers at %s, but no registry: check the host and port in the reference", host)
+	return fmt.Sprintf("the server at %s is not a registry: check the host and port in the reference", host)
 }
 
 func certificatesWords(registry string) string { return "certificates for " + registry }
@@ -128,7 +128,7 @@ func clobberHint(ref string) string {
 }
 
 func addressHint(host, prefix string) string {
-	return fmt.Sprintf("no registry speaks at %s as it was spoken to: check the host and port, and whether it wants --%splain-http", host, prefix)
+	return fmt.Sprintf("no registry answers at %s over this protocol: check the host and port, and whether it needs --%splain-http", host, prefix)
 }
 
 func loginHint(host, prefix string) string {
@@ -144,10 +144,10 @@ func loginHint(host, prefix string) string {
 func credentialWords(from string) string { return "credentials: " + from }
 
 func noHomeWords(err error) string {
-	return fmt.Sprintf("warning: a push that is killed will start again, there is no place to keep open uploads: %v; --state-dir names one", err)
+	return fmt.Sprintf("warning: a push that is killed will start again, because open uploads cannot be kept: %v; --state-dir names a directory", err)
 }
 
-func noStateWords(err error) string { return fmt.Sprintf("what is kept cannot be read: %v", err) }
+func noStateWords(err error) string { return fmt.Sprintf("the kept uploads cannot be read: %v", err) }
 
 func forgottenWords(r resume.Record) string {
 	return fmt.Sprintf("forgot %s of %s, %s of %s", shortDigest(r.Digest), r.Name(), bytesWords(r.Offset), bytesWords(r.Size))
@@ -159,7 +159,7 @@ func notCancelledWords(r resume.Record, err error) string {
 
 func forgetFailedWords(r resume.Record, err error) string {
 	if errors.Is(err, resume.ErrHeld) {
-		return fmt.Sprintf("%s is being uploaded to %s at this moment; stop that push first", shortDigest(r.Digest), r.Name())
+		return fmt.Sprintf("%s is being uploaded to %s now; stop that push first", shortDigest(r.Digest), r.Name())
 	}
 	return fmt.Sprintf("%s of %s is still kept: %v", shortDigest(r.Digest), r.Name(), err)
 }
@@ -190,7 +190,7 @@ func keptWords(kind string, r *pusher.Report) []string {
 			n, len(r.Blobs), bytesWords(there), bytesWords(total)))
 	}
 	if kept > 0 {
-		lines = append(lines, fmt.Sprintf("%s under way %s kept, to go on where the registry stands", plural(kept, "upload"), isAre(kept)))
+		lines = append(lines, fmt.Sprintf("%s under way %s kept, to continue where the registry stopped", plural(kept, "upload"), isAre(kept)))
 	}
 	return lines
 }
@@ -373,7 +373,7 @@ func stoppingWords(s os.Signal) string {
 func bugWords(panicked any, stack []byte) []string {
 	lines := []string{
 		fmt.Sprintf("this is a bug in rpush: %v", panicked),
-		hint("please report it, with all that follows, at https://github.com/rpush-go/rpush/issues"),
+		hint("please report it, with everything below, at https://github.com/rpush-go/rpush/issues"),
 		versionLine(),
 	}
 	return append(lines, strings.Split(strings.TrimSpace(string(stack)), "\n")...)
@@ -393,7 +393,7 @@ func verdictWords(c resume.Class) string {
 	case resume.Fragile, resume.Monolithic:
 		return "Does not support resume"
 	default:
-		return "Not found out whether it supports resume"
+		return "Could not find out whether it supports resume"
 	}
 }
 
@@ -402,18 +402,18 @@ func classWords(p *resume.Probe) string {
 	switch p.Class {
 	case resume.Exact:
 		if p.Blind {
-			return "exact: it keeps what it received of a broken upload, and says how much only when it refuses a request; a push continues there"
+			return "exact: it keeps what it received of a broken upload, but says how much only when it refuses a request; a push continues there"
 		}
 		return "exact: it keeps what it received of a broken upload, and a push continues there"
 	case resume.Boundary:
-		return "boundary: it keeps whole requests only, as behind a proxy that buffers them; a push sends chunks, and the last one again"
+		return "boundary: it keeps whole requests only, as behind a proxy that buffers them; a push sends chunks, and repeats the last one"
 	case resume.Fragile:
 		if p.Blind {
-			return "fragile: it does not say how much it holds, so that a broken layer starts again; a push sends chunks on connections of their own"
+			return "fragile: it does not say how much it holds, so a broken layer starts again; a push sends each chunk on a new connection"
 		}
-		return "fragile: it forgets the upload when a connection breaks, so that the layer starts again; a push sends chunks on connections of their own"
+		return "fragile: it forgets the upload when a connection breaks, so the layer starts again; a push sends each chunk on a new connection"
 	case resume.Monolithic:
-		return "monolithic: it takes one PATCH per upload, so that a broken layer starts again"
+		return "monolithic: it takes one PATCH per upload, so a broken layer starts again"
 	default:
 		return "not found out"
 	}
@@ -426,7 +426,7 @@ func cures(c resume.Class) []string {
 	}
 	return []string{
 		"stop the host or line that resets connections",
-		"put a proxy before the registry that buffers requests (nginx: proxy_request_buffering on)",
+		"put a proxy that buffers requests in front of the registry (nginx: proxy_request_buffering on)",
 		"run a registry that keeps what it received (distribution 3)",
 	}
 }

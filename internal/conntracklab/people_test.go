@@ -47,11 +47,11 @@ func TestOrdinaryUser(t *testing.T) {
 		t.Errorf("got %+v", d)
 	}
 	r = asNobody(t, "/run/rpush doctor --output json --fix=drop --apply "+hostAddr)
-	if r.exit != 1 || !strings.Contains(r.stderr, "it takes root") {
+	if r.exit != 1 || !strings.Contains(r.stderr, "this needs root") {
 		t.Errorf("a fix: exit %d, %s", r.exit, r.stderr)
 	}
 	r = asNobody(t, "/run/rpush doctor --output json --fix=liberal --apply "+hostAddr)
-	if r.exit != 1 || !strings.Contains(r.stderr, "it takes root") {
+	if r.exit != 1 || !strings.Contains(r.stderr, "this needs root") {
 		t.Errorf("a fix: exit %d, %s", r.exit, r.stderr)
 	}
 	r = asNobody(t, "/run/rpush doctor --output json --selftest "+hostAddr)
@@ -102,7 +102,7 @@ func docker(t *testing.T, args ...string) string {
 // host's own address. Nothing of this host's rules is changed but by the engine.
 func TestDockerEngine(t *testing.T) {
 	if os.Geteuid() != 0 {
-		binary.Missing(t, "it takes root")
+		binary.Missing(t, "this needs root")
 	}
 	if out, err := exec.CommandContext(t.Context(), "docker", "version").CombinedOutput(); err != nil {
 		binary.Missing(t, "no Docker engine: %v\n%s", err, out)

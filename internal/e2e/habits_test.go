@@ -398,7 +398,7 @@ func TestHTTPProxies(t *testing.T) {
 	for status, want := range map[int]int{http.StatusProxyAuthRequired: 1, http.StatusForbidden: 1, http.StatusServiceUnavailable: 3} {
 		closed := newServer(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", status) }))
 		_, stderr, exit := pushed(t, nil, []string{"HTTPS_PROXY=http://" + closed}, "--insecure", "--retry-for", "1s", "oci:"+e.Dir, "secure.invalid:5000/app:3")
-		if exit != want || !strings.Contains(stderr, fmt.Sprintf("the proxy %s answered %d", closed, status)) || !strings.Contains(stderr, "hint: that is the proxy") {
+		if exit != want || !strings.Contains(stderr, fmt.Sprintf("the proxy %s answered %d", closed, status)) || !strings.Contains(stderr, "hint: the proxy is at fault") {
 			t.Errorf("%d of the proxy: exit %d, want %d: %s", status, exit, want, stderr)
 		}
 	}

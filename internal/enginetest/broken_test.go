@@ -33,7 +33,7 @@ func (s *site) brokenOff(t *testing.T) {
 		for _, want := range []string{
 			"reading " + image + " from the Docker engine at " + s.tap.Host + " broke off: ",
 			"nothing was published",
-			"hint: see to it that the engine runs, then the same command again",
+			"hint: start the engine and run the same command again",
 		} {
 			if exit != 1 || out != "" || !strings.Contains(stderr, want) {
 				t.Errorf("%s: exit %d, stdout %q\n%s\nwant %q", tt.name, exit, out, stderr, want)

@@ -133,9 +133,9 @@ func (s *site) overTLS(t *testing.T) {
 		name, want, hint string
 		env              []string
 	}{
-		{"no certificate", "certificate", "has to hold a cert.pem and key.pem", []string{host, "DOCKER_TLS_VERIFY=1", "DOCKER_CERT_PATH=" + anonymous}},
-		{"nothing at all", "certificate signed by unknown authority", "has to hold the ca.pem", []string{host, "DOCKER_TLS_VERIFY=1"}},
-		{"another authority", "certificate signed by unknown authority", "has to hold the ca.pem", []string{host, "DOCKER_TLS_VERIFY=1", "DOCKER_CERT_PATH=" + strangers}},
+		{"no certificate", "certificate", "must have a cert.pem and key.pem", []string{host, "DOCKER_TLS_VERIFY=1", "DOCKER_CERT_PATH=" + anonymous}},
+		{"nothing at all", "certificate signed by unknown authority", "must have the ca.pem", []string{host, "DOCKER_TLS_VERIFY=1"}},
+		{"another authority", "certificate signed by unknown authority", "must have the ca.pem", []string{host, "DOCKER_TLS_VERIFY=1", "DOCKER_CERT_PATH=" + strangers}},
 		{"no TLS", "HTTPS server", "DOCKER_TLS_VERIFY=1", []string{host}},
 	} {
 		_, exit, stderr := s.as(t, tt.env...).text(ref)

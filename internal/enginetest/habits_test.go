@@ -188,7 +188,7 @@ func TestFlagsOfOtherSources(t *testing.T) {
 		{[]string{"--referrers"}, 2, "--referrers has no effect"},
 		{[]string{"--digest-tags"}, 2, "--digest-tags has no effect"},
 		{[]string{"--allow-nondistributable-artifacts"}, 2, "has no effect"},
-		{[]string{"--src-creds", "a:b"}, 2, "--src-creds is about the registry"},
+		{[]string{"--src-creds", "a:b"}, 2, "--src-creds applies to the registry"},
 		{[]string{"--preserve-digests"}, preserved, preserving},
 	} {
 		if _, exit, stderr := l.text(append(tt.args, ref)...); exit != tt.exit || !strings.Contains(stderr, tt.want) {

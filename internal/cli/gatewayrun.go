@@ -112,6 +112,9 @@ func (a *app) runThrough(ctx context.Context, o *options, named, args []string) 
 	if len(about.all) == 0 {
 		return exitUsage, usageError(noRegistryToServe)
 	}
+	if err := about.check(o); err != nil {
+		return exitUsage, err
+	}
 	path, err := exec.LookPath(args[0])
 	if err != nil && !errors.Is(err, exec.ErrDot) {
 		a.out.line(fmt.Sprintf(commandNotFound, args[0], err))
@@ -175,12 +178,8 @@ func (a *app) runThrough(ctx context.Context, o *options, named, args []string) 
 // runHandler forwards to one registry as the command addresses it.
 func (a *app) runHandler(ctx context.Context, g *gateway.Gateway, o *options, about intercepted, at *url.URL) (http.Handler, error) {
 	registry := about.registry(at)
-	e := &o.to
-	if !slices.Contains(about.asked, registry) {
-		e = o.to.elsewhere()
-	}
 	var po pusher.Options
-	if err := e.apply(&po, registry, nil); err != nil {
+	if err := about.flagsFor(o, registry).apply(&po, registry, nil); err != nil {
 		return nil, err
 	}
 	if at.Scheme == "https" {
@@ -306,6 +305,26 @@ func interceptedRegistries(named, args []string) (intercepted, error) {
 	return in, nil
 }
 
+// check refuses flags about one registry if it is not clear which one is meant.
+func (in intercepted) check(o *options) error {
+	for _, flag := range []string{"plain-http", "insecure", "tls-verify", "cert-file", "key-file", "cert-dir"} {
+		if o.spelled[flag] == "--"+flag && len(in.asked) != 1 {
+			return usageError(fmt.Sprintf(runOneRegistry, o.spelled[flag]))
+		}
+	}
+	return nil
+}
+
+// flagsFor has what the flags say about a registry. Unless the user names exactly
+// one, variables that are about one registry, and may be set for other calls,
+// apply to none.
+func (in intercepted) flagsFor(o *options, registry string) *endpoint {
+	if len(in.asked) == 1 && in.asked[0] == registry {
+		return &o.to
+	}
+	return o.to.elsewhere()
+}
+
 // hosts are what the registries are reached at.
 func (in intercepted) hosts() []string {
 	var all []string
@@ -334,11 +353,11 @@ func (in intercepted) registry(at *url.URL) string {
 	return at.Host
 }
 
-var registryInArgument = regexp.MustCompile(`^(?:[a-z-]+://)?([A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?|\[[0-9A-Fa-f:]+\](?::[0-9]{1,5})?)/[a-z0-9]`)
+var registryInArgument = regexp.MustCompile(`^(?:(?:docker|oci)://)?([A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?|\[[0-9A-Fa-f:]+\](?::[0-9]{1,5})?)/[a-z0-9]`)
 
 // registryNamedBy returns the host of a reference in an argument, such as
 // HOST/NAME:TAG, docker://HOST/NAME, --destination=HOST/NAME; empty if there is
-// none.
+// none. A URL of http or https is no reference.
 func registryNamedBy(arg string) string {
 	if strings.HasPrefix(arg, "-") {
 		_, value, ok := strings.Cut(arg, "=")

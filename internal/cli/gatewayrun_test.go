@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -37,6 +38,9 @@ func TestRegistryNamedBy(t *testing.T) {
 		"-o":                                        "",
 		"user@registry.example/app":                 "",
 		"https://user:password@registry.example/v2": "",
+		"https://files.example/app.tar":             "",
+		"http://files.example:8080/app.tar":         "",
+		"--url=https://files.example/app.tar":       "",
 	} {
 		if got := registryNamedBy(arg); got != want {
 			t.Errorf("%s: got %q, want %q", arg, got, want)
@@ -80,4 +84,60 @@ func TestInterceptedRegistries(t *testing.T) {
 			t.Errorf("--registry %s is taken", bad)
 		}
 	}
+}
+
+// Flags about one registry must not make connections to others unverified.
+func TestRunFlagsReachOneRegistry(t *testing.T) {
+	newRig(t, nil)
+	for _, tt := range []struct {
+		name  string
+		flags []string
+		env   map[string]string
+		asked []string
+		fails bool
+		lax   bool
+	}{
+		{"one", []string{"--insecure"}, nil, []string{"reg.example"}, false, true},
+		{"none", []string{"--insecure"}, nil, nil, true, false},
+		{"two", []string{"--insecure"}, nil, []string{"reg.example", "other.example"}, true, false},
+		{"two, not verified", []string{"--tls-verify=false"}, nil, []string{"reg.example", "other.example"}, true, false},
+		{"two over plain HTTP", []string{"--plain-http"}, nil, []string{"reg.example", "other.example"}, true, false},
+		{"two with a client certificate", []string{"--cert-file=c", "--key-file=k"}, nil, []string{"reg.example", "other.example"}, true, false},
+		{"two with a directory", []string{"--cert-dir=d"}, nil, []string{"reg.example", "other.example"}, true, false},
+		{"one, by a variable", nil, map[string]string{"RPUSH_INSECURE": "true"}, []string{"reg.example"}, false, true},
+		{"two, by a variable", nil, map[string]string{"RPUSH_INSECURE": "true"}, []string{"reg.example", "other.example"}, false, false},
+		{"two with an authority", []string{"--ca-file=f"}, nil, []string{"reg.example", "other.example"}, false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			o := runOptions(t, tt.flags, tt.env)
+			in := intercepted{asked: tt.asked, all: append([]string{"login.example"}, tt.asked...)}
+			if err := in.check(o); (err != nil) != tt.fails || err != nil && !strings.Contains(err.Error(), "--registry") {
+				t.Fatalf("check: %v, want an error that names --registry: %t", err, tt.fails)
+			}
+			if lax := in.flagsFor(o, "reg.example").insecure; !tt.fails && lax != tt.lax {
+				t.Errorf("insecure: %t", lax)
+			}
+			if in.flagsFor(o, "login.example").insecure {
+				t.Error("a registry of docker login is insecure")
+			}
+		})
+	}
+}
+
+// runOptions are what flags and variables of gateway run say.
+func runOptions(t *testing.T, flags []string, env map[string]string) *options {
+	t.Helper()
+	var o options
+	var registries []string
+	all := newGroup("all")
+	for _, g := range o.runFlags(&registries) {
+		all.AddFlagSet(g.FlagSet)
+	}
+	if err := all.Parse(flags); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.load(all.FlagSet, env); err != nil {
+		t.Fatal(err)
+	}
+	return &o
 }

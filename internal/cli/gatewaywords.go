@@ -13,6 +13,7 @@ const (
 	badServeTimeout       = "--header-timeout and --idle-timeout need a positive time, --stop-timeout none below 0"
 	publicNeeds           = "%s is not a loopback address: it needs %s"
 	flagNeedsOneRegistry  = "%s applies to one registry: name it with --upstream or --registry"
+	runOneRegistry        = "%s applies to one registry: name exactly one with --registry"
 	oneSocket             = "systemd passed several sockets; the unit needs one ListenStream"
 
 	noCommand          = "COMMAND is missing: rpush gateway run -- crane push app.tar registry.example/team/app:1"

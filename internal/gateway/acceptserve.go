@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/rpush-go/rpush/internal/protocol"
@@ -146,7 +145,7 @@ func (s *Server) acceptFailed(w http.ResponseWriter, err error) {
 // deliver hands the blob on to the registry, and answers when the registry has
 // committed it.
 func (s *Server) deliver(ctx context.Context, w http.ResponseWriter, r *http.Request, v view, c *call, u *acceptedUpload, dgst digest.Digest) {
-	repo, err := name.NewRepository(c.up.url.Host+"/"+v.rt.repository, name.WeakValidation)
+	repo, err := repositoryAt(c.up.url.Host, v.rt.repository)
 	if err != nil {
 		s.g.failed(w, r, err)
 		return

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"fmt"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -163,6 +164,20 @@ func registryHost(s string) (string, bool) {
 		return "", false
 	}
 	return reg.RegistryStr(), true
+}
+
+// repositoryAt returns a repository of the registry at host. name.NewRepository
+// takes HOST/REPOSITORY for a path on Docker Hub if the host has neither a dot
+// nor a port.
+func repositoryAt(host, repository string) (name.Repository, error) {
+	reg, err := name.NewRegistry(host, name.WeakValidation)
+	if err != nil {
+		return name.Repository{}, err
+	}
+	if !repositoryName.MatchString(repository) {
+		return name.Repository{}, fmt.Errorf("%q is not a repository", repository)
+	}
+	return reg.Repo(repository), nil
 }
 
 // withoutNS is a raw query without containerd's parameter. The rest stays as

@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"net/url"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/rpush-go/rpush/internal/protocol"
@@ -19,7 +18,7 @@ const maxSignIns = 512
 // repository, and to none for another one: a token is asked for this repository
 // and the one that a blob is mounted from, to read or to write.
 func (s *Server) signIn(ctx context.Context, in *served, registry string, rt route, query string) (http.RoundTripper, error) {
-	repo, err := name.NewRepository(registry+"/"+rt.repository, name.WeakValidation)
+	repo, err := repositoryAt(registry, rt.repository)
 	if err != nil {
 		return nil, protocol.Kind(protocol.ErrEndpoint, err)
 	}
@@ -29,7 +28,7 @@ func (s *Server) signIn(ctx context.Context, in *served, registry string, rt rou
 	}
 	scopes := []string{repo.Scope(action)}
 	if q, err := url.ParseQuery(query); err == nil && rt.kind == aboutUploads && q.Get("from") != "" {
-		if from, err := name.NewRepository(registry+"/"+q.Get("from"), name.WeakValidation); err == nil {
+		if from, err := repositoryAt(registry, q.Get("from")); err == nil {
 			scopes = append(scopes, from.Scope(transport.PullScope))
 		}
 	}

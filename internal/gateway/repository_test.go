@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/rpush-go/rpush/internal/gateway"
 	"github.com/rpush-go/rpush/internal/testgear/scripted"
@@ -64,4 +65,28 @@ func (k *askedKeychain) registries() []string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.asked
+}
+
+// Without from, a registry may take the blob of a mount out of any repository that
+// the credentials can read.
+func TestMountWithoutFrom(t *testing.T) {
+	dgst := digest.FromString("private").String()
+	for _, allow := range []bool{true, false} {
+		so := gateway.ServerOptions{Upstream: itself}
+		if allow {
+			so.Allow = []string{itself + "/team"}
+			so.Keychain = keychain{authn.FromConfig(authn.AuthConfig{Username: "robot", Password: "secret"})}
+		}
+		s := newSite(t, scripted.Options{}, so, nil)
+		for _, query := range []string{"mount=" + dgst, "mount=" + dgst + "&from=", "from=&mount=" + dgst + "&from=private/app"} {
+			if resp, body := s.do("POST", "/v2/team/app/blobs/uploads/?"+query, ""); resp.StatusCode != 202 {
+				t.Errorf("%s: %d %s", query, resp.StatusCode, body)
+			}
+		}
+		for _, q := range s.requests() {
+			if q.Method == http.MethodPost && allow && q.URL.Query().Has("mount") {
+				t.Errorf("the registry was asked for %s with the gateway's credentials", q.URL)
+			}
+		}
+	}
 }

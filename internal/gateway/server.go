@@ -289,12 +289,18 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, rt route) {
 
 // mount checks the repository that a blob is to be mounted from: it is given the
 // name that it has at the registry, and is left out if it is elsewhere, or if the
-// gateway's credentials would be used for what they are not meant for. The
-// registry then opens an upload.
+// gateway's credentials would be used for what they are not meant for. That is so
+// without a repository too: the registry may then take the blob from any that the
+// credentials can read (distribution-spec v1.1, end-11). The registry then opens an
+// upload.
 func (s *Server) mount(registry string, rt route, query string) string {
 	q, err := url.ParseQuery(query)
 	from := q.Get("from")
-	if err != nil || from == "" {
+	if err != nil || !q.Has("from") && !q.Has("mount") {
+		return query
+	}
+	own := s.allowed(registry, rt.repository)
+	if from == "" && !own {
 		return query
 	}
 	ok := true
@@ -305,7 +311,7 @@ func (s *Server) mount(registry string, rt route, query string) string {
 		ok = ok && host == registry
 	}
 	ok = ok && repositoryName.MatchString(from) && len(q["from"]) == 1
-	if !ok || s.allowed(registry, rt.repository) && !s.allowed(registry, from) {
+	if !ok || own && !s.allowed(registry, from) {
 		q.Del("from")
 		q.Del("mount")
 		return q.Encode()

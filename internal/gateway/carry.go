@@ -45,7 +45,7 @@ func (t *carrier) RoundTrip(r *http.Request) (*http.Response, error) {
 			return t.g.repeat(r, nil)
 		}
 	case http.MethodPost:
-		if bodiless {
+		if bodiless && about(r.URL) == aboutUploads { // a session more does no harm
 			return t.g.repeat(r, nil)
 		}
 	case http.MethodPut:

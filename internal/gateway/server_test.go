@@ -616,3 +616,40 @@ func TestNoRegistry(t *testing.T) {
 		t.Errorf("a manifest of 9 MiB: got %d %s", resp.StatusCode, body)
 	}
 }
+
+// A POST that opens no upload session may do something else twice.
+func TestOtherPostsAreNotRepeated(t *testing.T) {
+	posts := map[string]int{}
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		posts[r.URL.Path]++ // one request after the other
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	defer upstream.Close()
+	u, err := url.Parse(upstream.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := gateway.New(gateway.Options{Tries: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := g.To(gateway.Upstream{URL: u})
+	if err != nil {
+		t.Fatal(err)
+	}
+	front := httptest.NewServer(h)
+	defer front.Close()
+	for _, path := range []string{"/api/v2.0/projects", "/v2/team/app/blobs/uploads/"} {
+		resp, err := http.Post(front.URL+path, "", nil) //nolint:noctx // a test
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("%s: %d", path, resp.StatusCode)
+		}
+	}
+	if posts["/api/v2.0/projects"] != 1 || posts["/v2/team/app/blobs/uploads/"] < 2 {
+		t.Errorf("the registry was sent %v", posts)
+	}
+}

@@ -35,13 +35,16 @@ func (g *Gateway) get(r *http.Request) (*http.Response, error) {
 	d := &download{g: g, req: r, blob: about(r.URL) == aboutBlob}
 	var out *http.Response
 	refusals := 0
-	err := g.loop(r.Context(), r.Method, func(ctx context.Context, _ *retry.Loop) (err error) {
+	err := g.loop(r.Context(), r.Method, func(ctx context.Context, _ *retry.Loop) error {
 		part, err := d.open(ctx, r.Header.Get("Range"))
 		switch {
 		case err != nil:
 			return err
 		case part.Status == http.StatusOK || part.Status == http.StatusPartialContent:
-			out, err = d.begin(part)
+			whole, err := d.begin(part)
+			if err == nil {
+				out = whole
+			}
 			return err
 		}
 		a := part.Answer()

@@ -653,3 +653,16 @@ func TestOtherPostsAreNotRepeated(t *testing.T) {
 		t.Errorf("the registry was sent %v", posts)
 	}
 }
+
+// A manifest whose body never arrives whole is no success.
+func TestManifestThatBreaks(t *testing.T) {
+	s := newSite(t, scripted.Options{}, gateway.ServerOptions{Upstream: regHost}, func(http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "100")
+			(&dying{w, 50}).Write(make([]byte, 100))
+		})
+	}, 2)
+	if resp, body := s.do("GET", "/v2/team/app/manifests/latest", ""); resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("got %d %q", resp.StatusCode, body)
+	}
+}

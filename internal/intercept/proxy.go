@@ -152,6 +152,8 @@ func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) {
 		p.connect(w, r)
 	case !r.URL.IsAbs() || r.URL.Host == "":
 		http.Error(w, "rpush gateway: this is a proxy", http.StatusBadRequest)
+	case r.URL.Scheme != "http": // it would go on in the clear
+		http.Error(w, "rpush gateway: "+r.URL.Scheme+" needs CONNECT", http.StatusBadRequest)
 	case p.serves("http", r.URL.Host):
 		p.handle(w, r, &url.URL{Scheme: "http", Host: withoutPort(r.URL.Host, "80")})
 	default:

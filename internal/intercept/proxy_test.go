@@ -1,9 +1,11 @@
 package intercept
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -197,6 +199,34 @@ func TestRefusesWhatIsNoHost(t *testing.T) {
 		if c, err := connectThrough(t.Context(), dial(t, u.Host), u, to); err == nil {
 			c.Close()
 			t.Errorf("CONNECT %q was taken", to)
+		}
+	}
+}
+
+// A request for an https URL that comes without CONNECT must not go on in the
+// clear.
+func TestRefusesHTTPSWithoutConnect(t *testing.T) {
+	p := start(t, Options{Hosts: []string{"reg.example"}})
+	u, _ := url.Parse(p.URL())
+	password, _ := u.User.Password()
+	for _, at := range []string{"https://reg.example/v2/", "https://other.example/", "ftp://reg.example/"} {
+		c := dial(t, u.Host)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, at, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		basic := base64.StdEncoding.EncodeToString([]byte("rpush:" + password))
+		req.Header.Set("Proxy-Authorization", "Basic "+basic)
+		if err := req.WriteProxy(c); err != nil {
+			t.Fatal(err)
+		}
+		res, err := http.ReadResponse(bufio.NewReader(c), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.StatusCode != http.StatusBadRequest {
+			t.Errorf("%s: %s, want 400", at, res.Status)
 		}
 	}
 }

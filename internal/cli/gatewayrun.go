@@ -137,7 +137,7 @@ func (a *app) runThrough(ctx context.Context, o *options, named, args []string) 
 	forward := httpproxy.FromEnvironment().ProxyFunc()
 	p, err := intercept.Start(intercept.Options{
 		Hosts: about.hosts(),
-		Handler: func(at *url.URL) (http.Handler, error) {
+		Handler: func(ctx context.Context, at *url.URL) (http.Handler, error) {
 			h, err := a.runHandler(ctx, g, o, about, at)
 			if err != nil {
 				return nil, err
@@ -195,8 +195,9 @@ func (a *app) runHandler(ctx context.Context, g *gateway.Gateway, o *options, ab
 	return g.To(gateway.Upstream{URL: at, TLS: po.TLSClientConfig})
 }
 
-// pingTime bounds how long it may take to find out whether a host speaks TLS.
-const pingTime = 30 * time.Second
+// pingTime bounds how long it may take to find out whether a host speaks TLS. The
+// client waits for its handshake meanwhile, as a rule for 10 s at most.
+const pingTime = 5 * time.Second
 
 // speaksPlain reports whether an https URL leads to a server of plain HTTP. Any
 // other failure is for the gateway to meet, and to try again.

@@ -68,6 +68,8 @@ func connectThrough(ctx context.Context, c net.Conn, via *url.URL, hostport stri
 	if end, ok := ctx.Deadline(); ok {
 		_ = c.SetDeadline(end)
 	}
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
 	ask := &http.Request{Method: http.MethodConnect, URL: &url.URL{Opaque: hostport}, Host: hostport, Header: http.Header{}}
 	if u := via.User; u != nil {
 		password, _ := u.Password()
@@ -84,6 +86,9 @@ func connectThrough(ctx context.Context, c net.Conn, via *url.URL, hostport stri
 	if res.StatusCode != http.StatusOK {
 		res.Body.Close()
 		return nil, fmt.Errorf("%w: %s", errNoTunnel, res.Status)
+	}
+	if !stop() {
+		return nil, ctx.Err()
 	}
 	_ = c.SetDeadline(time.Time{})
 	if r.Buffered() == 0 {

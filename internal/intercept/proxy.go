@@ -18,6 +18,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/singleflight"
 )
 
 // Options are those of a Proxy.
@@ -27,9 +29,9 @@ type Options struct {
 	Hosts []string
 	// Handler serves the requests to one of Hosts; at has its scheme and its host,
 	// without the default port. It is called once for each, and again if it fails.
-	// ErrPlain says that the host does not speak TLS: the command then sees what it
+	// Close cancels ctx, and waits for the call. ErrPlain says that the host does not speak TLS: the command then sees what it
 	// would have seen without the proxy.
-	Handler func(at *url.URL) (http.Handler, error)
+	Handler func(ctx context.Context, at *url.URL) (http.Handler, error)
 	// Forward says which proxy carries a connection to any other host, as
 	// HTTPS_PROXY and the like do; nil, or a nil URL, is none.
 	Forward func(*url.URL) (*url.URL, error)
@@ -60,8 +62,12 @@ type Proxy struct {
 	conns    map[net.Conn]bool // taken over from front
 	handlers map[string]http.Handler
 
-	done chan struct{}
-	wg   sync.WaitGroup
+	newHandlers singleflight.Group // by the URL of the host
+	newHandler  func(at *url.URL) (http.Handler, error)
+
+	cancel context.CancelFunc
+	done   <-chan struct{}
+	wg     sync.WaitGroup
 }
 
 // Start listens on a free port of 127.0.0.1 until Close.
@@ -79,10 +85,12 @@ func Start(o Options) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithCancel(context.Background())
 	p := &Proxy{
 		o: o, authority: ca, password: rand.Text(), ln: ln,
 		accepted: make(chan net.Conn), conns: map[net.Conn]bool{}, handlers: map[string]http.Handler{},
-		done: make(chan struct{}),
+		newHandler: func(at *url.URL) (http.Handler, error) { return o.Handler(ctx, at) },
+		cancel:     cancel, done: ctx.Done(),
 	}
 	if p.o.Forward == nil {
 		p.o.Forward = func(*url.URL) (*url.URL, error) { return nil, nil }
@@ -101,9 +109,10 @@ func Start(o Options) (*Proxy, error) {
 			http.Error(w, "rpush gateway: "+err.Error(), http.StatusBadGateway)
 		},
 	}
-	p.front = &http.Server{Handler: http.HandlerFunc(p.serve), ReadHeaderTimeout: headerTimeout, ErrorLog: silent}
+	base := func(net.Listener) context.Context { return ctx }
+	p.front = &http.Server{Handler: p.counted(p.serve), ReadHeaderTimeout: headerTimeout, ErrorLog: silent, BaseContext: base}
 	p.inner = &http.Server{
-		Handler: http.HandlerFunc(p.serveInner), ReadHeaderTimeout: headerTimeout, ErrorLog: silent,
+		Handler: p.counted(p.serveInner), ReadHeaderTimeout: headerTimeout, ErrorLog: silent, BaseContext: base,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, targetKey{}, c.(*servedConn).at)
 		},
@@ -126,7 +135,7 @@ func (p *Proxy) Close() {
 	p.mu.Lock()
 	if !p.closed {
 		p.closed = true
-		close(p.done)
+		p.cancel()
 		for c := range p.conns {
 			c.Close()
 		}
@@ -136,6 +145,23 @@ func (p *Proxy) Close() {
 	p.inner.Close()
 	p.wg.Wait()
 	p.tunnels.CloseIdleConnections()
+}
+
+// counted has Close wait for a handler, and for what the handler starts in p.wg.
+func (p *Proxy) counted(h http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p.mu.Lock()
+		closed := p.closed
+		if !closed {
+			p.wg.Add(1)
+		}
+		p.mu.Unlock()
+		if closed {
+			panic(http.ErrAbortHandler)
+		}
+		defer p.wg.Done()
+		h(w, r)
+	})
 }
 
 // serve answers what the command sends to its proxy.
@@ -307,25 +333,30 @@ func (p *Proxy) handle(w http.ResponseWriter, r *http.Request, at *url.URL) {
 	h.ServeHTTP(w, r)
 }
 
-// handler returns the one for a host, which it makes at the first request.
+// handler returns the one for a host, which it makes at the first request. Others
+// for the same host wait for that.
 func (p *Proxy) handler(at *url.URL) (http.Handler, error) {
 	key := at.String()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if h := p.handlers[key]; h != nil {
+	h, err, _ := p.newHandlers.Do(key, func() (any, error) {
+		p.mu.Lock()
+		h := p.handlers[key]
+		p.mu.Unlock()
+		if h != nil {
+			return h, nil
+		}
+		h, err := p.newHandler(at)
+		if err != nil {
+			return nil, err
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.handlers[key] = h
 		return h, nil
-	}
-	p.mu.Unlock()
-	h, err := p.o.Handler(at)
-	p.mu.Lock()
+	})
 	if err != nil {
 		return nil, err
 	}
-	if was := p.handlers[key]; was != nil {
-		return was, nil
-	}
-	p.handlers[key] = h
-	return h, nil
+	return h.(http.Handler), nil
 }
 
 // tunnel passes bytes both ways until both sides have ended.

@@ -3,6 +3,7 @@ package intercept
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -14,8 +15,11 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,7 +32,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func start(t *testing.T, o Options) *Proxy {
 	t.Helper()
 	if o.Handler == nil {
-		o.Handler = func(at *url.URL) (http.Handler, error) {
+		o.Handler = func(_ context.Context, at *url.URL) (http.Handler, error) {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				b, _ := io.ReadAll(r.Body)
 				fmt.Fprintf(w, "%s|%s|%s|%s|%q", at, r.Method, r.URL.RequestURI(), b, r.Header["Proxy-Authorization"])
@@ -115,7 +119,7 @@ func TestPlainHTTPInsideConnect(t *testing.T) {
 // A host that speaks plain HTTP looks so through the proxy as well: clients that
 // may use HTTP notice it by that.
 func TestPlainHostLooksPlain(t *testing.T) {
-	p := start(t, Options{Hosts: []string{"reg.example:5000"}, Handler: func(at *url.URL) (http.Handler, error) {
+	p := start(t, Options{Hosts: []string{"reg.example:5000"}, Handler: func(_ context.Context, at *url.URL) (http.Handler, error) {
 		if at.Scheme == "https" {
 			return nil, ErrPlain
 		}
@@ -138,6 +142,119 @@ func dial(t *testing.T, addr string) net.Conn {
 	}
 	t.Cleanup(func() { c.Close() })
 	return c
+}
+
+// Connections to one host wait for one handler, and Close does not wait until the
+// host answers.
+func TestCloseEndsWaitingForAHandler(t *testing.T) {
+	const clients = 3
+	var calls, ended atomic.Int32
+	called := make(chan struct{}, clients)
+	p := start(t, Options{Hosts: []string{"reg.example"}, Handler: func(ctx context.Context, _ *url.URL) (http.Handler, error) {
+		calls.Add(1)
+		called <- struct{}{}
+		<-ctx.Done()
+		ended.Add(1)
+		return nil, ctx.Err()
+	}})
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			if got, err := fetch(t, through(t, p.URL(), p.PEM()), http.MethodGet, "https://reg.example/v2/", ""); err == nil {
+				t.Errorf("got %q", got)
+			}
+		})
+	}
+	<-called
+	p.Close()
+	if c, e := calls.Load(), ended.Load(); c != e {
+		t.Errorf("%d of %d calls go on after Close", c-e, c)
+	}
+	wg.Wait()
+}
+
+func TestOneCallForAHandler(t *testing.T) {
+	const clients = 3
+	var calls atomic.Int32
+	begun, proceed := make(chan struct{}, clients), make(chan struct{})
+	p := start(t, Options{Hosts: []string{"reg.example"}, Handler: func(context.Context, *url.URL) (http.Handler, error) {
+		calls.Add(1)
+		begun <- struct{}{}
+		<-proceed
+		return http.NotFoundHandler(), nil
+	}})
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			if got, err := fetch(t, through(t, p.URL(), p.PEM()), http.MethodGet, "https://reg.example/v2/", ""); err != nil || !strings.HasPrefix(got, "404") {
+				t.Errorf("got %q, %v", got, err)
+			}
+		})
+	}
+	<-begun
+	close(proceed)
+	wg.Wait()
+	if n := calls.Load(); n != 1 {
+		t.Errorf("%d calls, want 1", n)
+	}
+}
+
+// Close returns when no request is served any more.
+func TestCloseWaitsForRequests(t *testing.T) {
+	for _, scheme := range []string{"http", "https"} {
+		t.Run(scheme, func(t *testing.T) {
+			begun := make(chan struct{})
+			var ended atomic.Bool
+			p := start(t, Options{Hosts: []string{"reg.example"}, Handler: func(context.Context, *url.URL) (http.Handler, error) {
+				return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+					close(begun)
+					<-r.Context().Done()
+					for range 1000 {
+						runtime.Gosched()
+					}
+					ended.Store(true)
+				}), nil
+			}})
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				_, _ = fetch(t, through(t, p.URL(), p.PEM()), http.MethodPost, scheme+"://reg.example/v2/", "")
+			})
+			<-begun
+			p.Close()
+			if !ended.Load() {
+				t.Error("a request is served after Close")
+			}
+			wg.Wait()
+		})
+	}
+}
+
+// A proxy of the environment that does not answer does not keep Close waiting.
+func TestCloseEndsAConnectUnderWay(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	asked := make(chan struct{})
+	go func() {
+		if c, err := ln.Accept(); err == nil {
+			defer c.Close()
+			_, _ = http.ReadRequest(bufio.NewReader(c))
+			close(asked)
+			_, _ = io.Copy(io.Discard, c)
+		}
+	}()
+	p := start(t, Options{Forward: func(*url.URL) (*url.URL, error) { return url.Parse("http://" + ln.Addr().String()) }})
+	var wg sync.WaitGroup
+	wg.Go(func() { _, _ = fetch(t, through(t, p.URL()), http.MethodGet, "https://other.example/", "") })
+	<-asked
+	began := time.Now()
+	p.Close()
+	if d := time.Since(began); d >= dialTimeout {
+		t.Errorf("Close took %s", d)
+	}
+	wg.Wait()
 }
 
 // Connections to other hosts are not looked into: the client sees the server's

@@ -7,6 +7,7 @@
 package wire
 
 import (
+	"context"
 	"io"
 	"net"
 	"sync"
@@ -54,6 +55,7 @@ type user struct {
 	// body makes Close send a reset: net/http closes politely, and the kernel
 	// would then go on delivering megabytes of a body that has been given up.
 	body bool
+	ctx  context.Context
 }
 
 func newConn(c net.Conn, limit *Limiter) *Conn {
@@ -96,6 +98,10 @@ const (
 	politely = -1
 )
 
+// largestAlert bounds the record of an alert (RFC 8446, section 6; RFC 5246 with
+// padding), in bytes.
+const largestAlert = 128
+
 // linger says how c is to end, if it is open and can be told. Connections are
 // dialled so that the kernel resets them if the process dies.
 func linger(c net.Conn, how int) bool {
@@ -124,7 +130,7 @@ func (c *Conn) Write(b []byte) (int, error) {
 				err = net.ErrClosed
 			}
 			if err != nil {
-				c.hearOut()
+				c.hearOut(len(b))
 			}
 			return done, err
 		}
@@ -138,10 +144,13 @@ func (c *Conn) Write(b []byte) (int, error) {
 // neither reading nor closing needs: crypto/tls closes the connection below it
 // while a Write is under way.
 //
-// Only the first failed write waits. The next one is the alert with which
-// crypto/tls closes the connection, and net/http holds its own lock around that.
-func (c *Conn) hearOut() {
-	if u := c.user.Load(); u == nil || !u.body || c.heard.Swap(true) {
+// The alert with which crypto/tls closes a connection may be what fails, and
+// net/http holds its own lock around that. So only the first failed write waits,
+// none does once the request has been given up, and no small one does once reading
+// has failed: these are when net/http closes a connection.
+func (c *Conn) hearOut(size int) {
+	u := c.user.Load()
+	if u == nil || !u.body || u.ctx.Err() != nil || size <= largestAlert && c.ended.Load() != nil || c.heard.Swap(true) {
 		return
 	}
 	before := c.received.Load()
@@ -174,7 +183,7 @@ func (c *Conn) ReadFrom(r io.Reader) (n int64, err error) {
 		n += m
 		c.moved(m)
 		if err != nil {
-			c.hearOut()
+			c.hearOut(int(want))
 		}
 		if err != nil || m < want {
 			return n, err

@@ -97,7 +97,7 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 	began := time.Now()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	w := &watch{lim: lim, cancel: cancel, onSent: onSent, tracker: TrackerOf(rt)}
+	w := &watch{ctx: ctx, lim: lim, cancel: cancel, onSent: onSent, tracker: TrackerOf(rt)}
 	w.body, _ = req.Body.(Body)
 	w.start()
 	defer w.stop()
@@ -234,6 +234,7 @@ const (
 
 // watch ends an exchange that has stopped moving.
 type watch struct {
+	ctx     context.Context // of the exchange
 	lim     Limits
 	cancel  context.CancelCauseFunc
 	onSent  func(int64)
@@ -445,7 +446,7 @@ func (w *watch) attach(nc net.Conn) {
 		return
 	}
 	w.foreign = false
-	w.user = &user{body: w.body != nil, moved: func(n int64) {
+	w.user = &user{ctx: w.ctx, body: w.body != nil, moved: func(n int64) {
 		w.moves.Add(n)
 		if w.onSent != nil && !w.over.Load() {
 			w.onSent(n)

@@ -67,6 +67,14 @@ type acceptedUpload struct {
 	// if the client breaks off.
 	committing bool
 	gone       bool
+
+	put acceptedPut // used by the holder of writer alone
+}
+
+// acceptedPut is a PUT that brought bytes at an offset.
+type acceptedPut struct {
+	offset, length int64
+	digest         digest.Digest
 }
 
 type acceptedFile struct {
@@ -269,6 +277,29 @@ func (u *acceptedUpload) append(r io.Reader) error {
 			return err
 		}
 	}
+}
+
+// begin prepares for the body of a request that begins where the upload stands.
+// A PUT that was refused after its body was kept may come again with this body,
+// by a client that does not ask for the offset: the upload goes back to where the
+// body began. Whatever else such a client may have left to send is shorter. The
+// caller has taken the upload.
+func (u *acceptedUpload) begin(next acceptedPut) error {
+	last := u.put
+	u.put = next
+	if last.length <= 0 || next.length != last.length || next.digest != last.digest {
+		return nil
+	}
+	u.put.offset = last.offset
+	if err := os.Truncate(u.a.path(u.id, acceptedData), last.offset); err != nil {
+		return fmt.Errorf("%w: %w", errNoRoom, err)
+	}
+	u.mu.Lock()
+	cut := u.size - last.offset
+	u.size = last.offset
+	u.mu.Unlock()
+	u.a.giveBack(cut)
+	return nil
 }
 
 // room takes n bytes of what all uploads may hold. Half of what is free stays

@@ -299,3 +299,30 @@ func TestAcceptedBytesLost(t *testing.T) {
 		t.Error("the registry has a blob")
 	}
 }
+
+// A PUT whose bytes were kept, but which was refused, comes again as it was.
+func TestAcceptedPutComesAgain(t *testing.T) {
+	const right = "Basic bWU6cmlnaHQ="
+	s := newSite(t, scripted.Options{Store: scripted.Fragile, Auth: scripted.Auth{Scheme: scripted.Basic, User: "me", Password: "right"}},
+		gateway.ServerOptions{Upstream: regHost, AcceptDir: t.TempDir()}, nil)
+	for first := range 2 {
+		data, dgst := randomBlob(byte(8+first), 1000)
+		resp, _ := s.do("POST", "/v2/team/app/blobs/uploads/", "", "Authorization", right)
+		at := resp.Header.Get("Location")
+		head := 400 * first
+		if head > 0 {
+			s.do("PATCH", at, string(data[:head]))
+		}
+		for range 2 {
+			if resp, _ := s.do("PUT", at+"?digest="+dgst, string(data[head:])); resp.StatusCode != 401 {
+				t.Errorf("a commit without credentials: %d", resp.StatusCode)
+			}
+			if resp, _ := s.do("GET", at, ""); resp.Header.Get("Range") != "0-999" {
+				t.Errorf("the upload stands at %q", resp.Header.Get("Range"))
+			}
+		}
+		if resp, body := s.do("PUT", at+"?digest="+dgst, string(data[head:]), "Authorization", right); resp.StatusCode != 201 || !bytes.Equal(s.blob("team/app", dgst), data) {
+			t.Errorf("the same commit again: %d %s", resp.StatusCode, body)
+		}
+	}
+}

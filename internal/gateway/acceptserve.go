@@ -95,7 +95,8 @@ func (s *Server) acceptBody(w http.ResponseWriter, r *http.Request, v view, c *c
 		return
 	}
 	defer done()
-	if span := r.Header.Get("Content-Range"); span != "" {
+	span := r.Header.Get("Content-Range")
+	if span != "" {
 		from, ok := rangeStart(span, r.ContentLength)
 		if !ok {
 			fail(w, http.StatusBadRequest, "BLOB_UPLOAD_INVALID", "the Content-Range is malformed")
@@ -105,6 +106,16 @@ func (s *Server) acceptBody(w http.ResponseWriter, r *http.Request, v view, c *c
 			w.Header().Set("Location", v.acceptedAt(u.id))
 			w.Header().Set("Range", protocol.Range(u.offset()))
 			fail(w, http.StatusRequestedRangeNotSatisfiable, "BLOB_UPLOAD_INVALID", "the upload stands at another offset than Content-Range begins at")
+			return
+		}
+	}
+	if r.ContentLength != 0 {
+		next := acceptedPut{} // nothing that may come again without its offset
+		if r.Method == http.MethodPut && span == "" {
+			next = acceptedPut{offset: u.offset(), length: r.ContentLength, digest: dgst}
+		}
+		if err := u.begin(next); err != nil {
+			s.acceptFailed(w, err)
 			return
 		}
 	}

@@ -232,9 +232,13 @@ func (a *app) serveGateway(ctx context.Context, o *options, s *serveOptions) err
 	}
 	so.AnyHost = !local || s.htpasswd != ""
 	h, err := g.NewServer(so)
-	if err != nil {
+	switch {
+	case errors.Is(err, gateway.ErrDirInUse):
+		return &localError{"--accept", err}
+	case err != nil:
 		return usageError(err.Error())
 	}
+	defer h.Close() //nolint:errcheck // the process ends
 	srv := &http.Server{
 		Handler:           m.around(h, so.Authenticate),
 		ReadHeaderTimeout: s.headerTimeout,

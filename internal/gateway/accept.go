@@ -8,12 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/gofrs/flock"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/rpush-go/rpush/internal/owndir"
@@ -29,7 +31,11 @@ const maxAccepted = 16384
 const (
 	acceptedMeta = ".json"
 	acceptedData = ".data"
+	acceptedLock = "lock"
 )
+
+// ErrDirInUse says that another gateway uses ServerOptions.AcceptDir.
+var ErrDirInUse = errors.New("another gateway uses this directory")
 
 var (
 	errNoUpload = errors.New("the gateway does not know this upload")
@@ -43,6 +49,7 @@ var (
 type accepted struct {
 	dir   string
 	limit int64 // bytes of all uploads
+	lock  *flock.Flock
 
 	mu      sync.Mutex
 	uploads map[string]*acceptedUpload
@@ -88,18 +95,42 @@ func openAccepted(dir string, limit int64) (*accepted, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &accepted{dir: path, limit: limit, uploads: map[string]*acceptedUpload{}}
-	names, err := os.ReadDir(path)
+	lock := flock.New(filepath.Join(path, acceptedLock), flock.SetPermissions(0o600))
+	switch locked, err := lock.TryLock(); {
+	case err != nil:
+		return nil, errors.Join(err, lock.Close())
+	case !locked:
+		return nil, errors.Join(fmt.Errorf("%s: %w", path, ErrDirInUse), lock.Close())
+	}
+	a := &accepted{dir: path, limit: limit, lock: lock, uploads: map[string]*acceptedUpload{}}
+	if err := a.load(); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	a.sweep()
+	return a, nil
+}
+
+// load reads what an earlier process left, and removes what is not whole.
+func (a *accepted) load() error {
+	names, err := os.ReadDir(a.dir)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, e := range names {
-		id, ok := strings.CutSuffix(e.Name(), acceptedMeta)
-		if !ok || !isAcceptedID(id) {
+		id, isMeta := strings.CutSuffix(e.Name(), acceptedMeta)
+		if !isMeta {
+			if id, ok := strings.CutSuffix(e.Name(), acceptedData); ok && isAcceptedID(id) {
+				if _, err := os.Lstat(a.path(id, acceptedMeta)); errors.Is(err, fs.ErrNotExist) {
+					a.remove(id)
+				}
+			}
+			continue
+		}
+		if !isAcceptedID(id) {
 			continue
 		}
 		var f acceptedFile
-		b, err := os.ReadFile(filepath.Join(path, e.Name()))
+		b, err := os.ReadFile(a.path(id, acceptedMeta))
 		if err == nil {
 			err = json.Unmarshal(b, &f)
 		}
@@ -112,8 +143,7 @@ func openAccepted(dir string, limit int64) (*accepted, error) {
 		a.uploads[id] = u
 		a.used += u.size
 	}
-	a.sweep()
-	return a, nil
+	return nil
 }
 
 func isAcceptedID(id string) bool {

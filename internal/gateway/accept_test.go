@@ -3,6 +3,7 @@ package gateway_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -92,6 +94,7 @@ func TestAcceptKeepsEveryByte(t *testing.T) {
 		}
 	}
 	// Another process goes on.
+	s.close()
 	two := fragile(t, dir, gateway.ServerOptions{})
 	two.reg, two.upstream = s.reg, s.upstream
 	if resp, _ := two.do("GET", at, ""); resp.StatusCode != 204 || resp.Header.Get("Range") != fmt.Sprintf("0-%d", held-1) {
@@ -101,7 +104,7 @@ func TestAcceptKeepsEveryByte(t *testing.T) {
 	if resp.StatusCode != 400 || !strings.Contains(body, "DIGEST_INVALID") {
 		t.Errorf("a wrong digest: %d %s", resp.StatusCode, body)
 	}
-	if left, _ := os.ReadDir(filepath.Join(dir, "rpush-accepted")); len(left) != 0 {
+	if left, _ := filepath.Glob(filepath.Join(dir, "rpush-accepted", "*.*")); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
 	}
 	_ = dgst
@@ -144,7 +147,7 @@ func TestAcceptBehindBadLine(t *testing.T) {
 	if !bytes.Equal(s.blob("team/app", dgst), data) {
 		t.Error("the registry has something else")
 	}
-	if left, _ := os.ReadDir(filepath.Join(dir, "rpush-accepted")); len(left) != 0 {
+	if left, _ := filepath.Glob(filepath.Join(dir, "rpush-accepted", "*.*")); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
 	}
 }
@@ -158,7 +161,7 @@ func TestAcceptAuthorization(t *testing.T) {
 	if resp, _ := s.do("POST", "/v2/team/app/blobs/uploads/", ""); resp.StatusCode != 401 || resp.Header.Get("WWW-Authenticate") == "" {
 		t.Errorf("POST without credentials: %d", resp.StatusCode)
 	}
-	if left, _ := os.ReadDir(filepath.Join(dir, "rpush-accepted")); len(left) != 0 {
+	if left, _ := filepath.Glob(filepath.Join(dir, "rpush-accepted", "*.*")); len(left) != 0 {
 		t.Errorf("a stranger's upload was opened: %v", left)
 	}
 	s.write("team/app", remote.WithAuth(&authn.Basic{Username: "me", Password: "right"}))
@@ -324,5 +327,50 @@ func TestAcceptedPutComesAgain(t *testing.T) {
 		if resp, body := s.do("PUT", at+"?digest="+dgst, string(data[head:]), "Authorization", right); resp.StatusCode != 201 || !bytes.Equal(s.blob("team/app", dgst), data) {
 			t.Errorf("the same commit again: %d %s", resp.StatusCode, body)
 		}
+	}
+}
+
+// Two gateways would tell each other's clients wrong offsets.
+func TestAcceptDirOfOneGateway(t *testing.T) {
+	s := fragile(t, t.TempDir(), gateway.ServerOptions{})
+	g, err := gateway.New(gateway.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := gateway.ServerOptions{Upstream: regHost, AcceptDir: s.acceptDir}
+	if _, err := g.NewServer(o); !errors.Is(err, gateway.ErrDirInUse) {
+		t.Errorf("a second gateway: %v", err)
+	}
+	s.close()
+	two, err := g.NewServer(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	two.Close()
+}
+
+// What a gateway that was killed left without its other half goes at the start.
+func TestAcceptedOrphans(t *testing.T) {
+	dir := t.TempDir()
+	s := fragile(t, dir, gateway.ServerOptions{})
+	resp, _ := s.do("POST", "/v2/team/app/blobs/uploads/", "")
+	s.close()
+	kept, err := filepath.Glob(filepath.Join(dir, "rpush-accepted", "*.*"))
+	if err != nil || len(kept) != 2 {
+		t.Fatalf("%v, %v", kept, err)
+	}
+	for _, file := range []string{strings.Repeat("a", 32) + ".data", strings.Repeat("b", 32) + ".json", "notes.data"} {
+		if err := os.WriteFile(filepath.Join(dir, "rpush-accepted", file), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	two := fragile(t, dir, gateway.ServerOptions{})
+	left, err := filepath.Glob(filepath.Join(dir, "rpush-accepted", "*.*"))
+	kept = append(kept, filepath.Join(dir, "rpush-accepted", "notes.data"))
+	if err != nil || !slices.Equal(left, kept) {
+		t.Errorf("left: %v, want %v", left, kept)
+	}
+	if resp, _ := two.do("GET", resp.Header.Get("Location"), ""); resp.StatusCode != 204 {
+		t.Errorf("the upload that was whole: %d", resp.StatusCode)
 	}
 }

@@ -54,7 +54,7 @@ type ServerOptions struct {
 	// AcceptDir, unless empty, makes the server keep upload sessions of its own, in a
 	// subdirectory: every byte that arrives is kept, and a blob goes to the registry
 	// when the client commits it. It is for a gateway beside a registry that loses
-	// sessions. No other server may use the directory.
+	// sessions. NewServer fails with ErrDirInUse if another server uses the directory.
 	AcceptDir string
 	// AcceptLimit bounds the bytes of all these uploads. 0 is
 	// resume.DefaultSpoolLimit.
@@ -388,6 +388,14 @@ func (s *Server) CloseIdleConnections() {
 	for _, in := range s.upstreams {
 		in.up.closeIdleConnections()
 	}
+}
+
+// Close lets another server use AcceptDir. No request may be under way.
+func (s *Server) Close() error {
+	if s.accepted == nil {
+		return nil
+	}
+	return s.accepted.lock.Close()
 }
 
 // view is what a client sees of a registry.

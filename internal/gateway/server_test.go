@@ -44,6 +44,7 @@ type site struct {
 
 	acceptDir string
 	srv       *httptest.Server
+	server    *gateway.Server
 
 	mu   sync.Mutex
 	seen []*http.Request // at the registry, without bodies
@@ -88,14 +89,20 @@ func newSite(t *testing.T, ro scripted.Options, so gateway.ServerOptions, wrap f
 	if err != nil {
 		t.Fatal(err)
 	}
-	h2, err := g.NewServer(so)
+	s.server, err = g.NewServer(so)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.srv = httptest.NewServer(h2)
-	t.Cleanup(s.srv.Close)
+	s.srv = httptest.NewServer(s.server)
+	t.Cleanup(s.close)
 	s.addr = strings.TrimPrefix(s.srv.URL, "http://")
 	return s
+}
+
+// close stops the gateway.
+func (s *site) close() {
+	s.srv.Close()
+	s.server.Close()
 }
 
 // requests returns what reached the registry since the last call.

@@ -25,6 +25,10 @@ import (
 // acceptedFor is how long an upload that nobody uses is kept, as registries do.
 const acceptedFor = 72 * time.Hour
 
+// acceptedIdle is how long nobody has used an upload that is forgotten if others
+// need its room.
+const acceptedIdle = time.Hour
+
 // maxAccepted bounds the uploads that are open at once.
 const maxAccepted = 16384
 
@@ -172,8 +176,38 @@ func (a *accepted) sweep() {
 	}
 	a.mu.Unlock()
 	for _, u := range old {
-		u.forget()
+		u.forgetIdle(acceptedFor)
 	}
+}
+
+// makeRoom forgets the upload that nobody has used for the longest time, and more
+// than acceptedIdle. It reports false if there is none.
+func (a *accepted) makeRoom() bool {
+	a.mu.Lock()
+	var oldest *acceptedUpload
+	longest, now := acceptedIdle, time.Now()
+	for _, u := range a.uploads {
+		if d := u.idle(now); d > longest {
+			oldest, longest = u, d
+		}
+	}
+	a.mu.Unlock()
+	return oldest != nil && oldest.forgetIdle(acceptedIdle)
+}
+
+// forgetIdle removes the upload unless somebody uses it or has done so since.
+func (u *acceptedUpload) forgetIdle(least time.Duration) bool {
+	select {
+	case u.writer <- struct{}{}:
+		defer func() { <-u.writer }()
+	default:
+		return false
+	}
+	if u.idle(time.Now()) <= least {
+		return false
+	}
+	u.forget()
+	return true
 }
 
 func (u *acceptedUpload) idle(now time.Time) time.Duration {
@@ -197,8 +231,13 @@ func (a *accepted) open(scope string) (*acceptedUpload, error) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.uploads) >= maxAccepted {
-		return nil, errNoRoom
+	for len(a.uploads) >= maxAccepted {
+		a.mu.Unlock()
+		made := a.makeRoom()
+		a.mu.Lock()
+		if !made {
+			return nil, errNoRoom
+		}
 	}
 	if err := os.WriteFile(a.path(u.id, acceptedData), nil, 0o600); err != nil {
 		return nil, err
@@ -288,8 +327,10 @@ func (u *acceptedUpload) append(r io.Reader) error {
 	for {
 		n, err := r.Read(buf)
 		if n > 0 {
-			if !u.a.room(f, int64(n)) {
-				return errNoRoom
+			for !u.a.room(f, int64(n)) {
+				if !u.a.makeRoom() {
+					return errNoRoom
+				}
 			}
 			at := u.offset()
 			if _, err := f.WriteAt(buf[:n], at); err != nil {

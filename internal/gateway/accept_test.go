@@ -374,3 +374,51 @@ func TestAcceptedOrphans(t *testing.T) {
 		t.Errorf("the upload that was whole: %d", resp.StatusCode)
 	}
 }
+
+// Uploads that nobody goes on with make room for others, the oldest first.
+func TestAcceptedMakesRoom(t *testing.T) {
+	dir := t.TempDir()
+	const limit = 1 * mib
+	s := fragile(t, dir, gateway.ServerOptions{AcceptLimit: limit})
+	upload := func(s *site, n int) (at string, status int) {
+		t.Helper()
+		resp, _ := s.do("POST", "/v2/team/app/blobs/uploads/", "")
+		at = resp.Header.Get("Location")
+		resp, _ = s.do("PATCH", at, strings.Repeat("x", n))
+		return at, resp.StatusCode
+	}
+	var at [3]string
+	for i, hours := range []int{3, 2, 0} {
+		at[i], _ = upload(s, limit*3/10)
+		path := filepath.Join(dir, "rpush-accepted", at[i][strings.LastIndex(at[i], ".")+1:]+".data")
+		old := time.Now().Add(-time.Duration(hours) * time.Hour)
+		if err := os.Chtimes(path, old, old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.close()
+	two := fragile(t, dir, gateway.ServerOptions{AcceptLimit: limit})
+	want := func(statuses ...int) {
+		t.Helper()
+		for i, status := range statuses {
+			if status == 0 {
+				continue // asking would be a use
+			}
+			if resp, _ := two.do("HEAD", at[i], ""); resp.StatusCode != status {
+				t.Errorf("upload %d: %d, want %d", i, resp.StatusCode, status)
+			}
+		}
+	}
+	if _, status := upload(two, limit*3/10); status != 202 {
+		t.Errorf("an upload that needs the room of one: %d", status)
+	}
+	want(404, 0, 204)
+	if _, status := upload(two, limit*3/10); status != 202 {
+		t.Errorf("an upload that needs the room of another one: %d", status)
+	}
+	want(404, 404, 204)
+	if _, status := upload(two, limit*3/10); status != 503 {
+		t.Errorf("an upload that needs the room of one in use: %d", status)
+	}
+	want(404, 404, 204)
+}

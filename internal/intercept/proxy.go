@@ -101,7 +101,7 @@ func Start(o Options) (*Proxy, error) {
 		DisableCompression: true, // the answer is passed on as it is
 	}
 	p.plain = &httputil.ReverseProxy{
-		Rewrite:       func(r *httputil.ProxyRequest) { r.Out.Host = r.In.Host },
+		Rewrite:       unchanged,
 		Transport:     p.tunnels,
 		FlushInterval: -1,
 		ErrorLog:      silent,
@@ -120,6 +120,18 @@ func Start(o Options) (*Proxy, error) {
 	p.wg.Go(func() { _ = p.front.Serve(ln) })
 	p.wg.Go(func() { _ = p.inner.Serve(innerListener{p}) })
 	return p, nil
+}
+
+// unchanged undoes what ReverseProxy changes in a request: it takes out parameters
+// that it cannot parse and what earlier proxies say of the client.
+func unchanged(r *httputil.ProxyRequest) {
+	r.Out.Host = r.In.Host
+	r.Out.URL.RawQuery = r.In.URL.RawQuery
+	for _, k := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+		if v, ok := r.In.Header[k]; ok {
+			r.Out.Header[k] = v
+		}
+	}
 }
 
 // URL is what the command's HTTPS_PROXY has to be. It is a secret.

@@ -293,6 +293,37 @@ func TestTunnelsOtherHosts(t *testing.T) {
 	}
 }
 
+// Plain HTTP to other hosts is passed on as it is.
+func TestPassesPlainHTTPOnUnchanged(t *testing.T) {
+	forwarded := http.Header{
+		"Forwarded": {"for=192.0.2.1"}, "X-Forwarded-For": {"192.0.2.1", "192.0.2.2"},
+		"X-Forwarded-Host": {"a.example"}, "X-Forwarded-Proto": {"https"},
+	}
+	const query = "a=1;b=%zz&c=+&&d"
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.RawQuery != query {
+			t.Errorf("query: got %q, want %q", r.URL.RawQuery, query)
+		}
+		for k, want := range forwarded {
+			if got := r.Header[k]; !slices.Equal(got, want) {
+				t.Errorf("%s: got %q, want %q", k, got, want)
+			}
+		}
+	}))
+	defer srv.Close()
+	p := start(t, Options{Hosts: []string{"reg.example"}})
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL+"/?"+query, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = forwarded.Clone()
+	res, err := through(t, p.URL()).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+}
+
 // Others on this machine can connect to the port, but not use it.
 func TestStrangersAreRefused(t *testing.T) {
 	p := start(t, Options{Hosts: []string{"reg.example"}})

@@ -100,10 +100,13 @@ func (p *Proxy) Environment(env []string, dir string, extra []byte) ([]string, e
 }
 
 // trusted are the PEM certificates that a command without further settings
-// trusts; none if the system has none.
+// trusts; none if the system has none. Go ignores SSL_CERT_FILE if there is no such
+// file.
 func trusted(env map[string]string) ([]byte, error) {
 	if file := env["SSL_CERT_FILE"]; file != "" {
-		return os.ReadFile(file)
+		if b, err := os.ReadFile(file); !errors.Is(err, fs.ErrNotExist) {
+			return b, err
+		}
 	}
 	for _, file := range systemRoots {
 		b, err := os.ReadFile(file)

@@ -469,3 +469,21 @@ func TestEnvironment(t *testing.T) {
 		}
 	}
 }
+
+// A command that runs with an SSL_CERT_FILE that is not there runs through the
+// gateway too.
+func TestEnvironmentWithoutTheNamedFile(t *testing.T) {
+	p := start(t, Options{Hosts: []string{"reg.example"}})
+	dir := t.TempDir()
+	env, err := p.Environment([]string{"SSL_CERT_FILE=" + dir + "/missing"}, dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(env, func(kv string) bool { return strings.HasPrefix(kv, "SSL_CERT_FILE=") })
+	if i < 0 {
+		t.Fatalf("SSL_CERT_FILE is not set: %q", env)
+	}
+	if b, err := os.ReadFile(strings.TrimPrefix(env[i], "SSL_CERT_FILE=")); err != nil || !bytes.Equal(b, p.PEM()) {
+		t.Errorf("got %q, %v", b, err)
+	}
+}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -134,7 +135,6 @@ func (a *app) runThrough(ctx context.Context, o *options, named, args []string) 
 	if err != nil {
 		return exitUsage, usageError(err.Error())
 	}
-	forward := httpproxy.FromEnvironment().ProxyFunc()
 	p, err := intercept.Start(intercept.Options{
 		Hosts: about.hosts(),
 		Handler: func(ctx context.Context, at *url.URL) (http.Handler, error) {
@@ -144,7 +144,7 @@ func (a *app) runThrough(ctx context.Context, o *options, named, args []string) 
 			}
 			return sum.around(h), nil
 		},
-		Forward: forward,
+		Forward: forwardProxies(),
 	})
 	if err != nil {
 		return exitPermanent, &localError{"the proxy", err}
@@ -193,6 +193,16 @@ func (a *app) runHandler(ctx context.Context, g *gateway.Gateway, o *options, ab
 		}
 	}
 	return g.To(gateway.Upstream{URL: at, TLS: po.TLSClientConfig})
+}
+
+// forwardProxies says which proxy of the environment carries a connection that is
+// passed on. ALL_PROXY, which Go does not read but curl and Python do, is for what
+// has no other.
+func forwardProxies() func(*url.URL) (*url.URL, error) {
+	c := httpproxy.FromEnvironment()
+	all := cmp.Or(os.Getenv("ALL_PROXY"), os.Getenv("all_proxy"))
+	c.HTTPSProxy, c.HTTPProxy = cmp.Or(c.HTTPSProxy, all), cmp.Or(c.HTTPProxy, all)
+	return c.ProxyFunc()
 }
 
 // pingTime bounds how long it may take to find out whether a host speaks TLS. The

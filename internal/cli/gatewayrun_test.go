@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -140,4 +141,37 @@ func runOptions(t *testing.T, flags []string, env map[string]string) *options {
 		t.Fatal(err)
 	}
 	return &o
+}
+
+// The command loses ALL_PROXY, so it has to count for what is passed on.
+func TestForwardProxies(t *testing.T) {
+	for _, k := range []string{"HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy", "REQUEST_METHOD"} {
+		t.Setenv(k, "")
+	}
+	for _, tt := range []struct {
+		env         map[string]string
+		https, http string
+	}{
+		{nil, "", ""},
+		{map[string]string{"ALL_PROXY": "socks5://all.example:1080"}, "socks5://all.example:1080", "socks5://all.example:1080"},
+		{map[string]string{"all_proxy": "http://all.example:3128", "HTTPS_PROXY": "http://one.example:3128"}, "http://one.example:3128", "http://all.example:3128"},
+		{map[string]string{"ALL_PROXY": "http://all.example:3128", "NO_PROXY": "other.example"}, "", ""},
+	} {
+		t.Run(fmt.Sprint(tt.env), func(t *testing.T) {
+			for k, v := range tt.env {
+				t.Setenv(k, v)
+			}
+			forward := forwardProxies()
+			for scheme, want := range map[string]string{"https": tt.https, "http": tt.http} {
+				u, err := forward(&url.URL{Scheme: scheme, Host: "other.example"})
+				got := ""
+				if u != nil {
+					got = u.String()
+				}
+				if err != nil || got != want {
+					t.Errorf("%s: got %q, %v, want %q", scheme, got, err, want)
+				}
+			}
+		})
+	}
 }

@@ -351,10 +351,11 @@ func (in intercepted) hosts() []string {
 // dockerHosts are the hosts of Docker Hub beside name.DefaultRegistry.
 var dockerHosts = []string{"registry-1.docker.io", "docker.io"}
 
-// registry is the one that a URL leads to.
+// registry is the one that a URL without the default port leads to.
 func (in intercepted) registry(at *url.URL) string {
+	standard := map[string]string{"http": ":80", "https": ":443"}[at.Scheme]
 	for _, r := range in.all {
-		if strings.EqualFold(r, at.Host) {
+		if strings.EqualFold(strings.TrimSuffix(r, standard), at.Host) {
 			return r
 		}
 	}

@@ -175,3 +175,29 @@ func TestForwardProxies(t *testing.T) {
 		})
 	}
 }
+
+// A registry may be named with the default port, which URLs leave out.
+func TestRegistryWithDefaultPort(t *testing.T) {
+	in := intercepted{all: []string{"reg.example:443", "old.example:80", "other.example:5000", "[2001:db8::1]:443", "plain.example"}}
+	for at, want := range map[string]string{
+		"https://reg.example":        "reg.example:443",
+		"https://REG.example":        "reg.example:443",
+		"http://reg.example":         "reg.example",
+		"http://old.example":         "old.example:80",
+		"https://old.example":        "old.example",
+		"https://other.example":      "other.example",
+		"https://other.example:5000": "other.example:5000",
+		"https://[2001:db8::1]":      "[2001:db8::1]:443",
+		"https://plain.example":      "plain.example",
+		"http://plain.example":       "plain.example",
+		"https://plain.example:5000": "plain.example:5000",
+	} {
+		u, err := url.Parse(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := in.registry(u); got != want {
+			t.Errorf("%s: got %s, want %s", at, got, want)
+		}
+	}
+}

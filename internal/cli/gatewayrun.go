@@ -186,7 +186,7 @@ func (a *app) runHandler(ctx context.Context, g *gateway.Gateway, o *options, ab
 		switch plain, err := speaksPlain(ctx, at, po.TLSClientConfig); {
 		case err != nil:
 			return nil, err
-		case plain && po.Scheme == pusher.SchemeHTTP: // the command need not know
+		case plain && po.Scheme != pusher.SchemeAuto: // the command need not know
 			at = &url.URL{Scheme: "http", Host: at.Host}
 		case plain:
 			return nil, intercept.ErrPlain

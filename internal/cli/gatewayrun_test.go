@@ -1,13 +1,19 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/rpush-go/rpush/internal/gateway"
+	"github.com/rpush-go/rpush/internal/intercept"
 )
 
 func TestRegistryNamedBy(t *testing.T) {
@@ -199,5 +205,49 @@ func TestRegistryWithDefaultPort(t *testing.T) {
 		if got := in.registry(u); got != want {
 			t.Errorf("%s: got %s, want %s", at, got, want)
 		}
+	}
+}
+
+// --insecure and --plain-http reach a registry that does not speak TLS, though the
+// command asks for https. Without them the command sees that it does not.
+func TestRunReachesAPlainRegistry(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusTeapot)
+	}))
+	defer srv.Close()
+	host := strings.TrimPrefix(srv.URL, "http://")
+	for _, tt := range []struct {
+		flags []string
+		plain bool
+	}{
+		{nil, true},
+		{[]string{"--insecure"}, false},
+		{[]string{"--tls-verify=false"}, false},
+		{[]string{"--plain-http"}, false},
+	} {
+		t.Run(fmt.Sprint(tt.flags), func(t *testing.T) {
+			r := newRig(t, nil)
+			o := runOptions(t, append(tt.flags, "--no-state", "--cache-dir="+t.TempDir()), nil)
+			g, err := gateway.New(r.gatewayOptions(o, &serveOptions{}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			in := intercepted{asked: []string{host}, all: []string{host}}
+			h, err := r.runHandler(t.Context(), g, o, in, &url.URL{Scheme: "https", Host: host})
+			if tt.plain {
+				if !errors.Is(err, intercept.ErrPlain) {
+					t.Errorf("got %v, want ErrPlain", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+host+"/v2/", nil))
+			if w.Code != http.StatusTeapot {
+				t.Errorf("got %d %s", w.Code, w.Body)
+			}
+		})
 	}
 }

@@ -240,7 +240,7 @@ func (a *app) serveGateway(ctx context.Context, o *options, s *serveOptions) err
 	}
 	defer h.Close() //nolint:errcheck // the process ends
 	srv := &http.Server{
-		Handler:           m.around(h, so.Authenticate),
+		Handler:           m.around(h, h.Admit),
 		ReadHeaderTimeout: s.headerTimeout,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,

@@ -38,7 +38,7 @@ func newGatewayMetrics() *gatewayMetrics {
 			Name: "rpush_gateway_requests_in_flight", Help: "Requests of clients under way.",
 		}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "rpush_gateway_requests_total", Help: "Requests of clients that were answered.",
+			Name: "rpush_gateway_requests_total", Help: "Requests of clients; the code of those that were cut off before the end of the answer is aborted.",
 		}, []string{"method", "code"}),
 		received: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "rpush_gateway_received_bytes_total", Help: "Bytes of bodies that clients sent.",
@@ -70,20 +70,17 @@ func (m *gatewayMetrics) event(e resume.Event) {
 	m.events.WithLabelValues(string(e.Kind), host).Inc()
 }
 
-// around serves /healthz, and /metrics to those who may use the gateway.
-func (m *gatewayMetrics) around(h http.Handler, may func(user, password string) bool) http.Handler {
+// around serves /healthz, and /metrics to those whom admit lets use the gateway.
+func (m *gatewayMetrics) around(h http.Handler, admit func(http.ResponseWriter, *http.Request) bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/healthz":
 			_, _ = io.WriteString(w, "ok\n")
 			return
 		case "/metrics":
-			if user, password, ok := r.BasicAuth(); may != nil && (!ok || !may(user, password)) {
-				w.Header().Set("WWW-Authenticate", `Basic realm="rpush gateway"`)
-				http.Error(w, "the gateway asks for a user and a password", http.StatusUnauthorized)
-				return
+			if admit(w, r) {
+				m.handler.ServeHTTP(w, r)
 			}
-			m.handler.ServeHTTP(w, r)
 			return
 		}
 		m.inFlight.Inc()
@@ -92,8 +89,10 @@ func (m *gatewayMetrics) around(h http.Handler, may func(user, password string) 
 			r.Body = &countedBody{r.Body, m.received}
 		}
 		sw := &statusWriter{ResponseWriter: w, status: http.StatusOK}
-		defer func() { m.requests.WithLabelValues(knownMethod(r.Method), strconv.Itoa(sw.status)).Inc() }()
+		code := "aborted" // h panics with http.ErrAbortHandler
+		defer func() { m.requests.WithLabelValues(knownMethod(r.Method), code).Inc() }()
 		h.ServeHTTP(sw, r)
+		code = strconv.Itoa(sw.status)
 	})
 }
 

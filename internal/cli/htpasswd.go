@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/crypto/bcrypt"
 )
@@ -32,7 +34,11 @@ const (
 	// is slow on purpose.
 	checksAtOnce = 2
 	maxKnown     = 4096
+	// checkWait is how long a password may wait for others.
+	checkWait = 5 * time.Second
 )
+
+var errChecksBusy = errors.New("too many passwords are being checked")
 
 func readHtpasswd(file string) (*htpasswd, error) {
 	f, err := os.Open(file)
@@ -65,8 +71,8 @@ func readHtpasswd(file string) (*htpasswd, error) {
 }
 
 // check reports whether the password is the user's. One that was right once is
-// not computed again.
-func (h *htpasswd) check(user, password string) bool {
+// not computed again. It fails if too many others are being checked.
+func (h *htpasswd) check(ctx context.Context, user, password string) (bool, error) {
 	mac := hmac.New(sha256.New, h.key)
 	fmt.Fprintf(mac, "%q %q", user, password)
 	key := [sha256.Size]byte(mac.Sum(nil))
@@ -74,17 +80,23 @@ func (h *htpasswd) check(user, password string) bool {
 	right := h.known[key]
 	h.mu.Unlock()
 	if right {
-		return true
+		return true, nil
 	}
 	hash, exists := h.users[user]
 	if !exists {
 		hash = h.stranger
 	}
-	h.slots <- struct{}{}
+	ctx, cancel := context.WithTimeout(ctx, checkWait)
+	defer cancel()
+	select {
+	case h.slots <- struct{}{}:
+	case <-ctx.Done():
+		return false, errChecksBusy
+	}
 	err := bcrypt.CompareHashAndPassword(hash, []byte(password))
 	<-h.slots
 	if err != nil || !exists {
-		return false
+		return false, nil
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -92,5 +104,5 @@ func (h *htpasswd) check(user, password string) bool {
 		clear(h.known)
 	}
 	h.known[key] = true
-	return true
+	return true, nil
 }

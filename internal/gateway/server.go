@@ -48,8 +48,8 @@ type ServerOptions struct {
 
 	// Authenticate, unless nil, says whether a client with this user and password
 	// may use the gateway. The client's credentials are then never handed on. It
-	// is called for every request.
-	Authenticate func(user, password string) bool
+	// is called for every request. If it fails, the client gets 503.
+	Authenticate func(ctx context.Context, user, password string) (bool, error)
 
 	// AcceptDir, unless empty, makes the server keep upload sessions of its own, in a
 	// subdirectory: every byte that arrives is kept, and a blob goes to the registry
@@ -143,7 +143,7 @@ func (g *Gateway) NewServer(o ServerOptions) (*Server, error) {
 
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !s.admit(w, r) {
+	if !s.Admit(w, r) {
 		return
 	}
 	select {
@@ -175,8 +175,9 @@ func (s *Server) naming() string {
 	return "; names are REGISTRY/REPOSITORY"
 }
 
-// admit refuses clients that may not use the gateway at all.
-func (s *Server) admit(w http.ResponseWriter, r *http.Request) bool {
+// Admit refuses clients that may not use the gateway at all: it has answered if
+// it reports false. ServeHTTP calls it.
+func (s *Server) Admit(w http.ResponseWriter, r *http.Request) bool {
 	switch {
 	case r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "":
 		fail(w, http.StatusForbidden, "DENIED", "the gateway is not for browsers")
@@ -187,8 +188,15 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request) bool {
 	case s.o.Authenticate == nil:
 		return true
 	}
-	if user, password, ok := r.BasicAuth(); ok && s.o.Authenticate(user, password) {
-		return true
+	if user, password, ok := r.BasicAuth(); ok {
+		switch ok, err := s.o.Authenticate(r.Context(), user, password); {
+		case err != nil:
+			w.Header().Set("Retry-After", "5")
+			fail(w, http.StatusServiceUnavailable, "UNAVAILABLE", err.Error())
+			return false
+		case ok:
+			return true
+		}
 	}
 	w.Header().Set("WWW-Authenticate", `Basic realm="rpush gateway"`)
 	fail(w, http.StatusUnauthorized, "UNAUTHORIZED", "the gateway asks for a user and a password")

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -350,8 +351,16 @@ func TestBrowsersAndStrangersAreRefused(t *testing.T) {
 // A client's password for the gateway reaches no registry.
 func TestPasswordOfTheGateway(t *testing.T) {
 	s := newSite(t, scripted.Options{}, gateway.ServerOptions{
-		Upstream: regHost, Authenticate: func(user, password string) bool { return user == "ci" && password == "right" },
+		Upstream: regHost, Authenticate: func(_ context.Context, user, password string) (bool, error) {
+			if user == "busy" {
+				return false, errors.New("busy")
+			}
+			return user == "ci" && password == "right", nil
+		},
 	}, nil)
+	if resp, _ := s.do("GET", "/v2/", "", "Authorization", "Basic YnVzeTp4"); resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" {
+		t.Errorf("a password that cannot be checked: %d", resp.StatusCode)
+	}
 	for _, header := range [][]string{nil, {"Authorization", "Basic Y2k6d3Jvbmc="}, {"Authorization", "Bearer x"}, {"Authorization", "Basic %%"}} {
 		if resp, _ := s.do("GET", "/v2/", "", header...); resp.StatusCode != 401 || resp.Header.Get("WWW-Authenticate") != `Basic realm="rpush gateway"` {
 			t.Errorf("%v: %d %q", header, resp.StatusCode, resp.Header.Get("WWW-Authenticate"))

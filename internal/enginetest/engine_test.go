@@ -678,7 +678,7 @@ func TestWhatCannotBePushed(t *testing.T) {
 		args                []string
 	}{
 		{"", "has no image", "docker images lists", []string{l.ref("team/none:1")}},
-		{"1.39", "is too old: its API is 1.39, at least 1.40", "docker save IMAGE | rpush - REF", []string{l.ref("team/none:1")}},
+		{"1.39", "is too old: its API is 1.39, at least 1.40", "use docker save IMAGE | rpush - REF", []string{l.ref("team/none:1")}},
 		{"", "has no image nobody/has:this", "docker images", []string{"docker-daemon:nobody/has:this", l.ref("a/b:1")}},
 	} {
 		l.tap.Version = tt.version

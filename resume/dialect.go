@@ -333,7 +333,7 @@ func (p *pacer) keptPart(lost, survived int64) {
 		case d.Chunk == 0:
 			p.cost = lost
 			// Less may only have been in buffers on the way.
-			if lost > survived/costly && lost >= partSize {
+			if lost > survived/costly && lost >= 2*partSize {
 				d.Chunk = part(min(survived/4, lost), survived)
 			}
 		case p.cost == 0 && lost <= survived/costly, p.cost > 0 && lost >= p.cost:

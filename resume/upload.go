@@ -715,7 +715,10 @@ func (u *upload) accept(said int64) error {
 	}
 	if u.rejected > 0 && offset != s.acked {
 		// An offset lied once: from now on only the ends of acknowledged
-		// chunks count.
+		// chunks count. Smaller chunks have more of them.
+		if s.cut != nil {
+			u.c.pace.gaveUp(s.cut.handed)
+		}
 		return u.drop(errors.New("not continuing inside a chunk after a refused digest"))
 	}
 	if offset < u.guest.first() {

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -242,6 +243,11 @@ func until(t *testing.T, what func() bool) {
 
 // Signals and the deadline stop at once, keep what is there, and say so.
 func TestStoppedAndContinued(t *testing.T) {
+	// A process that ignores a signal, as under nohup, hands that on to rpush.
+	// One that handles it does not.
+	heard := make(chan os.Signal, 1)
+	signal.Notify(heard, syscall.SIGHUP)
+	defer signal.Stop(heard)
 	reg := realreg.Start(t, realreg.Options{})
 	for name, c := range map[string]struct {
 		signal syscall.Signal

@@ -111,11 +111,7 @@ func (x *connections) transport(registry string, as role) (pusher.Options, error
 		x.adoptProxies(&po, eng)
 	}
 	if x.o.verbose {
-		log := logrus.New()
-		log.SetOutput(x.a.out)
-		log.SetLevel(logrus.DebugLevel)
-		log.SetFormatter(&logrus.TextFormatter{DisableColors: true}) // the coloured form does not escape
-		po.Logger = log
+		po.Logger = x.a.logger(logrus.DebugLevel)
 	}
 	return po, nil
 }

@@ -106,12 +106,19 @@ func (o *options) connectionFlags() flagGroup {
 }
 
 func (o *options) effortFlags() flagGroup {
+	e := o.requestFlags()
+	e.DurationVar(&o.limit, "deadline", 0, "end after `TIME` in any case; 0: no limit")
+	return e
+}
+
+// requestFlags say how long and how often a request is tried, and where what
+// that teaches is kept.
+func (o *options) requestFlags() flagGroup {
 	e := newGroup("Effort")
 	e.DurationVar(&o.retryFor, "retry-for", resume.DefaultRetryFor, "give up after `TIME` without progress; 0: one try")
 	e.IntVar(&o.image.retryTimes, "retry-times", -1, "give up after `N` retries without progress")
 	e.DurationVar(&o.stallTimeout, "stall-timeout", resume.DefaultStallTimeout, "try again after `TIME` without a byte sent")
 	e.DurationVar(&o.answerTimeout, "answer-timeout", resume.DefaultAnswerTimeout, "wait `TIME` for the answer to a sent body")
-	e.DurationVar(&o.limit, "deadline", 0, "end after `TIME` in any case; 0: no limit")
 	e.StringVar(&o.cacheDir, "cache-dir", "", "keep what rpush learns about registries in `DIR`, not in the user's cache")
 	return e
 }
@@ -119,9 +126,14 @@ func (o *options) effortFlags() flagGroup {
 func (o *options) outputFlags() flagGroup {
 	r := newGroup("Output")
 	r.StringVar(&o.output, "output", "text", "print the result as `FORMAT`, text or json")
-	r.BoolVarP(&o.quiet, "quiet", "q", false, "print only errors on stderr")
-	r.BoolVarP(&o.verbose, "verbose", "v", false, "log every request to stderr")
+	o.logFlags(r.FlagSet)
 	return r
+}
+
+// logFlags say how much goes to stderr.
+func (o *options) logFlags(f *pflag.FlagSet) {
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "print only errors on stderr")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "log every request to stderr")
 }
 
 // envName is the variable that stands for a flag.

@@ -22,7 +22,6 @@ import (
 	"github.com/rpush-go/rpush/internal/credentials"
 	"github.com/rpush-go/rpush/internal/gateway"
 	"github.com/rpush-go/rpush/pusher"
-	"github.com/rpush-go/rpush/resume"
 )
 
 // gatewayCommand is what lets other clients' uploads resume.
@@ -84,20 +83,14 @@ func (o *options) serveFlags(s *serveOptions) []flagGroup {
 	t.BoolVar(&o.to.insecure, "insecure", false, "do not verify the registry, and take HTTP")
 	t.Var(&o.image.limitRate, "limit-rate", "send at most `RATE` bytes a second: 500K, 20M")
 
-	e := newGroup("Effort")
-	e.DurationVar(&o.retryFor, "retry-for", resume.DefaultRetryFor, "give up after `TIME` without progress; 0: one try")
-	e.IntVar(&o.image.retryTimes, "retry-times", -1, "give up after `N` retries without progress")
-	e.DurationVar(&o.stallTimeout, "stall-timeout", resume.DefaultStallTimeout, "try again after `TIME` without a byte sent")
-	e.DurationVar(&o.answerTimeout, "answer-timeout", resume.DefaultAnswerTimeout, "wait `TIME` for the answer to a sent body")
-	e.StringVar(&o.cacheDir, "cache-dir", "", "keep what is learnt about registries in `DIR`, not in the user's cache")
+	e := o.requestFlags()
 
 	d := newGroup("Disk")
 	d.StringVar(&o.image.spoolDir, "spool-dir", "", "keep copies of bodies under way in `DIR`")
 	d.Var(&s.spoolLimit, "spool-limit", "keep at most `SIZE` of them, and of what --accept keeps: 20G; 0: 10G each")
 
 	out := newGroup("Output")
-	out.BoolVarP(&o.quiet, "quiet", "q", false, "say nothing on stderr but errors")
-	out.BoolVarP(&o.verbose, "verbose", "v", false, "log every request to stderr")
+	o.logFlags(out.FlagSet)
 	return []flagGroup{l, r, c, t, e, o.stateFlags(), d, out}
 }
 
@@ -185,7 +178,7 @@ func (a *app) serveCommand() *cobra.Command {
 // go on for a while.
 func (a *app) serveGateway(ctx context.Context, o *options, s *serveOptions) error {
 	m := newGatewayMetrics()
-	opts := a.gatewayOptions(o, s)
+	opts := a.gatewayOptions(o, s.spoolLimit, logrus.InfoLevel)
 	opts.OnEvent = m.event
 	g, err := gateway.New(opts)
 	if err != nil {
@@ -280,22 +273,20 @@ func stopGracefully(ctx context.Context, srv *http.Server, ln net.Listener, grac
 }
 
 // gatewayOptions returns the options of a gateway for the flags of a push's
-// connection and effort.
-func (a *app) gatewayOptions(o *options, s *serveOptions) gateway.Options {
+// connection and effort. usual is what it logs unless the user wants more or less.
+func (a *app) gatewayOptions(o *options, spoolLimit rate, usual logrus.Level) gateway.Options {
 	po := o.effort()
-	log := logrus.New()
-	log.SetOutput(a.out)
-	log.SetFormatter(&logrus.TextFormatter{DisableColors: true}) // the coloured form does not escape
+	level := usual
 	switch {
 	case o.verbose:
-		log.SetLevel(logrus.DebugLevel)
+		level = logrus.DebugLevel
 	case o.quiet:
-		log.SetLevel(logrus.ErrorLevel)
+		level = logrus.ErrorLevel
 	}
 	return gateway.Options{
 		RetryFor: po.RetryFor, Tries: po.Tries, StallTimeout: po.StallTimeout, AnswerTimeout: po.AnswerTimeout,
-		Limit: po.Limit, Dialects: po.Dialects, Store: a.store(o), Logger: log,
-		SpoolDir: o.image.spoolDir, SpoolLimit: int64(s.spoolLimit),
+		Limit: po.Limit, Dialects: po.Dialects, Store: a.store(o), Logger: a.logger(level),
+		SpoolDir: o.image.spoolDir, SpoolLimit: int64(spoolLimit),
 	}
 }
 

@@ -50,15 +50,9 @@ func (o *options) runFlags(registries *[]string) []flagGroup {
 	c := newGroup("Connections to registries")
 	o.to.tlsFlags(c.FlagSet)
 	c.Var(&o.image.limitRate, "limit-rate", "send at most `RATE` bytes a second: 500K, 20M")
-	e := newGroup("Effort")
-	e.DurationVar(&o.retryFor, "retry-for", resume.DefaultRetryFor, "give up after `TIME` without progress; 0: one try")
-	e.IntVar(&o.image.retryTimes, "retry-times", -1, "give up after `N` retries without progress")
-	e.DurationVar(&o.stallTimeout, "stall-timeout", resume.DefaultStallTimeout, "try again after `TIME` without a byte sent")
-	e.DurationVar(&o.answerTimeout, "answer-timeout", resume.DefaultAnswerTimeout, "wait `TIME` for the answer to a sent body")
-	e.StringVar(&o.cacheDir, "cache-dir", "", "keep what is learnt about registries in `DIR`, not in the user's cache")
+	e := o.requestFlags()
 	out := newGroup("Output")
-	out.BoolVarP(&o.quiet, "quiet", "q", false, "say nothing on stderr but errors")
-	out.BoolVarP(&o.verbose, "verbose", "v", false, "log every request to stderr")
+	o.logFlags(out.FlagSet)
 	return []flagGroup{r, c, e, o.stateFlags(), d, out}
 }
 
@@ -126,10 +120,7 @@ func (a *app) runThrough(ctx context.Context, o *options, named, args []string) 
 	}
 
 	var sum runSummary
-	opts := a.gatewayOptions(o, &serveOptions{})
-	if log, ok := opts.Logger.(*logrus.Logger); ok && !o.verbose {
-		log.SetLevel(logrus.ErrorLevel) // stderr is the command's
-	}
+	opts := a.gatewayOptions(o, 0, logrus.ErrorLevel) // stderr is the command's
 	opts.OnEvent = sum.event
 	g, err := gateway.New(opts)
 	if err != nil {

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sirupsen/logrus"
+
 	"github.com/rpush-go/rpush/internal/gateway"
 	"github.com/rpush-go/rpush/internal/intercept"
 )
@@ -228,7 +230,7 @@ func TestRunReachesAPlainRegistry(t *testing.T) {
 		t.Run(fmt.Sprint(tt.flags), func(t *testing.T) {
 			r := newRig(t, nil)
 			o := runOptions(t, append(tt.flags, "--no-state", "--cache-dir="+t.TempDir()), nil)
-			g, err := gateway.New(r.gatewayOptions(o, &serveOptions{}))
+			g, err := gateway.New(r.gatewayOptions(o, 0, logrus.ErrorLevel))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -7,6 +7,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/sirupsen/logrus"
 )
 
 const (
@@ -79,4 +81,13 @@ func clean(s string) string {
 		cut--
 	}
 	return s[:cut] + "..."
+}
+
+// logger returns one whose lines go to stderr.
+func (a *app) logger(level logrus.Level) *logrus.Logger {
+	log := logrus.New()
+	log.SetOutput(a.out)
+	log.SetLevel(level)
+	log.SetFormatter(&logrus.TextFormatter{DisableColors: true}) // the coloured form does not escape
+	return log
 }

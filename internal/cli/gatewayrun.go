@@ -3,7 +3,6 @@ package cli
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -29,7 +28,6 @@ import (
 	"github.com/rpush-go/rpush/internal/credentials"
 	"github.com/rpush-go/rpush/internal/gateway"
 	"github.com/rpush-go/rpush/internal/intercept"
-	"github.com/rpush-go/rpush/internal/protocol"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -173,17 +171,20 @@ func (a *app) runHandler(ctx context.Context, g *gateway.Gateway, o *options, ab
 	if err := about.flagsFor(o, registry).apply(&po, registry, nil); err != nil {
 		return nil, err
 	}
-	if at.Scheme == "https" {
-		switch plain, err := speaksPlain(ctx, at, po.TLSClientConfig); {
-		case err != nil:
-			return nil, err
-		case plain && po.Scheme != pusher.SchemeAuto: // the command need not know
-			at = &url.URL{Scheme: "http", Host: at.Host}
-		case plain:
-			return nil, intercept.ErrPlain
-		}
+	h, err := g.To(gateway.Upstream{URL: at, TLS: po.TLSClientConfig})
+	if err != nil || at.Scheme != "https" {
+		return h, err
 	}
-	return g.To(gateway.Upstream{URL: at, TLS: po.TLSClientConfig})
+	ctx, cancel := context.WithTimeout(ctx, pingTime)
+	defer cancel()
+	switch {
+	case !h.SpeaksPlain(ctx):
+		return h, nil
+	case po.Scheme == pusher.SchemeAuto:
+		return nil, intercept.ErrPlain
+	}
+	// The command need not know.
+	return g.To(gateway.Upstream{URL: &url.URL{Scheme: "http", Host: at.Host}, TLS: po.TLSClientConfig})
 }
 
 // forwardProxies says which proxy of the environment carries a connection that is
@@ -199,24 +200,6 @@ func forwardProxies() func(*url.URL) (*url.URL, error) {
 // pingTime bounds how long it may take to find out whether a host speaks TLS. The
 // client waits for its handshake meanwhile, as a rule for 10 s at most.
 const pingTime = 5 * time.Second
-
-// speaksPlain reports whether an https URL leads to a server of plain HTTP. Any
-// other failure is for the gateway to meet, and to try again.
-func speaksPlain(ctx context.Context, at *url.URL, conf *tls.Config) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, pingTime)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodHead, at.JoinPath("v2/").String(), nil)
-	if err != nil {
-		return false, err
-	}
-	rt := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: conf.Clone(), DisableKeepAlives: true}
-	res, err := rt.RoundTrip(req)
-	if err != nil {
-		return protocol.PlainHTTP(err), nil
-	}
-	res.Body.Close()
-	return false, nil
-}
 
 // child runs the command with the streams of rpush until it ends. Signals reach
 // it; a terminal sends its own to both.

@@ -146,14 +146,22 @@ func (g *Gateway) settleScheme(ctx context.Context, u *upstream, maybePlain bool
 	}
 	ctx = context.WithValue(ctx, callKey{}, &call{up: u})
 	return g.loop(ctx, "ping", func(ctx context.Context, _ *retry.Loop) error {
-		ping := &http.Request{Method: http.MethodGet, URL: &url.URL{Scheme: "https", Host: u.url.Host, Path: apiVersion}, Header: http.Header{}}
-		_, err := wire.Send(ctx, u.registry, ping, g.limits(false), nil)
-		if protocol.PlainHTTP(err) {
+		plain, err := g.ping(ctx, u)
+		if plain {
 			u.url.Scheme = "http"
-			return nil
 		}
 		return err
 	})
+}
+
+// ping asks a registry over https once. plain says that the server turned out not
+// to speak TLS, which is no error.
+func (g *Gateway) ping(ctx context.Context, u *upstream) (plain bool, err error) {
+	req := &http.Request{Method: http.MethodGet, URL: &url.URL{Scheme: "https", Host: u.url.Host, Path: apiVersion}, Header: http.Header{}}
+	if _, err = wire.Send(ctx, u.registry, req, g.limits(false), nil); protocol.PlainHTTP(err) {
+		return true, nil
+	}
+	return false, err
 }
 
 func (u *upstream) closeIdleConnections() {

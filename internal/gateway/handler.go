@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"net/http"
 	"net/url"
 	"strings"
@@ -26,6 +27,14 @@ func (g *Gateway) To(u Upstream) (*Handler, error) {
 		return nil, err
 	}
 	return &Handler{g: g, up: up}, nil
+}
+
+// SpeaksPlain asks a registry whose URL is https once, and reports whether the
+// server turned out to speak plain HTTP. Any other failure is for the requests
+// that follow to meet.
+func (h *Handler) SpeaksPlain(ctx context.Context) bool {
+	plain, _ := h.g.ping(ctx, h.up)
+	return plain
 }
 
 // CloseIdleConnections closes the connections to the registry that no request

@@ -53,42 +53,27 @@ func Start(t realreg.TB, target string, o Options) *HAProxy {
 func run(ctx context.Context, bin, dir, target string, o Options) (*HAProxy, error) {
 	h := &HAProxy{dir: dir}
 	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	// The port is free when it is chosen; somebody may still take it first.
-	var err error
-	for range 5 {
+	start := func() (err error) {
 		if h.Addr, err = process.FreePort(); err != nil {
-			return nil, err
+			return err
 		}
 		if err = os.WriteFile(h.path("haproxy.cfg"), []byte(h.config(target, o)), 0o600); err != nil {
-			return nil, err
+			return err
 		}
-		var log *os.File
-		if log, err = os.Create(h.path("haproxy.log")); err != nil {
-			return nil, err
+		log, err := os.Create(h.path("haproxy.log"))
+		if err != nil {
+			return err
 		}
+		defer log.Close()
 		cmd := exec.Command(bin, "-db", "-f", h.path("haproxy.cfg")) // -db stays in the foreground
 		cmd.Stdout, cmd.Stderr = log, log
-		h.proc, err = process.Start(ctx, cmd, func(ctx context.Context) bool {
-			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+h.Addr+"/v2/", nil)
-			if err != nil {
-				return false
-			}
-			res, err := client.Do(req)
-			if err != nil {
-				return false
-			}
-			res.Body.Close()
-			return true
-		})
-		log.Close()
-		if err == nil {
-			return h, nil
-		}
-		if !process.PortTaken(h.Log()) {
-			break
-		}
+		h.proc, err = process.Start(ctx, cmd, process.Answers(client, "http://"+h.Addr+"/v2/", nil))
+		return err
 	}
-	return nil, fmt.Errorf("haproxy: %w: %s", err, process.LastLine(h.Log()))
+	if err := process.OnFreePort(start, h.Log); err != nil {
+		return nil, fmt.Errorf("haproxy: %w", err)
+	}
+	return h, nil
 }
 
 func (h *HAProxy) path(name string) string { return filepath.Join(h.dir, name) }

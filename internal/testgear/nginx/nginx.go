@@ -88,37 +88,21 @@ func run(ctx context.Context, bin, dir, target string, o Options) (*Nginx, error
 			return nil, err
 		}
 	}
-	// The port is free when it is chosen; somebody may still take it first.
-	var err error
-	for range 5 {
+	start := func() (err error) {
 		if n.Addr, err = process.FreePort(); err != nil {
-			return nil, err
+			return err
 		}
 		if err = os.WriteFile(n.path("nginx.conf"), []byte(n.config(target, o)), 0o600); err != nil {
-			return nil, err
+			return err
 		}
 		cmd := exec.Command(bin, "-p", dir, "-e", n.path("error.log"), "-c", n.path("nginx.conf"))
-		n.proc, err = process.Start(ctx, cmd, func(ctx context.Context) bool {
-			req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+n.Addr+"/v2/", nil)
-			if err != nil {
-				return false
-			}
-			req.Header.Set("User-Agent", "nginx-probe")
-			res, err := client.Do(req)
-			if err != nil {
-				return false
-			}
-			res.Body.Close()
-			return true
-		})
-		if err == nil {
-			return n, nil
-		}
-		if !process.PortTaken(n.Log()) {
-			break
-		}
+		n.proc, err = process.Start(ctx, cmd, process.Answers(client, scheme+n.Addr+"/v2/", nil))
+		return err
 	}
-	return nil, fmt.Errorf("nginx: %w: %s", err, process.LastLine(n.Log()))
+	if err := process.OnFreePort(start, n.Log); err != nil {
+		return nil, fmt.Errorf("nginx: %w", err)
+	}
+	return n, nil
 }
 
 func (n *Nginx) path(name string) string { return filepath.Join(n.dir, name) }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -87,9 +88,48 @@ func FreePort() (string, error) {
 	return ln.Addr().String(), nil
 }
 
-// PortTaken says whether the log of a program complains that its port is in
-// use: somebody may take a free port before the program does.
-func PortTaken(log string) bool {
+// tries is how often a program is started whose port is taken.
+const tries = 5
+
+// OnFreePort calls start, which takes a port of FreePort and starts a program
+// there. Somebody else may take the port before the program does: if log, what the
+// program has said, complains of that, start is called again. The error has the
+// last line of log.
+func OnFreePort(start func() error, log func() string) error {
+	for try := 1; ; try++ {
+		err := start()
+		if err == nil {
+			return nil
+		}
+		said := log()
+		if try == tries || !portTaken(said) {
+			return fmt.Errorf("%w: %s", err, LastLine(said))
+		}
+	}
+}
+
+// Probe is the User-Agent of Answers.
+const Probe = "test-probe"
+
+// Answers is for Start: it reports whether a GET of the URL is answered, and good
+// accepts the answer. nil accepts any.
+func Answers(client *http.Client, url string, good func(*http.Response) bool) func(context.Context) bool {
+	return func(ctx context.Context) bool {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return false
+		}
+		req.Header.Set("User-Agent", Probe)
+		res, err := client.Do(req)
+		if err != nil {
+			return false
+		}
+		res.Body.Close()
+		return good == nil || good(res)
+	}
+}
+
+func portTaken(log string) bool {
 	return strings.Contains(strings.ToLower(log), "address already in use")
 }
 

@@ -43,3 +43,34 @@ func TestStart(t *testing.T) {
 		t.Errorf("one that is silent: got %v", err)
 	}
 }
+
+func TestOnFreePortTriesAgainIfThePortIsTaken(t *testing.T) {
+	failed := errors.New("it ended")
+	for _, tt := range []struct {
+		name     string
+		failures int
+		log      string
+		calls    int
+		want     string
+	}{
+		{"free", 0, "", 1, ""},
+		{"taken twice", 2, "bind: Address already in use", 3, ""},
+		{"taken for ever", 99, "first\nbind: address already in use\n", 5, "it ended: bind: address already in use"},
+		{"another failure", 99, "first\nno such option\n", 1, "it ended: no such option"},
+	} {
+		calls := 0
+		err := OnFreePort(func() error {
+			if calls++; calls <= tt.failures {
+				return failed
+			}
+			return nil
+		}, func() string { return tt.log })
+		got := ""
+		if err != nil {
+			got = err.Error()
+		}
+		if calls != tt.calls || got != tt.want {
+			t.Errorf("%s: %d calls and %q, want %d and %q", tt.name, calls, got, tt.calls, tt.want)
+		}
+	}
+}

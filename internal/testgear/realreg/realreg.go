@@ -137,26 +137,21 @@ func Run(ctx context.Context, bin, dir string, o Options) (*Registry, error) {
 			return nil, err
 		}
 	}
-	// The port is free when it is chosen; somebody may still take it first.
-	var err error
-	for range 5 {
-		if r.Addr, err = o.Addr, nil; o.Addr == "" {
-			r.Addr, err = process.FreePort()
+	start := func() (err error) {
+		if r.Addr = o.Addr; r.Addr == "" {
+			if r.Addr, err = process.FreePort(); err != nil {
+				return err
+			}
 		}
-		if err != nil {
-			return nil, err
+		if err := os.WriteFile(r.path("config.yml"), []byte(r.config(o)), 0o600); err != nil {
+			return err
 		}
-		if err = os.WriteFile(r.path("config.yml"), []byte(r.config(o)), 0o600); err != nil {
-			return nil, err
-		}
-		if err = r.start(ctx); err == nil {
-			return r, nil
-		}
-		if !process.PortTaken(r.Log()) {
-			break
-		}
+		return r.start(ctx)
 	}
-	return nil, err
+	if err := process.OnFreePort(start, r.Log); err != nil {
+		return nil, fmt.Errorf("realreg: %w", err)
+	}
+	return r, nil
 }
 
 func (r *Registry) path(name string) string { return filepath.Join(r.dir, name) }
@@ -226,7 +221,7 @@ func (r *Registry) start(ctx context.Context) error {
 	cmd.Env = append(cmd.Env, "OTEL_TRACES_EXPORTER=none")
 	p, err := process.Start(ctx, cmd, r.answers)
 	if err != nil {
-		return fmt.Errorf("realreg: %w: %s", err, process.LastLine(r.Log()))
+		return err
 	}
 	r.mu.Lock()
 	r.proc = p
@@ -235,17 +230,9 @@ func (r *Registry) start(ctx context.Context) error {
 }
 
 func (r *Registry) answers(ctx context.Context) bool {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.URL()+"/v2/", nil)
-	if err != nil {
-		return false
-	}
-	req.Header.Set("User-Agent", probe)
-	res, err := r.client.Do(req)
-	if err != nil {
-		return false
-	}
-	res.Body.Close()
-	return res.StatusCode == http.StatusOK || res.StatusCode == http.StatusUnauthorized
+	return process.Answers(r.client, r.URL()+"/v2/", func(res *http.Response) bool {
+		return res.StatusCode == http.StatusOK || res.StatusCode == http.StatusUnauthorized
+	})(ctx)
 }
 
 // Stop ends the process, softly if it goes within a second.
@@ -267,11 +254,14 @@ func (r *Registry) Restart(ctx context.Context) error {
 	r.Kill()
 	var err error
 	for range 5 { // the port may be held for a moment
-		if err = r.start(ctx); err == nil || ctx.Err() != nil {
-			return err
+		if err = r.start(ctx); err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			break
 		}
 	}
-	return err
+	return fmt.Errorf("realreg: %w: %s", err, process.LastLine(r.Log()))
 }
 
 // BlobPath is the file a committed blob is in.
@@ -298,9 +288,6 @@ type Access struct {
 	UserAgent string
 }
 
-// probe is the User-Agent of our own requests, which AccessLog leaves out.
-const probe = "realreg-probe"
-
 // The combined log format; the query of an upload may be long but has no space.
 var accessLine = regexp.MustCompile(`^\S+ \S+ \S+ \[[^]]*\] "(\S+) (\S+) [^"]*" (\d+) (\d+) "[^"]*" "([^"]*)"$`)
 
@@ -314,7 +301,7 @@ func (r *Registry) AccessLog() ([]Access, error) {
 	var log []Access
 	for line := range strings.Lines(string(b)) {
 		m := accessLine.FindStringSubmatch(strings.TrimSuffix(line, "\n"))
-		if m == nil || m[5] == probe {
+		if m == nil || m[5] == process.Probe {
 			continue
 		}
 		status, err1 := strconv.Atoi(m[3])

@@ -16,32 +16,33 @@ import (
 func StartRedis(t TB) (addr string) {
 	t.Helper()
 	bin, dir := Tool(t, "redis-server"), t.TempDir()
-	for try := 0; ; try++ {
-		addr, err := process.FreePort()
-		if err != nil {
-			t.Fatalf("%v", err)
+	var p *process.Process
+	start := func() (err error) {
+		if addr, err = process.FreePort(); err != nil {
+			return err
 		}
-		p, log, err := runRedis(bin, dir, addr)
-		if err == nil {
-			t.Cleanup(func() { p.End(os.Interrupt, 2*time.Second) })
-			return addr
-		}
-		if try == 5 || !process.PortTaken(log) {
-			t.Fatalf("%v: %s", err, process.LastLine(log))
-		}
+		p, err = runRedis(bin, dir, addr)
+		return err
 	}
+	if err := process.OnFreePort(start, logFile(dir, redisLog)); err != nil {
+		t.Fatalf("%v", err)
+	}
+	t.Cleanup(func() { p.End(os.Interrupt, 2*time.Second) })
+	return addr
 }
 
-func runRedis(bin, dir, addr string) (p *process.Process, log string, err error) {
-	out, err := os.Create(filepath.Join(dir, "redis.log"))
+const redisLog = "redis.log"
+
+func runRedis(bin, dir, addr string) (*process.Process, error) {
+	out, err := os.Create(filepath.Join(dir, redisLog))
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	defer out.Close()
 	host, port, _ := net.SplitHostPort(addr)
 	cmd := exec.Command(bin, "--bind", host, "--port", port, "--dir", dir, "--save", "", "--appendonly", "no")
 	cmd.Stdout, cmd.Stderr = out, out
-	p, err = process.Start(context.Background(), cmd, func(ctx context.Context) bool {
+	return process.Start(context.Background(), cmd, func(ctx context.Context) bool {
 		c, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
 		if err != nil {
 			return false
@@ -53,6 +54,4 @@ func runRedis(bin, dir, addr string) (p *process.Process, log string, err error)
 		n, _ := c.Read(answer)
 		return string(answer[:n]) == "+PONG"
 	})
-	b, _ := os.ReadFile(out.Name())
-	return p, string(b), err
 }

@@ -37,32 +37,42 @@ const (
 func StartS3(t TB) *S3 {
 	t.Helper()
 	bin, dir := Tool(t, "versitygw"), t.TempDir()
-	for try := 0; ; try++ {
-		addr, err := process.FreePort()
-		if err != nil {
-			t.Fatalf("%v", err)
+	s := &S3{}
+	var p *process.Process
+	start := func() (err error) {
+		if s.Addr, err = process.FreePort(); err != nil {
+			return err
 		}
-		p, log, err := runS3(bin, dir, addr)
-		if err == nil {
-			t.Cleanup(func() { p.End(os.Interrupt, time.Second) })
-			return &S3{Addr: addr}
-		}
-		if try == 5 || !process.PortTaken(log) {
-			t.Fatalf("%v: %s", err, process.LastLine(log))
-		}
+		p, err = runS3(bin, dir, s.Addr)
+		return err
+	}
+	if err := process.OnFreePort(start, logFile(dir, s3Log)); err != nil {
+		t.Fatalf("%v", err)
+	}
+	t.Cleanup(func() { p.End(os.Interrupt, time.Second) })
+	return s
+}
+
+const s3Log = "s3.log"
+
+// logFile reads a log in a directory.
+func logFile(dir, name string) func() string {
+	return func() string {
+		b, _ := os.ReadFile(filepath.Join(dir, name))
+		return string(b)
 	}
 }
 
-func runS3(bin, dir, addr string) (p *process.Process, log string, err error) {
+func runS3(bin, dir, addr string) (*process.Process, error) {
 	root, sidecar := filepath.Join(dir, "root"), filepath.Join(dir, "sidecar")
 	for _, d := range []string{filepath.Join(root, bucket), filepath.Join(sidecar, bucket)} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
-			return nil, "", err
+			return nil, err
 		}
 	}
-	out, err := os.Create(filepath.Join(dir, "s3.log"))
+	out, err := os.Create(filepath.Join(dir, s3Log))
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	defer out.Close()
 	// Metadata lies beside the data, as not every file system has extended
@@ -71,20 +81,9 @@ func runS3(bin, dir, addr string) (p *process.Process, log string, err error) {
 		"posix", "--sidecar", sidecar, root)
 	cmd.Stdout, cmd.Stderr = out, out
 	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	p, err = process.Start(context.Background(), cmd, func(ctx context.Context) bool {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/", nil)
-		if err != nil {
-			return false
-		}
-		res, err := client.Do(req)
-		if err != nil {
-			return false
-		}
-		res.Body.Close()
+	return process.Start(context.Background(), cmd, process.Answers(client, "http://"+addr+"/", func(res *http.Response) bool {
 		return res.StatusCode == http.StatusForbidden // it asks for a signature
-	})
-	b, _ := os.ReadFile(out.Name())
-	return p, string(b), err
+	}))
 }
 
 // config is the storage section of a registry.

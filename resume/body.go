@@ -16,7 +16,7 @@ import (
 	"github.com/rpush-go/rpush/internal/wire"
 )
 
-// passed is the body of another client's request, which can be had again.
+// passed is the body of another client's request, which can be read again.
 // Offsets count from its beginning. Not for concurrent use.
 type passed interface {
 	// first is what the client itself would have sent. It is called once.
@@ -31,7 +31,7 @@ type passed interface {
 	close()
 }
 
-// newPassed says how the body of req can be had again.
+// newPassed says how the body of req can be read again.
 func (t *transporter) newPassed(req *http.Request) passed {
 	n := req.ContentLength
 	if n == 0 {
@@ -48,7 +48,7 @@ func (t *transporter) newPassed(req *http.Request) passed {
 	return newSpool(req.Body, n, t.spools)
 }
 
-// remade is a body that its client makes anew, once per attempt. The one before
+// remade is a body that its client makes again, once per attempt. The one before
 // is closed first: containerd's is a pipe whose writer looks for the next only
 // then.
 type remade struct {
@@ -182,7 +182,7 @@ func (l *lent) length(context.Context) (int64, error) { return l.n, nil }
 
 func (l *lent) close() { l.f.Close() }
 
-// open gives each attempt a file of its own, for sendfile; where there is none
+// open gives each attempt a file of its own, for sendfile; if there is none
 // under that name any more, a reader that shares no position.
 func (l *lent) open(_ context.Context, offset int64) (io.ReadCloser, error) {
 	if f, err := os.Open(l.f.Name()); err == nil {
@@ -205,7 +205,7 @@ func same(a, b *os.File) bool {
 	return err == nil && os.SameFile(x, y)
 }
 
-// spool keeps what was read of a body that cannot be had again, within a quota.
+// spool keeps what was read of a body that cannot be read again, within a quota.
 type spool struct {
 	src io.ReadCloser
 	n   int64 // -1 where it is not known
@@ -358,7 +358,7 @@ func (s *spool) read(p []byte, at int64) (n int, err error, ok bool) {
 	return 0, nil, false
 }
 
-var errRewound = errors.New("the body of the request was rewound without being made anew")
+var errRewound = errors.New("the body of the request was rewound without being made again")
 
 var errNotKept = errors.New("the body of the request was too large to be kept, and cannot be read again")
 

@@ -83,6 +83,6 @@
 //
 // What is kept on disk, the records of a FileStore and the file of
 // [FileDialects], is read by every later version of the same major version.
-// Where an older one meets what it does not know it starts anew in its place.
+// Where an older one meets what it does not know it starts again in its place.
 // Both are hints: losing them costs bytes, not correctness.
 package resume

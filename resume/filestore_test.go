@@ -405,7 +405,7 @@ func TestDirectoryWithOtherFiles(t *testing.T) {
 }
 
 // Somebody removes everything while an upload is under way: it writes no more,
-// since another may have the record by now, and the next one starts anew.
+// since another may have the record by now, and the next one starts again.
 func TestDirectoryTakenAway(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("Windows does not remove open files")

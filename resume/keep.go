@@ -100,7 +100,7 @@ func (u *upload) recall(ctx context.Context) error {
 		return nil
 	}
 	if err != nil {
-		u.warn(fmt.Errorf("the record of an earlier upload is of no use, starting anew: %w", err))
+		u.warn(fmt.Errorf("the record of an earlier upload is of no use, starting again: %w", err))
 		u.forget()
 		return nil
 	}

@@ -94,7 +94,7 @@ func (g *passage) recallPrefix(ctx context.Context, u *upload) {
 		err = errors.New("the body begins in another way")
 	}
 	if err != nil {
-		g.client.log.WithField("error", protocol.Text(err)).Info("an earlier upload is of no use for this body, starting anew")
+		g.client.log.WithField("error", protocol.Text(err)).Info("an earlier upload is of no use for this body, starting again")
 		return // the record is replaced before anything is sent
 	}
 	k.r = old

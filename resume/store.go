@@ -125,7 +125,7 @@ type Store interface {
 
 // Lease is the right to one record. Its methods are not called concurrently.
 type Lease interface {
-	// Load returns the record; ErrNoRecord where there is none.
+	// Load returns the record; ErrNoRecord if there is none.
 	Load(ctx context.Context) (Record, error)
 	// Save replaces the record. When it returns nil the new one survives the end
 	// of the process and of the machine; until then the old one does.

@@ -108,7 +108,7 @@ type TransportOptions struct {
 //
 // An answer of 408, 429 or 5xx is waited out and settled as a break is, except
 // 500 to a request with GetBody, whose client can try again by its own rules. A
-// client that counts what is read of the bodies it makes anew counts twice what
+// client that counts what is read of the bodies it makes again counts twice what
 // is read twice.
 //
 // What cannot be recovered ends with the answer or the error that broke it, in
@@ -285,7 +285,7 @@ func repository(u *url.URL) (*url.URL, bool) {
 }
 
 // locator is what a location and the request to it have in common: clients write
-// the query anew when they add the digest, and ports that go without saying.
+// the query again when they add the digest, and ports that go without saying.
 func locator(u *url.URL) string {
 	q := u.Query()
 	q.Del("digest")

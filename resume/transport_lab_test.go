@@ -290,7 +290,7 @@ func (p *passing) open(ctx context.Context) (*url.URL, error) {
 func withDigest(u *url.URL, data []byte) string {
 	q := u.Query()
 	q.Set("digest", digest.FromBytes(data).String())
-	u.RawQuery = q.Encode() // anew, as the clients do
+	u.RawQuery = q.Encode() // again, as the clients do
 	return u.String()
 }
 

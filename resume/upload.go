@@ -717,7 +717,7 @@ func (u *upload) accept(said int64) error {
 		// An offset lied once: from now on only the ends of acknowledged
 		// chunks count. Smaller chunks have more of them.
 		if s.cut != nil {
-			u.c.pace.gaveUp(s.cut.handed)
+			u.c.pace.noGain(s.cut.handed)
 		}
 		return u.drop(errors.New("not continuing inside a chunk after a refused digest"))
 	}

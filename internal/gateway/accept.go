@@ -373,8 +373,8 @@ func (u *acceptedUpload) begin(next acceptedPut) error {
 	return nil
 }
 
-// room takes n bytes of what all uploads may hold. Half of what is free stays
-// free.
+// room takes n bytes of what all uploads may hold. A sixteenth as much as they hold
+// stays free on the disk.
 func (a *accepted) room(f *os.File, n int64) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()

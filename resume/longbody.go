@@ -44,15 +44,16 @@ func (u *upload) gaveUp() {
 	u.sess.ended = nil
 	u.timedOut++
 	if e.took >= slowBody || u.timedOut >= quickEnds && e.handed >= 2*partSize {
-		u.c.pace.gaveUp(e.handed)
+		u.c.pace.noGain(e.handed)
 	}
 }
 
-// gaveUp: a gateway ended a body, of which handed bytes had gone out, without
-// gain. The next one is a quarter of that, so that it takes a quarter of the
-// time. It is a trial until such a body has got through. A registry that seemed to
-// take one PATCH per session is asked again: that one does not get through.
-func (p *pacer) gaveUp(handed int64) {
+// noGain: a body of which handed bytes had gone out was of no use, because a
+// gateway ended it, or because nothing inside a chunk counts any more. The next one
+// is a quarter of that, so that it takes a quarter of the time. It is a trial until
+// such a body has got through. A registry that seemed to take one PATCH per session
+// is asked again: that one does not get through.
+func (p *pacer) noGain(handed int64) {
 	p.learn(func() {
 		n := handed / 4
 		if handed >= 2*partSize {

@@ -386,7 +386,7 @@ type Document struct {
 }
 
 // Manifest reads the manifest that ref names, at most 4 MiB, from whatever
-// repository. It is nil, without an error, where there is none. One that is
+// repository. It is nil, without an error, if there is none. One that is
 // named by its digest is checked against it.
 func (p *Pusher) Manifest(ctx context.Context, ref name.Reference) (*Document, error) {
 	accept := make([]string, len(manifestTypes))
@@ -401,7 +401,7 @@ func (p *Pusher) Manifest(ctx context.Context, ref name.Reference) (*Document, e
 }
 
 // Config reads a small blob of a repository, at most 4 MiB, and checks its
-// digest. It is nil, without an error, where there is none.
+// digest. It is nil, without an error, if there is none.
 func (p *Pusher) Config(ctx context.Context, repo name.Repository, dgst digest.Digest) (*Document, error) {
 	return p.document(ctx, repo, "blobs/"+dgst.String(), dgst)
 }

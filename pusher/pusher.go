@@ -34,7 +34,7 @@ type Scheme int
 
 const (
 	// SchemeAuto is https. Only a registry on a loopback address may also
-	// answer in plain HTTP, as docker has it.
+	// answer in plain HTTP, as in docker.
 	SchemeAuto Scheme = iota
 	// SchemeHTTP is plain HTTP and nothing else.
 	SchemeHTTP

@@ -79,7 +79,7 @@ func (d *Delivery) listsReferrers(ctx context.Context, subject digest.Digest) (b
 	return err == nil && resp.StatusCode == http.StatusOK, err
 }
 
-// fallback reads the list as it is, empty where there is none.
+// fallback reads the list as it is, empty if there is none.
 func (d *Delivery) fallback(ctx context.Context, tag string) (*v1.IndexManifest, error) {
 	list := &v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{}}
 	req := &http.Request{Method: http.MethodGet, URL: &url.URL{Path: "manifests/" + tag}, Header: http.Header{}}

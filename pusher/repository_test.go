@@ -181,7 +181,7 @@ func noBase(w http.ResponseWriter, r *http.Request, token string, refused *atomi
 	fmt.Fprintf(w, `{"token":%q}`, token)
 }
 
-// A token server that gives nothing where one scope is not to be had is asked
+// A token server that gives nothing if one scope is not granted is asked
 // again for what is needed.
 func TestMountScopeRefused(t *testing.T) {
 	blobs := quiet()
@@ -211,7 +211,7 @@ func TestMountScopeRefused(t *testing.T) {
 	}
 }
 
-// A mount that is not to be had costs nothing later: when the token ends, the
+// A mount that is not allowed costs nothing later: when the token ends, the
 // next one is asked for without it.
 func TestScopeOfAMountIsForgotten(t *testing.T) {
 	blobs := quiet()

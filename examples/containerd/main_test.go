@@ -13,7 +13,7 @@ func TestArrives(t *testing.T) {
 	trial.Arrives(t, func(dir, reference string, resuming bool) error {
 		rt := http.DefaultTransport
 		if resuming {
-			// No spool: the pipe is made anew for each attempt.
+			// No spool: the pipe is made again for each attempt.
 			var err error
 			if rt, err = resume.NewTransport(http.DefaultTransport, resume.TransportOptions{SpoolLimit: -1}); err != nil {
 				return err

@@ -5,7 +5,7 @@ import (
 	"net/netip"
 )
 
-// local: a registry on this machine speaks plain HTTP, as docker has it.
+// local: a registry on this machine speaks plain HTTP, as in docker.
 func local(registry string) bool {
 	host, _, err := net.SplitHostPort(registry)
 	if err != nil {

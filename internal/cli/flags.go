@@ -266,7 +266,7 @@ func (o *options) effort() pusher.Options {
 	if o.image.retryTimes >= 0 {
 		p.Tries = o.image.retryTimes + 1
 	}
-	if dir := o.cache(); dir != "" { // without a home it is learnt anew each time
+	if dir := o.cache(); dir != "" { // without a home it is learned again each time
 		if own, err := owndir.Make(dir, owndir.Known); err == nil {
 			p.Dialects = resume.FileDialects(filepath.Join(own, "registries.json"))
 		}
@@ -274,7 +274,7 @@ func (o *options) effort() pusher.Options {
 	return p
 }
 
-// cache is the directory for what need not be kept, empty where there is none.
+// cache is the directory for what need not be kept, empty if there is none.
 func (o *options) cache() string {
 	if user, err := os.UserCacheDir(); o.cacheDir == "" && err == nil {
 		return filepath.Join(user, "rpush")

@@ -36,7 +36,7 @@ func TestMoved(t *testing.T) {
 	if got := moved(host.Counters{OutRsts: 5}, 0); got != NotCounted {
 		t.Errorf("no conntrack: got %s", got)
 	}
-	// A counter that began anew is no change.
+	// A counter that began again is no change.
 	if d := (host.Counters{Invalid: 1}).Since(host.Counters{Invalid: 5}); d.Invalid != 0 {
 		t.Errorf("got %d", d.Invalid)
 	}

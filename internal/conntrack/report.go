@@ -142,7 +142,7 @@ func (r *Report) Ports() []rules.PortRange {
 	return rules.Union(ports)
 }
 
-// Watched adds a measurement and concludes anew.
+// Watched adds a measurement and draws the conclusions again.
 func (r *Report) Watched(w Window) {
 	r.Window = &w
 	r.conclude()
@@ -154,7 +154,7 @@ func (r *Report) NotWatched(why string) {
 	r.conclude()
 }
 
-// Tested adds a self-test and concludes anew.
+// Tested adds a self-test and draws the conclusions again.
 func (r *Report) Tested(t selftest.Result) {
 	r.SelfTest = &t
 	r.conclude()

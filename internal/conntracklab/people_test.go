@@ -29,7 +29,7 @@ func asNobody(t *testing.T, script string) result {
 	return finish(t, cmd)
 }
 
-// An ordinary user gets what can be had, and is told what cannot.
+// An ordinary user gets what is possible, and is told what cannot.
 func TestOrdinaryUser(t *testing.T) {
 	if !apart(t, "setpriv") {
 		return

@@ -303,7 +303,7 @@ func TestBuildahAndSkopeo(t *testing.T) {
 			t.Errorf("%s: layers %v, want %v", c.source, layers, wantLayers)
 		}
 		if c.fixed {
-			// buildah compresses anew for each place, so compare with the source.
+			// buildah compresses again for each place, so compare with the source.
 			var index struct{ Manifests []struct{ Digest string } }
 			raw := ""
 			switch {

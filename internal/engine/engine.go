@@ -166,7 +166,7 @@ func (e *Engine) Image(ctx context.Context, image string) (Image, error) {
 }
 
 // Pick gives the image for a platform alone. The error is as of Image;
-// *NoPlatformError where there is none.
+// *NoPlatformError if there is none.
 func (e *Engine) Pick(ctx context.Context, image string, img Image, p v1.Platform) (Image, error) {
 	none := &NoPlatformError{Address: e.Address, Name: image, Platform: p}
 	if !img.Whole {
@@ -200,7 +200,7 @@ func (e *Engine) Pick(ctx context.Context, image string, img Image, p v1.Platfor
 }
 
 // Tags are those of a repository, in order. The error is as of Image;
-// *NoImageError where there is none.
+// *NoImageError if there is none.
 func (e *Engine) Tags(ctx context.Context, repo name.Repository) (tags []string, err error) {
 	list, err := e.c.ImageList(ctx, client.ImageListOptions{})
 	switch {

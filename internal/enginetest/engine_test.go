@@ -507,7 +507,7 @@ func TestCompressions(t *testing.T) {
 	}
 }
 
-// formats writes manifests anew, and leaves blobs alone.
+// formats writes manifests again, and leaves blobs alone.
 func (l *lab) formats(ref string) {
 	l.t.Helper()
 	l.push(ref)

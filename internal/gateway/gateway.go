@@ -104,7 +104,7 @@ type Upstream struct {
 	URL *url.URL
 	// MaybePlain allows plain HTTP in place of https if the server turns out not
 	// to speak TLS. Credentials may then travel in the clear. Connecting takes one
-	// request. A loopback address may always be plain, as docker has it.
+	// request. A loopback address may always be plain, as in docker.
 	MaybePlain bool
 	// TLS is cloned. nil is Go's default.
 	TLS *tls.Config

@@ -40,7 +40,7 @@ func TestEdit(t *testing.T) {
 		{"whatever the case", `{"Manifests":[` + d(1, "") + `]}`, only(), `{"Manifests":[]}`},
 		{"null", `{"manifests":null}`, only(), `{"manifests":null}`},
 		{"the type", `{"schemaVersion":2,"mediaType":"a","x":1}`, manifest.Changes{MediaType: "b"}, `{"schemaVersion":2,"mediaType":"b","x":1}`},
-		{"a type where there is none", `{"x":1}`, manifest.Changes{MediaType: "b"}, `{"x":1,"mediaType":"b"}`},
+		{"a type if there is none", `{"x":1}`, manifest.Changes{MediaType: "b"}, `{"x":1,"mediaType":"b"}`},
 		{"annotations", `{"annotations":{"a":"b"},"x":1}`, manifest.Changes{DropAnnotations: true}, `{"x":1}`},
 		{"descriptors", `{"config":` + d(1, `,"x":1`) + `,"layers":[` + d(2, "") + `]}`, manifest.Changes{Descriptor: func(d *manifest.Descriptor) bool {
 			if d.Digest == hash(1) {
@@ -58,7 +58,7 @@ func TestEdit(t *testing.T) {
 			t.Errorf("%s: %v", c.name, err)
 			continue
 		}
-		if c.doc != c.want { // written anew
+		if c.doc != c.want { // written again
 			var b strings.Builder
 			enc := json.NewEncoder(&b)
 			if err := enc.Encode(json.RawMessage(got)); err != nil {

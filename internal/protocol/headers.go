@@ -30,7 +30,7 @@ type Held struct {
 
 // ParseRange reads the Range header of an answer to an upload request:
 // "0-N" inclusive (distribution-spec), "0--1" for nothing (olareg), with or
-// without the prefix "bytes=" (Quay). ok is false where there is none or it
+// without the prefix "bytes=" (Quay). ok is false if there is none or it
 // says something else.
 func ParseRange(h http.Header) (held Held, ok bool) {
 	v := strings.TrimSpace(h.Get("Range"))
@@ -144,7 +144,7 @@ func ParseChunkLengths(h http.Header) ChunkLengths {
 const MaxWait = 24 * time.Hour
 
 // RetryAfter reads the header of the same name, in seconds or as a date
-// (RFC 9110, 10.2.3). It is 0 where there is none or the time is past.
+// (RFC 9110, 10.2.3). It is 0 if there is none or the time is past.
 func RetryAfter(h http.Header, now time.Time) time.Duration {
 	v := strings.TrimSpace(h.Get("Retry-After"))
 	if s, err := strconv.ParseUint(v, 10, 63); err == nil {

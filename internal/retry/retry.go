@@ -53,7 +53,7 @@ type Loop struct {
 	wait  time.Duration
 }
 
-// Progress tells the loop that something was gained: the budget starts anew,
+// Progress tells the loop that something was gained: the budget starts again,
 // and the next failure is followed by no wait at all.
 func (l *Loop) Progress() {
 	l.gains++

@@ -81,7 +81,7 @@ func refused(err error) bool {
 	return errors.As(err, &te) && (te.StatusCode == http.StatusUnauthorized || te.StatusCode == http.StatusForbidden)
 }
 
-// forget has the next request sign in anew. go-containerregistry asks for every
+// forget has the next request sign in again. go-containerregistry asks for every
 // scope that was once asked of it, also for that of a mount which is not to be
 // had, and some token servers then give nothing any more.
 func (a *Transport) forget(ctx context.Context, rt http.RoundTripper) {
@@ -126,7 +126,7 @@ func (a *Transport) handshake(ctx context.Context) (http.RoundTripper, error) {
 	}
 	rt, err := transport.NewWithContext(ctx, reg, auth, a.base, a.scopes)
 	if len(a.scopes) > 1 && refused(err) {
-		// Some token servers give nothing where one scope is not to be had.
+		// Some token servers give nothing if one scope is not granted.
 		rt, err = transport.NewWithContext(ctx, reg, auth, a.base, a.scopes[:1])
 	}
 	if err == nil {

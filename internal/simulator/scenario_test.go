@@ -699,7 +699,7 @@ func (s *scenario) mostBytes() int64 {
 	size, total := int64(slices.Max(s.sizes)), s.total()
 	if s.dialect.EndsBodies > 0 {
 		// Once, or twice if the client is less patient than the gateway; and each
-		// process anew.
+		// process again.
 		total += size * int64(2+len(s.deaths))
 	}
 	if s.image {
@@ -708,7 +708,7 @@ func (s *scenario) mostBytes() int64 {
 	if s.hopeless() {
 		// Given up after eight sessions in a row; chunks that grow get further.
 		times := 12 + s.troubles()
-		times += 8 * len(s.deaths) // each process anew
+		times += 8 * len(s.deaths) // each process again
 		if s.dialect.MinChunk > 0 || s.dialect.MaxBody > 0 || s.dialect.MaxChunk > 0 || s.hint.Chunk > 0 {
 			times += 8
 		}

@@ -208,7 +208,7 @@ type layer struct {
 	diffID v1.Hash
 	kind   string // of compression, empty for none
 	here   bool
-	// foreign says where it is to be had, if it is not here.
+	// foreign says where to get it, if it is not here.
 	foreign v1.Descriptor
 }
 

@@ -11,7 +11,7 @@ import (
 	"github.com/rpush-go/rpush/pusher"
 )
 
-// maxAllTags bounds the images of one push: what is kept of each takes some
+// maxAllTags bounds the images of one push: each takes some
 // hundred bytes.
 const maxAllTags = 1 << 16
 

@@ -44,7 +44,7 @@ func (f Format) translate(mt types.MediaType) (out types.MediaType, ok bool) {
 	return mt, f == OCI // OCI takes any
 }
 
-// manifest writes a manifest anew, unless it and its parts are in the format
+// manifest writes a manifest again, unless it and its parts are in the format
 // already: Docker's builder makes OCI manifests of layers that have docker's
 // types. What has no type in the format may stay in a manifest of that format.
 func (f Format) manifest(raw []byte) ([]byte, error) {
@@ -82,7 +82,7 @@ func (f Format) manifest(raw []byte) ([]byte, error) {
 	return out, nil
 }
 
-// index writes an index anew if what its manifests became, by their digests, is
+// index writes an index again if what its manifests became, by their digests, is
 // not what it names, or if it is not in the format.
 func (f Format) index(raw []byte, media types.MediaType, became map[v1.Hash]remote.Taggable) ([]byte, types.MediaType, error) {
 	if f == "" {

@@ -104,7 +104,7 @@ func (r *remade) Close() error {
 	return r.PipeReader.Close()
 }
 
-// remake makes the blob of one file of the archive anew.
+// remake makes the blob of one file of the archive again.
 func (j *Job) remake(ctx context.Context, file string) *remade {
 	ctx, stop := context.WithCancel(ctx)
 	pr, pw := io.Pipe()

@@ -24,10 +24,10 @@ type Counters struct {
 }
 
 // Since is how much the counters grew. One that shrank, because a CPU went away
-// or it began anew, did not grow.
+// or it began again, did not grow.
 func (c Counters) Since(o Counters) Counters {
 	less := func(a, b uint64) uint64 {
-		if a < b { // a CPU went away, or the counter began anew
+		if a < b { // a CPU went away, or the counter began again
 			return 0
 		}
 		return a - b

@@ -189,7 +189,7 @@ func opWord(op expr.CmpOp) string {
 	}[op]
 }
 
-// words is a comparison as nft has it.
+// words is a comparison in the syntax of nft.
 func (r register) words(op expr.CmpOp, data []byte) string {
 	if r.kind == ctState && len(r.mask) == 4 && len(data) == 4 && binary.NativeEndian.Uint32(data) == 0 {
 		not := map[expr.CmpOp]string{expr.CmpOpEq: " !="}[op]

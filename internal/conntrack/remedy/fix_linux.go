@@ -194,7 +194,7 @@ func (f *fixer) backTo(ctx context.Context, nft string, rec *record, before *dro
 	return f.save(rec)
 }
 
-// table lists our table, empty where there is none.
+// table lists our table, empty if there is none.
 func (f *fixer) table(ctx context.Context, nft string) (string, error) {
 	all, err := f.run(ctx, nil, nft, "list", "tables")
 	if err != nil {

@@ -284,7 +284,7 @@ func (b *bench) killAt(t *testing.T, at int, do func()) (ended bool) {
 
 // TestKilledAndUndone kills a fix, or an undo, before each of its operations, and
 // undoes it in a new process. The machine is then as before the fix, and as it
-// would be had it rebooted.
+// would be if it had rebooted.
 func TestKilledAndUndone(t *testing.T) {
 	const never, first, later = "never", "before undo", "before the second undo"
 	for _, remedy := range []Kind{Drop, Liberal} {
@@ -613,13 +613,13 @@ func TestFixInAnotherNamespace(t *testing.T) {
 	}
 }
 
-// The ports of a table that a reboot has taken are not made anew.
+// The ports of a table that a reboot has taken are not made again.
 func TestPortsOfAnEarlierBoot(t *testing.T) {
 	b := newBench(t, nil)
 	apply(t, b.fix(t, Drop, false, 5000))
 	write(t, filepath.Join(b.machine.Root, "proc/sys/kernel/random/boot_id"), []byte("boot-2\n"))
 	b.table = ""
-	b.enter(t, "net:[2]") // the numbers begin anew as well
+	b.enter(t, "net:[2]") // the numbers begin again as well
 	apply(t, b.fix(t, Drop, false, 6000))
 	if !strings.Contains(b.table, "dport { 6000 }") {
 		t.Errorf("got %s", b.table)

@@ -20,7 +20,7 @@ type record struct {
 	Liberal *valueRecord  `json:"liberal,omitempty"`
 	Files   []*fileRecord `json:"files,omitempty"`
 	// Unit is set before the unit is enabled, UnitEnabled after that: if only Unit
-	// is set, a fix was killed in between or the unit was written anew.
+	// is set, a fix was killed in between or the unit was written again.
 	Unit        bool `json:"unit,omitempty"`
 	UnitEnabled bool `json:"unitEnabled,omitempty"`
 }

@@ -14,7 +14,7 @@ type PortRange struct{ First, Last int }
 // Range is the ports of a mapping; 0 to 0 if it is any.
 func (m Mapping) Range() PortRange { return PortRange{m.Port, max(m.Port, m.Last)} }
 
-// String is the range as nft has it.
+// String is the range in the syntax of nft.
 func (r PortRange) String() string {
 	if r.First == r.Last {
 		return strconv.Itoa(r.First)

@@ -50,7 +50,7 @@ type Network struct {
 	Lose bool
 	// Connecting is how long a Dial takes. Above 0, in a bubble of virtual time,
 	// whatever an earlier connection had set going has come to rest before: a
-	// client that dials anew after a break sees the same every time.
+	// client that dials again after a break sees the same every time.
 	Connecting time.Duration
 	// Latency is how long bytes, freed buffer space and the end of a stream take
 	// to the peer. Above 0, in a bubble of virtual time, what an end sees depends

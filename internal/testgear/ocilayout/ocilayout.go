@@ -138,7 +138,7 @@ func writeBlob(dir, mediaType string, r io.Reader) (d Descriptor, err error) {
 }
 
 // Compare says how two layouts differ in what is reachable from their
-// index.json, which itself may differ in annotations. Every blob is hashed anew
+// index.json, which itself may differ in annotations. Every blob is hashed again
 // on both sides, so equal sets of digests are equal bytes.
 func Compare(a, b string) error {
 	as, err := reachable(a)

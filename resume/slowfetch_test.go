@@ -39,11 +39,7 @@ func TestFetchEndsIfBytesTrickle(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				net := memnet.New()
-				ln, err := net.Listen("reg.test:80")
-				if err != nil {
-					t.Fatal(err)
-				}
-				srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				stop := net.Serve(t, "reg.test:80", func(w http.ResponseWriter, r *http.Request) {
 					rest := blob
 					if from := r.Header.Get("Range"); from != "" {
 						n, err := strconv.Atoi(from[len("bytes=") : len(from)-1])
@@ -67,14 +63,11 @@ func TestFetchEndsIfBytesTrickle(t *testing.T) {
 							panic(http.ErrAbortHandler)
 						}
 					}
-				})}
-				go srv.Serve(ln)
+				})
 				tr := wire.New(wire.Options{Dial: net.Dial})
 				defer func() {
 					tr.CloseIdleConnections()
-					srv.Close()
-					time.Sleep(time.Hour)
-					synctest.Wait()
+					stop()
 				}()
 				repo, err := name.NewRepository(repository)
 				if err != nil {

@@ -132,11 +132,7 @@ func TestVerifyingEndsIfBytesTrickle(t *testing.T) {
 	blob := compressed(t, compress.Gzip, plain)
 	synctest.Test(t, func(t *testing.T) {
 		net := memnet.New()
-		ln, err := net.Listen("reg.test:80")
-		if err != nil {
-			t.Fatal(err)
-		}
-		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		stop := net.Serve(t, "reg.test:80", func(w http.ResponseWriter, r *http.Request) {
 			if !strings.Contains(r.URL.Path, "/blobs/") {
 				return
 			}
@@ -147,14 +143,11 @@ func TestVerifyingEndsIfBytesTrickle(t *testing.T) {
 				}
 				time.Sleep(50 * time.Second)
 			}
-		})}
-		go srv.Serve(ln)
+		})
 		tr := wire.New(wire.Options{Dial: net.Dial})
 		defer func() {
 			tr.CloseIdleConnections()
-			srv.Close()
-			time.Sleep(time.Hour)
-			synctest.Wait()
+			stop()
 		}()
 		p, err := pusher.New(pusher.Options{Transport: tr, Scheme: pusher.SchemeHTTP, Keychain: authn.NewMultiKeychain()})
 		if err != nil {

@@ -378,17 +378,12 @@ func TestEarlyAnswerAndClose(t *testing.T) {
 func TestInterimAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := memnet.New()
-		ln, err := network.Listen("registry.test:5000")
-		if err != nil {
-			t.Fatal(err)
-		}
-		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		stop := network.Serve(t, "registry.test:5000", func(w http.ResponseWriter, r *http.Request) {
 			io.Copy(io.Discard, r.Body)
 			w.WriteHeader(http.StatusProcessing)
 			time.Sleep(700 * time.Millisecond)
 			w.WriteHeader(http.StatusCreated)
-		})}
-		go srv.Serve(ln)
+		})
 		tr := New(Options{Dial: network.Dial})
 		a, err := Send(t.Context(), tr, patch(t, "http://registry.test:5000", NewBody(io.NopCloser(strings.NewReader("x")), 1), 1),
 			Limits{Stall: 200 * time.Millisecond, Answer: 10 * time.Second}, nil)
@@ -396,8 +391,7 @@ func TestInterimAnswer(t *testing.T) {
 			t.Errorf("got %+v, %v", a, err)
 		}
 		tr.CloseIdleConnections()
-		srv.Close()
-		time.Sleep(time.Minute) // of virtual time: all goroutines end
+		stop()
 	})
 }
 

@@ -41,19 +41,7 @@ func scriptedDelivery(t *testing.T) (*scripted.Registry, *pusher.Delivery, name.
 	reg := scripted.New(scripted.Options{})
 	srv := httptest.NewServer(reg)
 	t.Cleanup(func() { srv.Close(); reg.Close() })
-	ref, err := name.ParseReference(strings.TrimPrefix(srv.URL, "http://") + "/team/app:1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := pusher.New(pusher.Options{RetryFor: -1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := p.Open(t.Context(), ref)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(p.CloseIdleConnections)
+	d, ref := deliveryTo(t, srv, pusher.Options{RetryFor: -1})
 	return reg, d, ref.Context()
 }
 

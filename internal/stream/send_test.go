@@ -177,11 +177,17 @@ func delivery(t *testing.T) (*pusher.Delivery, name.Reference) {
 	t.Helper()
 	reg := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	t.Cleanup(reg.Close)
-	ref, err := name.ParseReference(strings.TrimPrefix(reg.URL, "http://") + "/team/app:1")
+	return deliveryTo(t, reg, pusher.Options{})
+}
+
+// deliveryTo is one to team/app:1 at a server.
+func deliveryTo(t *testing.T, srv *httptest.Server, o pusher.Options) (*pusher.Delivery, name.Reference) {
+	t.Helper()
+	ref, err := name.ParseReference(strings.TrimPrefix(srv.URL, "http://") + "/team/app:1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := pusher.New(pusher.Options{})
+	p, err := pusher.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -99,9 +99,7 @@ func (g *Gateway) limits(body bool) wire.Limits {
 
 // repeat sends a request until it is answered, and returns the answer.
 func (g *Gateway) repeat(r *http.Request, body []byte) (*http.Response, error) {
-	var out *http.Response
-	refusals := 0
-	err := g.loop(r.Context(), r.Method, func(ctx context.Context, _ *retry.Loop) error {
+	return g.untilAnswered(r, func(ctx context.Context, e *exchange) error {
 		req := again(ctx, r)
 		if body != nil {
 			req.Body, req.ContentLength = wire.NewBody(io.NopCloser(bytes.NewReader(body)), int64(len(body))), int64(len(body))
@@ -110,22 +108,35 @@ func (g *Gateway) repeat(r *http.Request, body []byte) (*http.Response, error) {
 		if err != nil {
 			return err
 		}
-		return g.judge(ctx, a, &refusals, &out)
+		return e.judge(ctx, a)
 	})
-	if out != nil && (err == nil || r.Context().Err() == nil) {
-		out.Request = r
-		return out, nil
+}
+
+// exchange is a request of a client, over all tries.
+type exchange struct {
+	refusals int
+	out      *http.Response // the best answer so far
+}
+
+// untilAnswered tries until there is an answer for the client. If the budget ends
+// before, the client gets the last one that the registry gave.
+func (g *Gateway) untilAnswered(r *http.Request, try func(context.Context, *exchange) error) (*http.Response, error) {
+	var e exchange
+	err := g.loop(r.Context(), r.Method, func(ctx context.Context, _ *retry.Loop) error { return try(ctx, &e) })
+	if e.out != nil && (err == nil || r.Context().Err() == nil) {
+		e.out.Request = r
+		return e.out, nil
 	}
 	return nil, err
 }
 
 // judge keeps an answer for the client, and fails if another try may get a
 // better one.
-func (g *Gateway) judge(ctx context.Context, a *wire.Answer, refusals *int, out **http.Response) error {
+func (e *exchange) judge(ctx context.Context, a *wire.Answer) error {
 	if c, ok := callOf(ctx); ok {
 		c.up.answered.Store(true)
 	}
-	*out = answer(a)
+	e.out = answer(a)
 	if a.Status < 400 || a.Status == http.StatusLoopDetected {
 		return nil
 	}
@@ -133,7 +144,7 @@ func (g *Gateway) judge(ctx context.Context, a *wire.Answer, refusals *int, out 
 	if protocol.Classify(se).Class != protocol.Break {
 		return nil
 	}
-	if *refusals++; *refusals > maxRefusals {
+	if e.refusals++; e.refusals > maxRefusals {
 		return nil
 	}
 	return se

@@ -33,9 +33,7 @@ func (g *Gateway) get(r *http.Request) (*http.Response, error) {
 		return g.repeat(r, nil)
 	}
 	d := &download{g: g, req: r, blob: about(r.URL) == aboutBlob}
-	var out *http.Response
-	refusals := 0
-	err := g.loop(r.Context(), r.Method, func(ctx context.Context, _ *retry.Loop) error {
+	return g.untilAnswered(r, func(ctx context.Context, e *exchange) error {
 		part, err := d.open(ctx, r.Header.Get("Range"))
 		switch {
 		case err != nil:
@@ -43,19 +41,14 @@ func (g *Gateway) get(r *http.Request) (*http.Response, error) {
 		case part.Status == http.StatusOK || part.Status == http.StatusPartialContent:
 			whole, err := d.begin(part)
 			if err == nil {
-				out = whole
+				e.out = whole
 			}
 			return err
 		}
 		a := part.Answer()
 		part.Close() //nolint:errcheck // read to its end
-		return g.judge(ctx, a, &refusals, &out)
+		return e.judge(ctx, a)
 	})
-	if out != nil && (err == nil || r.Context().Err() == nil) {
-		out.Request = r
-		return out, nil
-	}
-	return nil, err
 }
 
 // download is the body of an answer on its way to the client.

@@ -69,11 +69,11 @@ func (p *Push) Run(ctx context.Context) (*pusher.Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer to.CloseIdleConnections()
 	d, err := to.Open(ctx, p.Reference)
 	if err != nil {
 		return nil, err
 	}
-	defer to.CloseIdleConnections()
 	p.Job.Doing(p.Phase)
 	img, err := p.make(ctx, to, d)
 	if err != nil {

@@ -68,6 +68,7 @@ var arrows = map[string][]string{
 	"internal/testgear/proxy":     {},
 	"internal/testgear/realreg":   {},
 	"internal/testgear/recorded":  {},
+	"internal/testgear/require":   {},
 	"internal/testgear/scripted":  {},
 	"internal/testgear/tokens":    {},
 

@@ -17,6 +17,7 @@ import (
 	"github.com/rpush-go/rpush/internal/testgear/binary"
 	"github.com/rpush-go/rpush/internal/testgear/ocilayout"
 	"github.com/rpush-go/rpush/internal/testgear/realreg"
+	"github.com/rpush-go/rpush/internal/testgear/require"
 )
 
 // within namespaces, as somebody with fewer rights than the tests.
@@ -102,10 +103,10 @@ func docker(t *testing.T, args ...string) string {
 // host's own address. Nothing of this host's rules is changed but by the engine.
 func TestDockerEngine(t *testing.T) {
 	if os.Geteuid() != 0 {
-		binary.Missing(t, "this needs root")
+		require.Missing(t, "this needs root")
 	}
 	if out, err := exec.CommandContext(t.Context(), "docker", "version").CombinedOutput(); err != nil {
-		binary.Missing(t, "no Docker engine: %v\n%s", err, out)
+		require.Missing(t, "no Docker engine: %v\n%s", err, out)
 	}
 	own := ownAddress(t)
 	begin := time.Now()
@@ -204,7 +205,7 @@ func ownAddress(t *testing.T) string {
 			return n.IP.String()
 		}
 	}
-	binary.Missing(t, "this host has no address but loopback")
+	require.Missing(t, "this host has no address but loopback")
 	return ""
 }
 

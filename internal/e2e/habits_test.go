@@ -30,6 +30,7 @@ import (
 
 	"github.com/rpush-go/rpush/internal/testgear/ocilayout"
 	"github.com/rpush-go/rpush/internal/testgear/realreg"
+	"github.com/rpush-go/rpush/internal/testgear/require"
 )
 
 // The flags that docker's, crane's and skopeo's users type do what they say.
@@ -318,7 +319,7 @@ func forward(t *testing.T, network, addr, target string) string {
 	t.Helper()
 	ln, err := net.Listen(network, addr)
 	if err != nil {
-		t.Skipf("%s %s: %v", network, addr, err)
+		require.Missing(t, "%s %s: %v", network, addr, err)
 	}
 	t.Cleanup(func() { ln.Close() })
 	go func() {

@@ -23,6 +23,7 @@ import (
 	"github.com/rpush-go/rpush/internal/testgear/proxy"
 	"github.com/rpush-go/rpush/internal/testgear/realreg"
 	"github.com/rpush-go/rpush/internal/testgear/recorded"
+	"github.com/rpush-go/rpush/internal/testgear/require"
 )
 
 // run runs a tool of others.
@@ -198,7 +199,7 @@ func imageOf(t *testing.T, ref string) (id string, diffIDs []string) {
 func TestDockerSave(t *testing.T) {
 	docker := realreg.Tool(t, "docker")
 	if err := exec.Command(docker, "info").Run(); err != nil {
-		binary.Missing(t, "no Docker engine: %v", err)
+		require.Missing(t, "no Docker engine: %v", err)
 	}
 	reg := realreg.Start(t, realreg.Options{})
 	dir := t.TempDir()

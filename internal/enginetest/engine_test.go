@@ -27,6 +27,7 @@ import (
 	"github.com/rpush-go/rpush/internal/testgear/docker"
 	"github.com/rpush-go/rpush/internal/testgear/proxy"
 	"github.com/rpush-go/rpush/internal/testgear/realreg"
+	"github.com/rpush-go/rpush/internal/testgear/require"
 )
 
 const mib = 1 << 20
@@ -50,7 +51,7 @@ func start(t *testing.T, o realreg.Options) *lab {
 	t.Helper()
 	e := docker.Engine{Command: realreg.Tool(t, "docker")}
 	if err := e.Answers(t.Context()); err != nil {
-		binary.Missing(t, "no Docker engine answers: %v", err)
+		require.Missing(t, "no Docker engine answers: %v", err)
 	}
 	return newLab(t, e, docker.Socket(), realreg.Start(t, o))
 }
@@ -604,7 +605,7 @@ func TestKilled(t *testing.T) {
 // Where no disk is for the spool, each try makes the layer again.
 func TestWithoutSpool(t *testing.T) {
 	if _, err := os.Stat("/dev/shm"); err != nil {
-		binary.Missing(t, "no /dev/shm: %v", err)
+		require.Missing(t, "no /dev/shm: %v", err)
 	}
 	l := start(t, realreg.Options{})
 	p := binary.Through(t, l.reg.Addr, proxy.Options{Plan: proxy.First(3, proxy.Every(mib, proxy.Fault{Kind: proxy.ResetClient}))})

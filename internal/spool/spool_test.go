@@ -14,13 +14,14 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/rpush-go/rpush/internal/owndir"
+	"github.com/rpush-go/rpush/internal/testgear/require"
 )
 
 func open(t *testing.T, path string, max int64) *Dir {
 	t.Helper()
 	d, err := Open(path, max)
 	if err != nil {
-		t.Skipf("no place for a spool: %v", err)
+		require.Missing(t, "no place for a spool: %v", err)
 	}
 	return d
 }

@@ -14,19 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rpush-go/rpush/internal/testgear/realreg"
+	"github.com/rpush-go/rpush/internal/testgear/require"
 )
 
 // inside is set in a process that has namespaces of its own.
 const inside = "RPUSH_LAB"
-
-// Missing skips the test, or fails it where all is required.
-func Missing(t testing.TB, format string, args ...any) {
-	t.Helper()
-	if os.Getenv("RPUSH_TEST_REQUIRE") == "1" {
-		t.Fatalf(format, args...)
-	}
-	t.Skipf(format, args...)
-}
 
 // Apart runs the rest of the test in a process with network, mount and process
 // namespaces of its own. It returns true there. What the test does to the
@@ -36,14 +28,14 @@ func (b Rpush) Apart(t *testing.T, tools ...string) bool {
 	t.Helper()
 	if os.Getenv(inside) != "" {
 		if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-			Missing(t, "mount /: %v", err)
+			require.Missing(t, "mount /: %v", err)
 		}
 		Mount(t, "tmpfs", "/run")
 		Mount(t, "proc", "/proc")
 		return true
 	}
 	if os.Geteuid() != 0 {
-		Missing(t, "it takes root")
+		require.Missing(t, "it takes root")
 	}
 	for _, tool := range tools {
 		realreg.Tool(t, tool)
@@ -59,7 +51,7 @@ func (b Rpush) Apart(t *testing.T, tools ...string) bool {
 	defer runtime.UnlockOSThread()
 	out, err := cmd.CombinedOutput()
 	if err != nil && cmd.ProcessState == nil {
-		Missing(t, "no namespaces here: %v", err)
+		require.Missing(t, "no namespaces here: %v", err)
 	}
 	t.Logf("%s", out)
 	if err != nil {
@@ -77,6 +69,6 @@ func Mount(t testing.TB, kind, at string) {
 		data = "mode=755"
 	}
 	if err := unix.Mount(kind, at, kind, 0, data); err != nil {
-		Missing(t, "mount %s: %v", at, err)
+		require.Missing(t, "mount %s: %v", at, err)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"testing"
 	"time"
+
+	"github.com/rpush-go/rpush/internal/testgear/require"
 )
 
 func TestStart(t *testing.T) {
@@ -15,7 +17,7 @@ func TestStart(t *testing.T) {
 
 	p, err := Start(t.Context(), exec.Command("sleep", "60"), yes)
 	if err != nil {
-		t.Skipf("no sleep here: %v", err)
+		require.Missing(t, "no sleep here: %v", err)
 	}
 	begin := time.Now()
 	p.End(os.Interrupt, time.Minute)

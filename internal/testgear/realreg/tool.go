@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/rpush-go/rpush/internal/testgear/require"
 )
 
 // TB is what this package needs of a testing.TB. A program that only uses Run
@@ -34,11 +36,7 @@ func Tool(t TB, name string) string {
 	if p, ok := packages[name]; ok {
 		cure = "apt-get install " + p
 	}
-	const reason = "%s is missing: %s"
-	if os.Getenv("RPUSH_TEST_REQUIRE") == "1" {
-		t.Fatalf(reason, name, cure)
-	}
-	t.Skipf(reason, name, cure)
+	require.Missing(t, "%s is missing: %s", name, cure)
 	return ""
 }
 

@@ -90,9 +90,8 @@ func (r *recent[V]) dropOldest() {
 
 // connect returns a client that signs in to repo. Clients for the same
 // repository, scopes and credentials share one sign-in, and all clients share
-// connections.
-// reference is shown to people who list kept uploads.
-func (p *Pusher) connect(ctx context.Context, repo name.Repository, reference string, scopes ...string) (*resume.Client, error) {
+// connections. d is the delivery that the client is for, or nil.
+func (p *Pusher) connect(ctx context.Context, repo name.Repository, d *Delivery, scopes ...string) (*resume.Client, error) {
 	scheme, err := p.scheme(ctx, repo)
 	if err != nil {
 		return nil, err
@@ -101,7 +100,7 @@ func (p *Pusher) connect(ctx context.Context, repo name.Repository, reference st
 	if err != nil {
 		return nil, err
 	}
-	return p.client(repo, scheme, a, p.external(repo, scheme), reference)
+	return p.client(repo, scheme, a, p.external(repo, scheme), d)
 }
 
 // signIn returns the transport for repo and scopes that pushes with the same

@@ -36,6 +36,9 @@ type Delivery struct {
 
 	referrers sync.Mutex // the fallback tag is read, changed and written
 
+	events sync.Mutex   // held while Options.OnEvent runs
+	total  resume.Total // wants events
+
 	mu    sync.Mutex
 	given map[digest.Digest]*given
 	order []*given
@@ -52,23 +55,29 @@ func (p *Pusher) Open(ctx context.Context, ref name.Reference) (*Delivery, error
 	if ref == nil {
 		return nil, errors.New("pusher: a reference is needed")
 	}
-	return p.open(ctx, ref, onRegistry(p.o.MountFrom, ref.Context()))
+	d := p.delivery(ref)
+	if err := d.connect(ctx, onRegistry(p.o.MountFrom, ref.Context())); err != nil {
+		return nil, err
+	}
+	return d, nil
 }
 
-// open asks for the right to mount from repositories of the same registry, too.
-func (p *Pusher) open(ctx context.Context, ref name.Reference, from []name.Repository) (*Delivery, error) {
-	scopes := []string{ref.Scope(transport.PushScope)}
+// delivery makes a delivery that has yet to connect.
+func (p *Pusher) delivery(ref name.Reference) *Delivery {
+	return &Delivery{
+		p: p, ref: ref, began: time.Now(),
+		slots: make(chan struct{}, p.o.Parallel), given: map[digest.Digest]*given{},
+	}
+}
+
+// connect asks for the right to mount from repositories of the same registry, too.
+func (d *Delivery) connect(ctx context.Context, from []name.Repository) (err error) {
+	scopes := []string{d.ref.Scope(transport.PushScope)}
 	for _, r := range from {
 		scopes = append(scopes, r.Scope(transport.PullScope))
 	}
-	c, err := p.connect(ctx, ref.Context(), ref.Name(), scopes...)
-	if err != nil {
-		return nil, err
-	}
-	return &Delivery{
-		p: p, c: c, ref: ref, began: time.Now(),
-		slots: make(chan struct{}, p.o.Parallel), given: map[digest.Digest]*given{},
-	}, nil
+	d.c, err = d.p.connect(ctx, d.ref.Context(), d, scopes...)
+	return err
 }
 
 // claim gives the blob's record to the caller alone, until release.
@@ -235,12 +244,17 @@ func (d *Delivery) Finish(ctx context.Context, img remote.Taggable) (*Report, er
 	}
 	g, err := newGraph(ctx, img, d.p.o.Nondistributable)
 	if err == nil {
+		d.plan(ctx, g.total())
 		err = d.finish(ctx, g, d.p.candidates(d.ref.Context(), g))
 		g.fill(report)
 	}
 	report.Seconds = seconds(time.Since(d.began))
 	return report, named(ctx, d.ref, err)
 }
+
+// Plan says what the image will consist of, as far as that is known before
+// Finish. Events have it as their Total from then on. Finish replaces it.
+func (d *Delivery) Plan(ctx context.Context, t resume.Total) { d.plan(ctx, t) }
 
 // Report is what has been done before Finish, for a delivery that does not get
 // that far.
@@ -407,7 +421,7 @@ func (p *Pusher) Config(ctx context.Context, repo name.Repository, dgst digest.D
 }
 
 func (p *Pusher) document(ctx context.Context, repo name.Repository, path string, want digest.Digest, accept ...string) (*Document, error) {
-	c, err := p.connect(ctx, repo, "", repo.Scope(transport.PullScope))
+	c, err := p.connect(ctx, repo, nil, repo.Scope(transport.PullScope))
 	if err != nil {
 		return nil, err
 	}

@@ -41,6 +41,15 @@ type graph struct {
 	manifests        map[v1.Hash]*node
 }
 
+// total is what there is to deliver.
+func (g *graph) total() resume.Total {
+	t := resume.Total{Blobs: len(g.blobs), Manifests: len(g.manifests)}
+	for _, b := range g.blobs {
+		t.Bytes += b.Size
+	}
+	return t
+}
+
 type blob struct {
 	resume.Blob
 	checked time.Time // when the registry said that it does not have it

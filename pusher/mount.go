@@ -128,7 +128,7 @@ func (m *mounts) choose(ctx context.Context) error {
 func (p *Pusher) quietly(ctx context.Context, repo name.Repository) (*resume.Client, error) {
 	quiet := *p
 	quiet.o.RetryFor, quiet.o.OnEvent, quiet.o.Logger = -1, nil, nil
-	return quiet.connect(ctx, repo, "", repo.Scope(transport.PullScope))
+	return quiet.connect(ctx, repo, nil, repo.Scope(transport.PullScope))
 }
 
 // ask looks for blobs in one candidate. With prove it takes only those whose

@@ -120,8 +120,10 @@ type Options struct {
 
 	// Logger gets what resume.Options.Logger gets; nil is silent.
 	Logger logrus.FieldLogger
-	// OnEvent is called for every event of every blob of one Push, never by two
-	// goroutines at once in the same Push. It must not block.
+	// OnEvent is called for every event of a Push, of its blobs and manifests, never
+	// by two goroutines at once in the same Push. It must not block. Event.Reference
+	// and Event.Context tell which push an event is of. The context of an event is
+	// the one given to Push, or one derived from it.
 	OnEvent func(resume.Event)
 }
 
@@ -230,7 +232,7 @@ func (p *Pusher) Push(ctx context.Context, ref name.Reference, img remote.Taggab
 // Probe breaks a small upload to repo on purpose and says what the registry kept
 // of it: see resume.Client.Probe.
 func (p *Pusher) Probe(ctx context.Context, repo name.Repository) (*resume.Probe, error) {
-	c, err := p.connect(ctx, repo, "", repo.Scope(transport.PushScope))
+	c, err := p.connect(ctx, repo, nil, repo.Scope(transport.PushScope))
 	if err != nil {
 		return &resume.Probe{}, err
 	}
@@ -262,7 +264,7 @@ func (p *Pusher) recorded(ctx context.Context, r resume.Record) (*resume.Client,
 	if err != nil {
 		return nil, protocol.Kind(protocol.ErrEndpoint, err)
 	}
-	return p.connect(ctx, repo, "", repo.Scope(transport.PushScope))
+	return p.connect(ctx, repo, nil, repo.Scope(transport.PushScope))
 }
 
 func (p *Pusher) push(ctx context.Context, ref name.Reference, g *graph) error {
@@ -270,14 +272,22 @@ func (p *Pusher) push(ctx context.Context, ref name.Reference, g *graph) error {
 		return err
 	}
 	m := p.candidates(ref.Context(), g)
-	d, err := p.open(ctx, ref, m.all())
-	if err != nil {
+	d := p.delivery(ref)
+	d.plan(ctx, g.total())
+	if err := d.connect(ctx, m.all()); err != nil {
 		return err
 	}
 	return d.finish(ctx, g, m)
 }
 
-func (p *Pusher) client(repo name.Repository, scheme string, rt, external http.RoundTripper, reference string) (*resume.Client, error) {
+func (p *Pusher) client(repo name.Repository, scheme string, rt, external http.RoundTripper, d *Delivery) (*resume.Client, error) {
+	reference, onEvent := "", p.o.OnEvent
+	if d != nil {
+		reference = d.ref.Name()
+		if onEvent != nil {
+			onEvent = d.event
+		}
+	}
 	return resume.New(repo, resume.Options{
 		PlainHTTP:     scheme == "http",
 		Transport:     rt,
@@ -292,7 +302,7 @@ func (p *Pusher) client(repo name.Repository, scheme string, rt, external http.R
 		Store:         p.o.Store,
 		Reference:     reference,
 		Logger:        p.o.Logger,
-		OnEvent:       p.o.OnEvent,
+		OnEvent:       onEvent,
 	})
 }
 
@@ -374,6 +384,7 @@ func (d *Delivery) put(ctx context.Context, g *graph, id string, m *node) error 
 	asked := m.subject != "" && id == m.digest.String()
 	if there && !asked {
 		m.stored(true)
+		d.published(ctx, id, m)
 		return nil
 	}
 	resp, err := d.write(ctx, g, id, m)
@@ -385,6 +396,7 @@ func (d *Delivery) put(ctx context.Context, g *graph, id string, m *node) error 
 		return protocol.Kind(protocol.ErrRefused, fmt.Errorf("the registry stored the manifest as %q instead of %s", got, m.digest))
 	}
 	m.stored(there)
+	d.published(ctx, id, m)
 	if asked && resp.Header.Get("OCI-Subject") == "" {
 		return d.refer(ctx, m)
 	}

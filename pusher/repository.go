@@ -44,7 +44,7 @@ var _ Content = (*Repository)(nil)
 // Repository makes ready to read from repo. The context bounds all reading. Only
 // finding out which scheme the registry speaks touches the network.
 func (p *Pusher) Repository(ctx context.Context, repo name.Repository) (*Repository, error) {
-	c, err := p.connect(ctx, repo, "", repo.Scope(transport.PullScope))
+	c, err := p.connect(ctx, repo, nil, repo.Scope(transport.PullScope))
 	if err != nil {
 		return nil, err
 	}

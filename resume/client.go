@@ -93,7 +93,7 @@ type Options struct {
 	// than DefaultKeepFrom, go in the body of the commit: two requests instead of
 	// three, and nothing to resume. 0 is DefaultKeepFrom.
 	KeepFrom int64
-	// Reference is written into records for people to read.
+	// Reference is written into records for people to read, and is in each event.
 	Reference string
 
 	// Logger gets one line for every break and everything else worth knowing,
@@ -231,7 +231,7 @@ func (c *Client) Exists(ctx context.Context, dgst digest.Digest, size int64) (bo
 	}
 	if exists {
 		c.forget(ctx, dgst, size)
-		c.emit(Event{Kind: Existed, Digest: dgst, Size: max(size, 0)})
+		c.emit(ctx, Event{Kind: Existed, Digest: dgst, Size: max(size, 0)})
 	}
 	return exists, nil
 }
@@ -553,11 +553,11 @@ func (c *Client) retry(ctx context.Context, s subject, op func(context.Context, 
 				if s.broken != nil {
 					offset = s.broken()
 				}
-				c.broken(s, offset, conn, id, err)
+				c.broken(ctx, s, offset, conn, id, err)
 			}
 		},
 		Waiting: func(err error, wait time.Duration) {
-			c.emit(Event{Kind: Waiting, Digest: s.digest, Size: s.size, Wait: wait, Err: err})
+			c.emit(ctx, Event{Kind: Waiting, Digest: s.digest, Size: s.size, Wait: wait, Err: err})
 		},
 	}.Do(ctx, func(ctx context.Context, l *retry.Loop) error {
 		renewals, gains := 0, l.Gains()
@@ -686,7 +686,7 @@ func kind(path, base string) string {
 }
 
 // broken tells of a request that broke.
-func (c *Client) broken(s subject, offset int64, conn wire.Info, requestID string, err error) {
+func (c *Client) broken(ctx context.Context, s subject, offset int64, conn wire.Info, requestID string, err error) {
 	e := Event{Kind: Broken, Digest: s.digest, Size: s.size, Offset: offset, Err: err}
 	f := logrus.Fields{"error": protocol.Text(err), "utc": time.Now().UTC().Format(time.RFC3339Nano)}
 	if s.digest != "" {
@@ -701,14 +701,14 @@ func (c *Client) broken(s subject, offset int64, conn wire.Info, requestID strin
 		f["requestID"] = requestID
 	}
 	c.log.WithFields(f).Warn("request broken")
-	c.emit(e)
+	c.emit(ctx, e)
 }
 
-func (c *Client) emit(e Event) {
+func (c *Client) emit(ctx context.Context, e Event) {
 	if c.o.OnEvent == nil {
 		return
 	}
-	e.Time, e.Repository = time.Now(), c.repo.Name()
+	e.Time, e.Context, e.Reference, e.Repository = time.Now(), ctx, c.o.Reference, c.repo.Name()
 	c.events.Lock()
 	defer c.events.Unlock()
 	c.o.OnEvent(e)

@@ -1,13 +1,26 @@
 package resume
 
 import (
+	"context"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 )
 
-// EventKind says what happened to a blob.
+// EventKind says what happened.
 type EventKind string
+
+// What can happen to an image. Only package pusher emits these events.
+const (
+	// EventPlanned: it is known what the image consists of; see Event.Total. It
+	// comes before the first event of a blob, unless the image is made while it is
+	// pushed. It may come again with better figures.
+	EventPlanned EventKind = "planned"
+	// EventPublished: the registry has the manifest with Digest, whether this push
+	// wrote it or found it. Tag is the tag that it has it under; empty is its
+	// digest. A manifest with several tags has an event for each.
+	EventPublished EventKind = "published"
+)
 
 // What can happen to a blob, in the order in which it usually does.
 const (
@@ -42,26 +55,52 @@ const (
 	Warned EventKind = "warned"
 )
 
-// Event is one step in the life of a blob, or of a request that concerns no
-// blob. Fields that mean nothing for the Kind are zero.
+// Event is one step in the life of a blob or an image, or of a request that
+// concerns neither. Fields that mean nothing for the Kind are zero.
 type Event struct {
 	Time time.Time
 	Kind EventKind
+	// Context is that of the call or the request during which the event happened,
+	// or one derived from it. It may have ended. It is for values, such as the span
+	// of a trace.
+	Context context.Context
+	// Reference is what is being pushed, fully spelled out: Options.Reference, or
+	// the reference given to package pusher. Empty is not known.
+	Reference string
+	// Total is what the whole image consists of. It is in every event of package
+	// pusher as soon as it is known.
+	Total Total
 	// Repository is the full name, registry included.
 	Repository string
-	// Digest is empty for an event that concerns no blob, and for a PATCH on a
-	// transport of NewTransport, which does not know it yet.
+	// Digest is that of the blob, or of the manifest of an EventPublished. It is
+	// empty for an event that concerns neither, and for a PATCH on a transport of
+	// NewTransport, which does not know it yet.
 	Digest digest.Digest
+	// MediaType of the manifest, and Tag that it was published under; only in an
+	// EventPublished. An empty Tag is the digest.
+	MediaType, Tag string
 	// Upload numbers the requests that a transport of NewTransport carries, from
 	// 1; 0 for a Client's uploads, which their digest tells apart.
 	Upload int64
-	// Size of the blob and Offset in it, in bytes.
+	// Size of the blob or the manifest, and Offset in it, in bytes.
 	Size, Offset int64
 	// Wait is the pause before the next try.
 	Wait time.Duration
 	// Conn is the connection a Broken event is about; nil where none was made.
 	Conn *Conn
 	Err  error
+}
+
+// Total is what an image consists of, each digest counted once. An image is
+// delivered when as many blobs have existed, been mounted or been committed, and
+// as many manifests have been published. The zero Total is not known.
+type Total struct {
+	// Blobs and Manifests count what is delivered. Layers that clients fetch from
+	// elsewhere are not counted unless they are delivered.
+	Blobs, Manifests int
+	// Bytes is the sum of the sizes of the blobs. It is 0 until it is known: layers
+	// that are compressed while they are pushed have no size before.
+	Bytes int64
 }
 
 // Conn is what a registry's administrator needs to find one connection in the

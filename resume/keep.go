@@ -280,7 +280,7 @@ func (c *Client) forget(ctx context.Context, dgst digest.Digest, size int64) {
 // false where the registry no longer knows it. A record that is not of this
 // client's registry and repository is an error of the kind ErrEndpoint.
 func (c *Client) Check(ctx context.Context, r Record) (offset int64, alive bool, err error) {
-	u, err := c.recorded(r)
+	u, err := c.recorded(ctx, r)
 	if err != nil {
 		return 0, false, err
 	}
@@ -302,7 +302,7 @@ func (c *Client) Check(ctx context.Context, r Record) (offset int64, alive bool,
 // record that is not of this client's registry and repository is an error of
 // the kind ErrEndpoint.
 func (c *Client) Cancel(ctx context.Context, r Record) error {
-	u, err := c.recorded(r)
+	u, err := c.recorded(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -358,10 +358,10 @@ func place(u *url.URL) string {
 }
 
 // recorded makes an upload of a record, if its location may be used.
-func (c *Client) recorded(r Record) (*upload, error) {
+func (c *Client) recorded(ctx context.Context, r Record) (*upload, error) {
 	at, err := c.located(r)
 	if err != nil {
 		return nil, c.failure("status", r.Digest, r.Offset, r.Size, 0, protocol.Kind(protocol.ErrEndpoint, err))
 	}
-	return &upload{c: c, blob: Blob{Digest: r.Digest, Size: r.Size}, sess: &session{location: at, acked: r.Acked}}, nil
+	return &upload{c: c, ctx: ctx, blob: Blob{Digest: r.Digest, Size: r.Size}, sess: &session{location: at, acked: r.Acked}}, nil
 }

@@ -45,7 +45,7 @@ func (c *Client) Mount(ctx context.Context, dgst digest.Digest, size int64, from
 		return false, c.failure("mount", dgst, 0, size, 0, err)
 	}
 	if mounted {
-		c.emit(Event{Kind: Mounted, Digest: dgst, Size: size})
+		c.emit(ctx, Event{Kind: Mounted, Digest: dgst, Size: size})
 	}
 	return mounted, nil
 }

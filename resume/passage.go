@@ -102,7 +102,7 @@ func (g *passage) put() bool { return g.req.Method == http.MethodPut }
 
 // carry brings the request to its end, and answers it.
 func (g *passage) carry(ctx context.Context) (*http.Response, error) {
-	u := &upload{c: g.client, guest: g, op: "send", best: g.start, reserved: true, recalled: true}
+	u := &upload{c: g.client, ctx: ctx, guest: g, op: "send", best: g.start, reserved: true, recalled: true}
 	u.blob = Blob{Digest: g.digest, Size: -1, Open: g.open}
 	u.sess = &session{location: g.seen.location, offset: g.start, settled: true, acked: g.start, sent: g.start, most: g.start}
 	g.size(u)

@@ -169,6 +169,7 @@ type cut struct {
 // upload is one blob on its way. Bytes only go down, offsets only come up.
 type upload struct {
 	c    *Client
+	ctx  context.Context // of the events
 	blob Blob
 	res  Result
 	loop *retry.Loop
@@ -206,7 +207,7 @@ type upload struct {
 // digest, or with an *Error. The Result is valid in both cases.
 func (c *Client) Upload(ctx context.Context, blob Blob) (Result, error) {
 	began := time.Now()
-	u := &upload{c: c, blob: blob, op: "check"}
+	u := &upload{c: c, ctx: ctx, blob: blob, op: "check"}
 	err := blob.check()
 	if err == nil {
 		err = u.deliver(ctx)
@@ -1124,7 +1125,7 @@ func (u *upload) sentTo(offset int64) {
 
 func (u *upload) emit(e Event) {
 	e.Digest, e.Size = u.blob.Digest, u.blob.Size
-	u.c.emit(e)
+	u.c.emit(u.ctx, e)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

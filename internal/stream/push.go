@@ -15,6 +15,7 @@ import (
 	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/internal/spool"
 	"github.com/rpush-go/rpush/pusher"
+	"github.com/rpush-go/rpush/resume"
 )
 
 // LearnFor is how long what is only a help may take to be found out.
@@ -113,7 +114,21 @@ func (p *Push) make(ctx context.Context, to *pusher.Pusher, d *pusher.Delivery) 
 	if config, ok := j.Cache.Config(j.Input.ID()); ok {
 		j.Config = config
 	}
+	d.Plan(ctx, p.total())
 	return j.Run(ctx)
+}
+
+// total is what there is to deliver of an image whose layers are made into blobs:
+// each layer once, a config and a manifest. The sizes come with the blobs.
+func (p *Push) total() resume.Total {
+	layers := map[digest.Digest]bool{}
+	for _, d := range p.Job.Input.DiffIDs() {
+		layers[d] = true
+	}
+	for h := range p.Job.Input.foreign() {
+		delete(layers, digest.Digest(h.String()))
+	}
+	return resume.Total{Blobs: len(layers) + 1, Manifests: 1}
 }
 
 func (p *Push) repository() name.Repository { return p.Reference.Context() }

@@ -184,6 +184,35 @@ func TestOdds(t *testing.T) {
 	}
 }
 
+// Small chunks fit into the sockets, so that a break after a few bytes looks like a
+// lost answer. It counts for the odds all the same.
+func TestOddsOfBodiesSentWhole(t *testing.T) {
+	var mu sync.Mutex
+	r := rand.New(rand.NewPCG(1, 2))
+	o := scripted.Options{StaleIsGone: true, LooseRange: true, Intercept: func(q scripted.Request) scripted.Action {
+		mu.Lock()
+		defer mu.Unlock()
+		return scripted.Action{AfterReset: q.Kind == scripted.Patch && r.ExpFloat64()*(5<<20) < float64(q.Length)}
+	}}
+	inLab(t, o, resume.Options{Dialects: hinted(resume.Dialect{Class: resume.Fragile, Chunk: mib})}, func(l *lab) {
+		const size = 80 * mib
+		res, err := l.client.Upload(context.Background(), blobOf(content(size)))
+		var lost *resume.LostError
+		if !errors.As(err, &lost) {
+			t.Fatalf("got %v, want a LostError", err)
+		}
+		if lost.Between < mib || lost.Between > size/6 || lost.Times < 5 || res.Sent > size {
+			t.Errorf("measured %+v after %d bytes, want about 5 MiB", lost, res.Sent)
+		}
+	})
+}
+
+func hinted(d resume.Dialect) resume.Dialects {
+	ds := resume.MemoryDialects()
+	ds.Save(host, d)
+	return ds
+}
+
 // secondary is GHCR's rate limit: 403, and only the body says what it means.
 const secondary = `{"errors":[{"code":"DENIED","message":"permission_denied: Error from intermediary with HTTP status code 403 \"Forbidden\"` +
 	` - with-body: {\"message\":\"You have exceeded a secondary rate limit. Please wait a few minutes before you try again.\"}"}]}`

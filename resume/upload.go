@@ -637,7 +637,9 @@ func (u *upload) settle(ctx context.Context) error {
 			}
 			switch {
 			case s.cut != nil:
-				if s.gone = !s.cut.whole; s.gone {
+				// The sockets hold all of a small chunk, and a break in the middle of
+				// it looks like a lost answer.
+				if s.gone = !s.cut.whole || s.cut.handed < min(2*partSize, u.blob.Size); s.gone {
 					u.cuts++
 				}
 				u.c.pace.lost(*s.cut)

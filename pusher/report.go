@@ -18,8 +18,8 @@ type Report struct {
 	Tags []string `json:"tags,omitempty"`
 	// Size is the sum of all blobs and manifests, each digest counted once.
 	Size int64 `json:"size"`
-	// Sent is the number of blob bytes handed to connections, those sent again
-	// included.
+	// Sent is the number of blob bytes that went out, those sent again included:
+	// see resume.Result.
 	Sent int64 `json:"sent"`
 	// Breaks, Resumes and Restarts are the sums over Blobs.
 	Breaks   int `json:"breaks"`
@@ -56,7 +56,7 @@ type BlobReport struct {
 	MediaType string        `json:"mediaType"`
 	Size      int64         `json:"size"`
 	State     BlobState     `json:"state"`
-	// Sent is the number of bytes of the blob handed to connections.
+	// Sent is the number of bytes of the blob that went out: see resume.Result.
 	Sent int64 `json:"sent"`
 	// Breaks counts requests that broke, Resumes how often the upload went on
 	// at an offset above 0, Restarts how often a session was lost.

@@ -105,9 +105,12 @@ type Result struct {
 	// Existed: the registry had it. Mounted: it took it from Blob.MountFrom.
 	// Neither: it was uploaded.
 	Existed, Mounted bool
-	// Sent is the number of bytes of the blob that were handed to connections,
-	// those sent again included. Where a registry answered before it had all of
-	// a body, what was still going out may be missing.
+	// Sent is the number of bytes of the blob that went out, those sent again
+	// included: all bytes of requests that were answered, and of requests that
+	// broke, those that the registry kept. If it kept none, those that the other end
+	// of the connection acknowledged (Linux) or that the kernel took. Where a
+	// registry answered before it had all of a body, what was still going out may be
+	// missing.
 	Sent int64
 	// Breaks counts requests that broke, Resumes how often the upload went on at
 	// an offset above 0, Restarts how often a session was lost.

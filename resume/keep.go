@@ -124,7 +124,7 @@ func (u *upload) existed(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	ask := u.arrived
-	untouched := u.res.Sent == 0 && u.res.Restarts == 0 && u.guest == nil
+	untouched := u.handed == 0 && u.res.Restarts == 0 && u.guest == nil
 	if untouched && !u.blob.FalselyFound {
 		ask = func(ctx context.Context) (bool, error) { return u.c.exists(ctx, u.blob.Digest, u.blob.Size) }
 	}

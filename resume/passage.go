@@ -332,7 +332,7 @@ func (u *upload) handOn(a *wire.Answer, sent int64) {
 		}
 		return
 	}
-	u.res.Sent += sent
+	u.handed, u.res.Sent = u.handed+sent, u.res.Sent+sent
 	if g.length < 0 {
 		g.length = sent
 		g.size(u)
@@ -353,7 +353,7 @@ func (u *upload) handOn(a *wire.Answer, sent int64) {
 // the registry has the blob. Until then it is a commit in doubt.
 func (u *upload) confirmPassed(ctx context.Context, a *wire.Answer, sent int64) error {
 	g := u.guest
-	u.res.Sent += sent
+	u.handed, u.res.Sent = u.handed+sent, u.res.Sent+sent
 	if g.length < 0 {
 		g.length = sent
 		g.size(u)

@@ -177,6 +177,9 @@ type upload struct {
 	// tries that failed.
 	tries int
 
+	handed int64  // bytes handed to connections, those sent again included
+	unsure unsure // of the last body that broke; zero if it is counted in res.Sent
+
 	sess     *session
 	lease    Lease // nil where nothing is kept
 	reserved bool  // it was tried to get one,
@@ -212,6 +215,7 @@ func (c *Client) Upload(ctx context.Context, blob Blob) (Result, error) {
 	if err == nil {
 		err = u.deliver(ctx)
 	}
+	u.count(-1)
 	u.res.Duration = time.Since(began)
 	if err != nil {
 		return u.res, u.failure(err)
@@ -468,7 +472,8 @@ func (u *upload) send(ctx context.Context) error {
 // broke if it did.
 func (u *upload) sent(ctx context.Context, body wire.Body, start, n int64, err error) error {
 	s, end, sent := u.sess, start+n, body.Sent()
-	u.res.Sent += sent
+	u.count(-1) // an earlier one
+	u.handed += sent
 	s.start, s.cut, s.ended, s.answered = start, nil, nil, false
 	if err == nil || u.guest != nil {
 		// An early answer may overtake bytes that are still going out, and what
@@ -476,8 +481,10 @@ func (u *upload) sent(ctx context.Context, body wire.Body, start, n int64, err e
 		s.sent = max(s.sent, end)
 	}
 	if err == nil {
+		u.res.Sent += sent
 		return nil
 	}
+	u.unsure = unsure{from: start, sent: sent}
 	s.cuts++
 	s.sent = max(s.sent, start+sent)
 	s.failed, s.probing = true, false
@@ -490,9 +497,26 @@ func (u *upload) sent(ctx context.Context, body wire.Body, start, n int64, err e
 		return bad
 	}
 	if conn, _, ok := exchange(err); ok {
+		u.unsure.sent = max(sent-conn.Unacked, 0)
 		s.cut = &cut{whole: sent == n, handed: sent, survived: conn.Sent}
 	}
 	return err
+}
+
+// unsure is a body that broke, before it is known how much of it arrived: it began
+// at from in the blob, and the other end of the connection acknowledged sent bytes
+// of it, or the kernel took as many if nobody knows.
+type unsure struct{ from, sent int64 }
+
+// count adds a body that broke to Result.Sent once it is known where the registry
+// stands. Of a body that it kept a part of, only that part counts: the rest was in
+// the buffers of hosts on the way. A negative offset is not known.
+func (u *upload) count(offset int64) {
+	if u.unsure.sent > 0 && offset > u.unsure.from {
+		u.unsure.sent = offset - u.unsure.from
+	}
+	u.res.Sent += u.unsure.sent
+	u.unsure = unsure{}
 }
 
 // acknowledge takes the answer to a PATCH that went well, up to end.
@@ -727,6 +751,7 @@ func (u *upload) accept(said int64) error {
 	if offset < u.guest.first() {
 		return u.drop(fmt.Errorf("it stands at %d, before what can be sent again", offset))
 	}
+	u.count(offset)
 	if lost := s.cutBack(offset); lost > 0 {
 		if offset > s.start {
 			u.c.pace.keptPart(lost, s.cut.survived)
@@ -1056,7 +1081,7 @@ func (u *upload) drop(why error) error {
 	} else if u.lost++; u.ends(cut) {
 		e := &LostError{Times: u.lost, Size: u.blob.Size, Err: protocol.Plain(why)}
 		if cut {
-			e.Times, e.Between = u.cuts, u.res.Sent/int64(u.cuts)
+			e.Times, e.Between = u.cuts, u.handed/int64(u.cuts)
 			u.c.pace.fruitless()
 		}
 		return protocol.Kind(protocol.ErrInterrupted, e)
@@ -1067,11 +1092,11 @@ func (u *upload) drop(why error) error {
 // ends reports whether the session that was just lost is the last one. cut: a
 // body of it broke.
 func (u *upload) ends(cut bool) bool {
-	if !cut || u.res.Sent < min(proof, 2*u.blob.Size) {
+	if !cut || u.handed < min(proof, 2*u.blob.Size) {
 		return u.lost >= maxLost
 	}
-	between := u.res.Sent / int64(u.cuts)
-	return u.cuts >= minCuts && u.blob.Size/maxOdds > between || u.res.Sent >= max(maxPasses*u.blob.Size, cheap)
+	between := u.handed / int64(u.cuts)
+	return u.cuts >= minCuts && u.blob.Size/maxOdds > between || u.handed >= max(maxPasses*u.blob.Size, cheap)
 }
 
 // relocate takes the location of an answer, which must have one.

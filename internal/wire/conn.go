@@ -30,6 +30,10 @@ type Info struct {
 	Local, Remote  string
 	Age            time.Duration
 	Sent, Received int64
+	// Unacked is how many of the bytes sent the peer's kernel had not acknowledged
+	// when the connection was last asked, or was closed. They may never have left
+	// this host. 0 also stands for not known: only Linux tells.
+	Unacked int64
 }
 
 // Conn is a connection that this package dialled. It is what lies below TLS.
@@ -37,6 +41,7 @@ type Conn struct {
 	net.Conn
 	born           time.Time
 	sent, received atomic.Int64
+	unacked        atomic.Int64 // as of Info
 	killed         atomic.Bool
 	heard          atomic.Bool  // hearOut has waited
 	used           atomic.Int64 // when a Tracker last saw it, in Unix nanoseconds
@@ -56,6 +61,9 @@ type user struct {
 	// would then go on delivering megabytes of a body that has been given up.
 	body bool
 	ctx  context.Context
+
+	mu           sync.Mutex
+	handed, told int64 // bytes handed to the connection, and of these told to onSent
 }
 
 func newConn(c net.Conn, limit *Limiter) *Conn {
@@ -70,7 +78,17 @@ func (c *Conn) Info() Info {
 		Age:      time.Since(c.born),
 		Sent:     c.sent.Load(),
 		Received: c.received.Load(),
+		Unacked:  c.waiting(),
 	}
+}
+
+// waiting is how many bytes the peer's kernel has not acknowledged, or had not when
+// the connection was closed; 0 if nobody knows.
+func (c *Conn) waiting() int64 {
+	if n := acked(c.Conn); n >= 0 {
+		c.unacked.Store(max(c.sent.Load()-n, 0))
+	}
+	return c.unacked.Load()
 }
 
 // Kill ends the connection with a reset. What the kernel still holds is thrown
@@ -82,6 +100,7 @@ func (c *Conn) Kill() {
 
 // Close closes the connection, with a reset while a body is under way.
 func (c *Conn) Close() error {
+	c.waiting() // nobody knows afterwards
 	if u := c.user.Load(); c.killed.Load() || u != nil && u.body {
 		linger(c.Conn, reset)
 	} else {

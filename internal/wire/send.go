@@ -90,7 +90,9 @@ func (e *Error) Error() string { return e.Err.Error() }
 func (e *Error) Unwrap() error { return e.Err }
 
 // Send carries out req once over rt and reads the answer. onSent, unless nil,
-// is told the bytes handed to the connection, from any goroutine. When Send
+// is told the bytes that went out, from any goroutine: those that the peer's kernel
+// acknowledged where that is known (Linux), otherwise those handed to the kernel.
+// When Send
 // returns, the body is closed, and where it was not sent to its end the
 // connection is dead, not merely abandoned. A failure is an *Error.
 func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limits, onSent func(int64)) (*Answer, error) {
@@ -120,6 +122,10 @@ func Send(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limi
 		return nil, err
 	}
 	w.enter(reading)
+	w.mu.Lock()
+	using := w.user
+	w.mu.Unlock()
+	w.tell(using, 0, 0) // the answer acknowledges all of it
 	w.endBy(lim.answerTime())
 	// A body cut short does not unsay the status and the headers.
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
@@ -446,13 +452,28 @@ func (w *watch) attach(nc net.Conn) {
 		return
 	}
 	w.foreign = false
-	w.user = &user{ctx: w.ctx, body: w.body != nil, moved: func(n int64) {
+	w.user = &user{ctx: w.ctx, body: w.body != nil}
+	u := w.user
+	u.moved = func(n int64) {
 		w.moves.Add(n)
-		if w.onSent != nil && !w.over.Load() {
-			w.onSent(n)
-		}
-	}}
+		w.tell(u, n, c.waiting()) // what waits in the kernel is not sent yet
+	}
 	c.user.Store(w.user)
+}
+
+// tell counts n more bytes that were handed to the connection, of which waiting
+// have not gone out.
+func (w *watch) tell(u *user, n, waiting int64) {
+	if w.onSent == nil || u == nil {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.handed += n
+	if n := u.handed - waiting - u.told; n > 0 && !w.over.Load() {
+		u.told += n
+		w.onSent(n)
+	}
 }
 
 // detach leaves the connection to its next user, who may have it already.

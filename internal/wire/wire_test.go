@@ -233,7 +233,7 @@ func TestCancelResets(t *testing.T) {
 	cause := errors.New("enough")
 	var moved atomic.Int64
 	go func() {
-		for moved.Load() < 1<<20 {
+		for moved.Load() == 0 { // only what the peer's kernel took is told
 			time.Sleep(time.Millisecond)
 		}
 		cancel(cause)
@@ -243,7 +243,7 @@ func TestCancelResets(t *testing.T) {
 		t.Errorf("got %v, want the cause", err)
 	}
 	var we *Error
-	if !errors.As(err, &we) || we.Conn.Remote == "" || we.Conn.Sent < 1<<20 {
+	if !errors.As(err, &we) || we.Conn.Remote == "" || we.Conn.Sent < 1<<16 {
 		t.Errorf("the error tells nothing of the connection: %+v", we)
 	}
 	c := <-conn

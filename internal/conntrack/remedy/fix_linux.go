@@ -15,6 +15,7 @@ import (
 
 	"github.com/rpush-go/rpush/internal/conntrack/host"
 	"github.com/rpush-go/rpush/internal/conntrack/rules"
+	"github.com/rpush-go/rpush/internal/durable"
 )
 
 // fixer changes a machine; tests have one with another root.
@@ -230,15 +231,15 @@ func (f *fixer) file(p *Plan, rec *record, path, content string) {
 				known = len(rec.Files) - 1
 			}
 			r := rec.Files[known]
-			r.SHA256, r.Previous = hash([]byte(content)), ""
+			r.SHA256, r.Previous = durable.Hash([]byte(content)), ""
 			rec.UnitEnabled = rec.UnitEnabled && path != unitFile // systemd has to read it again
 			if err == nil {
-				r.Previous = hash(old)
+				r.Previous = durable.Hash(old)
 			}
 			if err := f.save(rec); err != nil {
 				return err
 			}
-			return replace(f.disk, at, []byte(content), 0o644)
+			return durable.Replace(f.disk, at, []byte(content), 0o644)
 		},
 	})
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/rpush-go/rpush/internal/conntrack/host"
 	"github.com/rpush-go/rpush/internal/conntrack/rules"
+	"github.com/rpush-go/rpush/internal/durable"
 )
 
 // bench is a fixer of a made-up machine: its files are real, its programs are
@@ -346,7 +347,7 @@ func TestKilledAndRunAgain(t *testing.T) {
 	// left of a new record.
 	state := func(b *bench) string {
 		record := filepath.Join(b.machine.Root, recordFile)
-		for _, path := range []string{record, tempName(record)} {
+		for _, path := range []string{record, durable.TempName(record)} {
 			if err := (osDisk{}).Remove(path); err != nil {
 				t.Fatal(err)
 			}

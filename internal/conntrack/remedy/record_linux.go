@@ -11,6 +11,7 @@ import (
 
 	"github.com/rpush-go/rpush/internal/conntrack/host"
 	"github.com/rpush-go/rpush/internal/conntrack/rules"
+	"github.com/rpush-go/rpush/internal/durable"
 )
 
 // record is what was done, so that it can be taken back.
@@ -75,7 +76,7 @@ type fileRecord struct {
 
 // isOurs reports whether content is what rpush doctor wrote to the file.
 func (r *fileRecord) isOurs(content []byte) bool {
-	h := hash(content)
+	h := durable.Hash(content)
 	return h == r.SHA256 || h == r.Previous
 }
 
@@ -121,7 +122,7 @@ func parseRecord(b []byte) (*record, error) {
 func (f *fixer) save(r *record) error {
 	at := filepath.Join(f.machine.Root, recordFile)
 	if r.empty() {
-		for _, name := range []string{at, tempName(at)} { // a kill may have left the second
+		for _, name := range []string{at, durable.TempName(at)} { // a kill may have left the second
 			if err := f.disk.Remove(name); err != nil {
 				return err
 			}
@@ -139,5 +140,5 @@ func (f *fixer) save(r *record) error {
 	if err := f.disk.MkdirAll(filepath.Dir(at), 0o700); err != nil {
 		return err
 	}
-	return replace(f.disk, at, append(b, '\n'), 0o600)
+	return durable.Replace(f.disk, at, append(b, '\n'), 0o600)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/rpush-go/rpush/internal/conntrack/host"
 	"github.com/rpush-go/rpush/internal/conntrack/rules"
+	"github.com/rpush-go/rpush/internal/durable"
 )
 
 func (f *fixer) undo(ctx context.Context) (*Plan, error) {
@@ -62,7 +63,7 @@ func (f *fixer) undoFile(p *Plan, rec *record, file *fileRecord) {
 	at := filepath.Join(f.machine.Root, file.Path)
 	b, err := os.ReadFile(at)
 	forget := func() error {
-		if err := f.disk.Remove(tempName(at)); err != nil { // a kill may have left it
+		if err := f.disk.Remove(durable.TempName(at)); err != nil { // a kill may have left it
 			return err
 		}
 		if file.Path == dropFile {

@@ -18,7 +18,7 @@ const module = "github.com/rpush-go/rpush"
 var arrows = map[string][]string{
 	"cmd/rpush": {"internal/cli"},
 	"internal/cli": {
-		"internal/certificates", "internal/credentials", "internal/gateway", "internal/intercept", "internal/protocol", "internal/source", "pusher", "resume",
+		"internal/certificates", "internal/credentials", "internal/gateway", "internal/gateway/setup", "internal/intercept", "internal/protocol", "internal/source", "pusher", "resume",
 		"internal/compress", "internal/engine", "internal/known", "internal/owndir", "internal/stream",
 		"internal/conntrack", "internal/conntrack/remedy", "internal/conntrack/rules", "internal/conntrack/selftest",
 	},
@@ -29,7 +29,7 @@ var arrows = map[string][]string{
 	"internal/conntrack/rules":    {},
 	"internal/conntrack/nft":      {"internal/conntrack/rules", "internal/conntrack/xtables"}, // a rule of iptables-nft has parts of xtables
 	"internal/conntrack/xtables":  {"internal/conntrack/host", "internal/conntrack/rules"},
-	"internal/conntrack/remedy":   {"internal/conntrack/host", "internal/conntrack/rules"},
+	"internal/conntrack/remedy":   {"internal/conntrack/host", "internal/conntrack/rules", "internal/durable"},
 	"internal/conntrack/selftest": {"internal/conntrack/host", "internal/stray"}, // it sends what does the harm
 
 	"internal/stray":        {},
@@ -40,6 +40,7 @@ var arrows = map[string][]string{
 	"internal/saved":        {"internal/manifest", "resume"},
 	"internal/compress":     {},
 	"internal/owndir":       {},
+	"internal/durable":      {},
 	"internal/spool":        {"internal/owndir", "internal/saved", "internal/tempfile"},
 	"internal/tempfile":     {"internal/owndir"},
 	"internal/known":        {"internal/owndir"},
@@ -47,14 +48,15 @@ var arrows = map[string][]string{
 	"internal/stream": {
 		"internal/compress", "internal/known", "internal/manifest", "internal/saved", "internal/spool", "pusher", "resume",
 	},
-	"pusher":             {"internal/manifest", "internal/protocol", "internal/signin", "internal/wire", "resume"},
-	"internal/signin":    {"internal/protocol", "internal/wire"},
-	"resume":             {"internal/owndir", "internal/protocol", "internal/retry", "internal/tempfile", "internal/wire"},
-	"internal/intercept": {},
-	"internal/gateway":   {"internal/owndir", "internal/tempfile", "internal/protocol", "internal/retry", "internal/signin", "internal/wire", "resume"},
-	"internal/retry":     {"internal/protocol"},
-	"internal/protocol":  {"internal/wire"},
-	"internal/wire":      {},
+	"pusher":                 {"internal/manifest", "internal/protocol", "internal/signin", "internal/wire", "resume"},
+	"internal/signin":        {"internal/protocol", "internal/wire"},
+	"resume":                 {"internal/owndir", "internal/protocol", "internal/retry", "internal/tempfile", "internal/wire"},
+	"internal/intercept":     {},
+	"internal/gateway/setup": {"internal/durable"},
+	"internal/gateway":       {"internal/owndir", "internal/tempfile", "internal/protocol", "internal/retry", "internal/signin", "internal/wire", "resume"},
+	"internal/retry":         {"internal/protocol"},
+	"internal/protocol":      {"internal/wire"},
+	"internal/wire":          {},
 
 	// Test gear knows nothing of what it tests.
 	"internal/testgear/binary":    {},

@@ -36,7 +36,7 @@ func (a *app) gatewayCommand() *cobra.Command {
 		_, err := io.WriteString(a.stdout, gatewayHelp)
 		a.exit = a.written(err)
 	})
-	cmd.AddCommand(a.runCommand(), a.serveCommand())
+	cmd.AddCommand(a.runCommand(), a.serveCommand(), a.setupCommand())
 	return cmd
 }
 

@@ -4,9 +4,10 @@ const (
 	gatewayShort = "let the uploads of any other client resume"
 	runShort     = "run a command whose pushes and pulls resume"
 	serveShort   = "serve an endpoint through which other clients push"
+	setupShort   = "configure a client to push through the gateway"
 
-	gatewayVerbMissing    = "command missing: rpush gateway run -- COMMAND, or rpush gateway serve"
-	noGatewayVerb         = "%q is not a command of rpush gateway: use run or serve"
+	gatewayVerbMissing    = "command missing: rpush gateway run -- COMMAND, rpush gateway serve, or rpush gateway setup CLIENT"
+	noGatewayVerb         = "%q is not a command of rpush gateway: use run, serve or setup"
 	upstreamAndRegistry   = "--upstream names the one registry: leave out --registry"
 	authfileWithoutSignIn = "--authfile has no effect without --sign-in"
 	acceptNeedsState      = "--accept keeps uploads in --state-dir: leave out --no-state"
@@ -15,6 +16,13 @@ const (
 	flagNeedsOneRegistry  = "%s applies to one registry: name it with --upstream or --registry"
 	runOneRegistry        = "%s applies to one registry: name exactly one with --registry"
 	oneSocket             = "systemd passed several sockets; the unit needs one ListenStream"
+
+	setupWhich      = "name the client: rpush gateway setup docker, containerd, buildkit, podman or kaniko"
+	setupTooMany    = "%q is one argument too many: rpush gateway setup CLIENT [REGISTRY]"
+	setupNoRegistry = "name the registry: rpush gateway setup %s REGISTRY"
+	setupNeedsRoot  = "this needs root: sudo rpush gateway setup %s ..."
+	setupNotApplied = "# nothing was changed: --apply makes these changes\n"
+	setupUse        = "# then:\n"
 
 	noCommand          = "COMMAND is missing: rpush gateway run -- crane push app.tar registry.example/team/app:1"
 	noRunHere          = "programs on this system do not read SSL_CERT_FILE, so rpush gateway run cannot make them trust it; use rpush gateway serve"
@@ -28,8 +36,21 @@ const gatewayHelp = `Let the uploads of any other client resume, unchanged.
 
   rpush gateway run -- COMMAND   run a client whose pushes and pulls resume
   rpush gateway serve            an endpoint through which other clients push
+  rpush gateway setup CLIENT     configure docker, containerd, buildkit, podman or
+                                 kaniko to push through it
 
-rpush gateway run --help and rpush gateway serve --help say more.
+The --help of each says more.
+`
+
+const setupHelp = `Print what a client needs to push through rpush gateway serve. --apply writes it,
+and --undo --apply takes exactly that back. rpush changes no file that somebody
+else made or has changed, except for lines of its own in buildkitd.toml.
+
+  rpush gateway setup docker REGISTRY       hosts.toml (Docker 29 and later)
+  rpush gateway setup containerd REGISTRY   hosts.toml
+  rpush gateway setup buildkit              buildkitd.toml
+  rpush gateway setup podman                registries.conf.d (skopeo and buildah too)
+  rpush gateway setup kaniko                prints flags
 `
 
 const runHelp = `Run a registry client with a gateway between the client and its registries. When
@@ -57,7 +78,7 @@ it.
         image names are those at REGISTRY:
         docker push localhost:5077/team/app:1
   rpush gateway serve
-        the first element of a name is its registry, or containerd's ns:
+        the first element of a name is its registry, or ns when containerd pulls:
         docker push localhost:5077/registry.example/team/app:1
 
   rpush gateway serve --upstream REGISTRY --accept

@@ -1,0 +1,7 @@
+//go:build !unix
+
+package setup
+
+import "io/fs"
+
+func ownedHere(fs.FileInfo) bool { return true }

@@ -192,14 +192,18 @@ type upload struct {
 	entered  bool      // has the right to have a session open
 	cuts     int       // sessions lost because a body broke
 	rejected int       // digests refused
-	hopeless int       // sessions that refused their first PATCH
-	headway  bool
-	hangups  int          // POSTs in a row that ended without an answer or a reset
-	timedOut int          // bodies in a row that gateways ended without gain
-	excused  bool         // the next loss is that of a body too large
-	apart    bool         // the bytes go before the commit, not in its body
-	refused  bool         // the registry refused a commit with a body
-	told     atomic.Int64 // when Sent was last emitted, in Unix nanoseconds
+	// emptyFailures counts commits of the empty blob that failed at the registry,
+	// emptyFailure is its last answer.
+	emptyFailures int
+	emptyFailure  *protocol.StatusError
+	hopeless      int // sessions that refused their first PATCH
+	headway       bool
+	hangups       int          // POSTs in a row that ended without an answer or a reset
+	timedOut      int          // bodies in a row that gateways ended without gain
+	excused       bool         // the next loss is that of a body too large
+	apart         bool         // the bytes go before the commit, not in its body
+	refused       bool         // the registry refused a commit with a body
+	told          atomic.Int64 // when Sent was last emitted, in Unix nanoseconds
 
 	// guest is the request of another client that this upload carries out on a
 	// transport; nil for a Client's own.
@@ -894,6 +898,7 @@ func (u *upload) committed(ctx context.Context, a *wire.Answer) error {
 		if a.Status == http.StatusInternalServerError {
 			s.commits++
 		}
+		u.failsEmpty(refusal)
 		return refusal
 	}
 	// An earlier commit may have been carried out after all.
@@ -999,6 +1004,9 @@ func (u *upload) resolve(ctx context.Context) error {
 	if u.sess.whole {
 		u.abandon()
 		return nil
+	}
+	if u.emptyFailures > 0 {
+		return u.emptyAgain()
 	}
 	offset, err := u.ask(ctx)
 	switch {

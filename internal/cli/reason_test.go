@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/rpush-go/rpush/internal/protocol"
 	"github.com/rpush-go/rpush/internal/wire"
 	"github.com/rpush-go/rpush/pusher"
@@ -138,6 +140,10 @@ func TestWhatRegistriesSay(t *testing.T) {
 		{"Nexus, content", "nexus.example", &resume.Error{Op: "commit", Repository: "nexus.example/app", Err: &resume.ContentError{Err: errors.Unwrap(said("open", "nexus.example", "app", 400, "BLOB_UPLOAD_INVALID", "blob upload invalid (Invalid docker content)"))}}, []string{
 			"commit nexus.example/app: the registry refuses to store the blob, although its bytes are good: the registry answered 400 Bad Request, BLOB_UPLOAD_INVALID: blob upload invalid (Invalid docker content)",
 			"hint: " + contentHint,
+		}},
+		{"ECR, empty blob", ecr, &resume.Error{Op: "commit", Repository: ecr + "/app", Digest: digest.FromBytes(nil), Err: &resume.ContentError{Err: errors.Unwrap(said("open", ecr, "app", 400, "BLOB_UPLOAD_INVALID", "the upload does not have any parts"))}}, []string{
+			"commit blob " + digest.FromBytes(nil).String() + " at " + ecr + "/app: the registry refuses to store the blob, although its bytes are good: the registry answered 400 Bad Request, BLOB_UPLOAD_INVALID: the upload does not have any parts",
+			"hint: " + emptyHint,
 		}},
 		{"no push right", "ghcr.io", said("open", "ghcr.io", "org/app", 403, "DENIED", "permission_denied: write_package"), []string{
 			"open ghcr.io/org/app: the registry answered 403 Forbidden, DENIED: permission_denied: write_package",

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/rpush-go/rpush/internal/protocol"
 	"github.com/rpush-go/rpush/resume"
@@ -33,6 +34,9 @@ func reasonHint(err error, s scene) string {
 	}
 	var content *resume.ContentError
 	if errors.As(err, &content) {
+		if e != nil && e.Digest == digest.FromBytes(nil) {
+			return emptyHint
+		}
 		return contentHint
 	}
 	reason := protocol.ReasonOf(err)
@@ -122,5 +126,6 @@ const (
 	planHint      = "the plan of this account allows no more: delete repositories or images, or change the plan"
 	readOnlyHint  = "the registry takes no pushes at the moment: ask its administrator"
 	manifestHint  = "the registry may not take indexes, attestations or this type of manifest: --platform OS/ARCH pushes one image alone"
+	emptyHint     = "object storage behind some registries takes no empty blobs: build the image without the layer of 0 bytes"
 	contentHint   = "the registry checks what blobs contain (Nexus: strict content type validation): change that rule, or push to another repository"
 )

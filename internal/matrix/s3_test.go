@@ -131,3 +131,15 @@ func TestKilledOnS3(t *testing.T) {
 	}
 	binary.Same(t, img, at.addr+"/team/app:1", at.env(t, at.addr)...)
 }
+
+// docker-registry 2.8 on S3 fails each commit of an empty blob, whoever pushes it. The
+// push ends after a few tries, not after --retry-for, and the message names the cause.
+func TestEmptyBlobOnS3(t *testing.T) {
+	at := onS3(two, false)(t)
+	img := binary.Layout(t, 800, 0, 1000)
+	env, _ := at.call(t)
+	r := rpush.Run(t, env, "-v", "oci:"+img.Dir, at.addr+"/team/app:1")
+	if r.Exit != 1 || !strings.Contains(r.Stderr, "it fails every commit of an empty blob") || r.Report.Breaks > 3 {
+		t.Errorf("exit %d after %d breaks\n%s", r.Exit, r.Report.Breaks, excerpt(r.Stderr))
+	}
+}

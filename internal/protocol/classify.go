@@ -186,7 +186,17 @@ type StatusError struct {
 	// Cut is set if the text of the answer broke off. A 403 without its text may be
 	// a rate limit.
 	Cut bool
-	Err *transport.Error
+	// permanent is set if the same request got this answer too often for another
+	// try.
+	permanent bool
+	Err       *transport.Error
+}
+
+// Permanent returns a copy that Classify takes for final, whatever its status.
+func (e *StatusError) Permanent() *StatusError {
+	p := *e
+	p.permanent = true
+	return &p
 }
 
 func (e *StatusError) Error() string {
@@ -211,6 +221,9 @@ func (e *StatusError) Unwrap() []error {
 }
 
 func (e *StatusError) class() Class {
+	if e.permanent {
+		return Final
+	}
 	// distribution answers 500 for a manifest it will never take.
 	for _, code := range finalCodes {
 		if e.Has(code) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -78,8 +79,20 @@ type acceptedUpload struct {
 	// if the client breaks off.
 	committing bool
 	gone       bool
+	changed    chan struct{} // closed when the upload changes; nil if nobody waits
+
+	// session is the one that the registry opened for the client, until something
+	// is sent to it.
+	session *registrySession
+	handOn  *handOn // nil unless the upload is handed on as it comes
 
 	put acceptedPut // used by the holder of writer alone
+}
+
+// registrySession is a session at the registry that nothing was sent to yet.
+type registrySession struct {
+	at *url.URL
+	as *onBehalf
 }
 
 // acceptedPut is a PUT that brought bytes at an offset.
@@ -298,6 +311,63 @@ func (u *acceptedUpload) isCommitting() bool {
 	return u.committing
 }
 
+// notify wakes those who wait for the upload to change.
+func (u *acceptedUpload) notify() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.changed != nil {
+		close(u.changed)
+		u.changed = nil
+	}
+}
+
+// await returns the size of the upload once it is more than offset, or final says
+// that it will not grow.
+func (u *acceptedUpload) await(ctx context.Context, offset int64, final func() bool) (int64, error) {
+	for {
+		u.mu.Lock()
+		if u.changed == nil {
+			u.changed = make(chan struct{})
+		}
+		size, changed := u.size, u.changed
+		u.mu.Unlock()
+		if size > offset || final() {
+			return size, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+}
+
+// opened notes the session that the registry has opened for the upload.
+func (u *acceptedUpload) opened(at *url.URL, as *onBehalf) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.session = &registrySession{at, as}
+}
+
+// takeSession returns the session that nothing was sent to, once.
+func (u *acceptedUpload) takeSession() *registrySession {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	s := u.session
+	u.session = nil
+	return s
+}
+
+// takeHandOn returns what hands the upload on, once. The caller stops it, or
+// lets it finish.
+func (u *acceptedUpload) takeHandOn() *handOn {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	h := u.handOn
+	u.handOn = nil
+	return h
+}
+
 // stop interrupts the request that changes the upload, if it may be.
 func (u *acceptedUpload) stop() {
 	u.mu.Lock()
@@ -340,6 +410,7 @@ func (u *acceptedUpload) append(r io.Reader) error {
 			u.mu.Lock()
 			u.size = at + int64(n)
 			u.mu.Unlock()
+			u.notify()
 		}
 		switch {
 		case errors.Is(err, io.EOF):
@@ -362,6 +433,9 @@ func (u *acceptedUpload) begin(next acceptedPut) error {
 		return nil
 	}
 	u.put.offset = last.offset
+	if h := u.takeHandOn(); h != nil { // it may have sent what is cut off
+		h.stop()
+	}
 	if err := os.Truncate(u.a.path(u.id, acceptedData), last.offset); err != nil {
 		return fmt.Errorf("%w: %w", errNoRoom, err)
 	}
@@ -429,6 +503,12 @@ func (u *acceptedUpload) forget() {
 	u.gone = true
 	size := u.size
 	u.mu.Unlock()
+	if h := u.takeHandOn(); h != nil {
+		h.stop()
+	}
+	if rs := u.takeSession(); rs != nil {
+		go rs.as.s.cancelAtRegistry(rs.as, rs.at)
+	}
 	u.a.mu.Lock()
 	delete(u.a.uploads, u.id)
 	u.a.used -= size

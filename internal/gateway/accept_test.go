@@ -281,7 +281,16 @@ func TestAcceptedRanges(t *testing.T) {
 
 // A fault of the gateway's own disk is not the client's.
 func TestAcceptedBytesLost(t *testing.T) {
-	s := fragile(t, t.TempDir(), gateway.ServerOptions{})
+	// Nothing can be handed on as it comes.
+	s := newSite(t, scripted.Options{Store: scripted.Fragile}, gateway.ServerOptions{Upstream: regHost, AcceptDir: t.TempDir()}, func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPatch {
+				w.WriteHeader(http.StatusForbidden)
+				return
+			}
+			h.ServeHTTP(w, r)
+		})
+	})
 	data, dgst := randomBlob(6, 2*mib)
 	resp, _ := s.do("POST", "/v2/team/app/blobs/uploads/", "")
 	at := resp.Header.Get("Location")
@@ -308,11 +317,15 @@ func TestAcceptedPutComesAgain(t *testing.T) {
 	const right = "Basic bWU6cmlnaHQ="
 	s := newSite(t, scripted.Options{Store: scripted.Fragile, Auth: scripted.Auth{Scheme: scripted.Basic, User: "me", Password: "right"}},
 		gateway.ServerOptions{Upstream: regHost, AcceptDir: t.TempDir()}, nil)
-	for first := range 2 {
-		data, dgst := randomBlob(byte(8+first), 1000)
+	for first := range 4 {
+		size := 1000
+		if first >= 2 { // it is handed on as it comes
+			size = 2*mib + 1
+		}
+		data, dgst := randomBlob(byte(8+first), size)
 		resp, _ := s.do("POST", "/v2/team/app/blobs/uploads/", "", "Authorization", right)
 		at := resp.Header.Get("Location")
-		head := 400 * first
+		head := size / 3 * (first % 2)
 		if head > 0 {
 			s.do("PATCH", at, string(data[:head]))
 		}
@@ -320,7 +333,7 @@ func TestAcceptedPutComesAgain(t *testing.T) {
 			if resp, _ := s.do("PUT", at+"?digest="+dgst, string(data[head:])); resp.StatusCode != 401 {
 				t.Errorf("a commit without credentials: %d", resp.StatusCode)
 			}
-			if resp, _ := s.do("GET", at, ""); resp.Header.Get("Range") != "0-999" {
+			if resp, _ := s.do("GET", at, ""); resp.Header.Get("Range") != fmt.Sprintf("0-%d", size-1) {
 				t.Errorf("the upload stands at %q", resp.Header.Get("Range"))
 			}
 		}

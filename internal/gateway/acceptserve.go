@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -119,6 +120,8 @@ func (s *Server) acceptBody(w http.ResponseWriter, r *http.Request, v view, c *c
 			return
 		}
 	}
+	as := &onBehalf{s: s, c: c, client: r.Header}
+	s.startHandOn(r, v, as, u)
 	if err := u.append(r.Body); err != nil {
 		s.acceptFailed(w, err)
 		return
@@ -128,7 +131,43 @@ func (s *Server) acceptBody(w http.ResponseWriter, r *http.Request, v view, c *c
 		return
 	}
 	u.commit()
-	s.deliver(context.WithoutCancel(r.Context()), w, r, v, c, u, dgst)
+	ctx := context.WithoutCancel(r.Context())
+	if h := u.takeHandOn(); h != nil && s.commitHandedOn(ctx, h, v, as, u, dgst) {
+		u.forget()
+		v.committed(w, dgst)
+		return
+	}
+	s.deliver(ctx, w, r, v, c, u, dgst)
+}
+
+// startHandOn hands the upload on from now on, unless that is so already, or a
+// small blob comes whole.
+func (s *Server) startHandOn(r *http.Request, v view, as *onBehalf, u *acceptedUpload) {
+	if r.ContentLength == 0 {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch {
+	case u.handOn != nil:
+		u.handOn.use(as)
+	case r.Method == http.MethodPut && u.size == 0 && r.ContentLength > 0 && r.ContentLength <= handOnLeast:
+	default:
+		var at *url.URL
+		if u.session != nil {
+			at, u.session = u.session.at, nil
+		}
+		u.handOn = s.newHandOn(u, v, as, at)
+	}
+}
+
+// committed answers a commit (distribution-spec v1.1, end-6).
+func (v view) committed(w http.ResponseWriter, dgst digest.Digest) {
+	w.Header().Set("Location", v.query(apiVersion+v.name()+"/blobs/"+dgst.String(), ""))
+	w.Header().Set("Docker-Content-Digest", dgst.String())
+	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	w.Header().Set("Content-Length", "0")
+	w.WriteHeader(http.StatusCreated)
 }
 
 // rangeStart reads a Content-Range A-B (distribution-spec v1.1, end-5), which has
@@ -161,11 +200,11 @@ func (s *Server) deliver(ctx context.Context, w http.ResponseWriter, r *http.Req
 		s.g.failed(w, r, err)
 		return
 	}
-	as := &onBehalf{c: c, client: r.Header}
+	as := &onBehalf{s: s, c: c, client: r.Header}
 	client, err := resume.New(repo, resume.Options{
 		PlainHTTP: c.up.url.Scheme == "http", Transport: as, External: as, Reached: true,
 		RetryFor: s.g.o.RetryFor, Tries: s.g.o.Tries, StallTimeout: s.g.o.StallTimeout, AnswerTimeout: s.g.o.AnswerTimeout,
-		Dialects: s.g.o.Dialects, Logger: s.g.o.Logger, OnEvent: s.g.o.OnEvent,
+		Dialects: s.g.o.Dialects, Logger: s.g.o.Logger, OnEvent: s.g.event,
 	})
 	if err != nil {
 		s.g.failed(w, r, err)
@@ -179,11 +218,7 @@ func (s *Server) deliver(ctx context.Context, w http.ResponseWriter, r *http.Req
 	switch {
 	case err == nil:
 		u.forget()
-		w.Header().Set("Location", v.query(apiVersion+v.name()+"/blobs/"+dgst.String(), ""))
-		w.Header().Set("Docker-Content-Digest", dgst.String())
-		w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
-		w.Header().Set("Content-Length", "0")
-		w.WriteHeader(http.StatusCreated)
+		v.committed(w, dgst)
 	case r.Context().Err() != nil:
 		panic(http.ErrAbortHandler) // the client asks again, and finds all its bytes
 	case errors.Is(err, protocol.ErrSource) && u.differs(dgst):
@@ -192,8 +227,8 @@ func (s *Server) deliver(ctx context.Context, w http.ResponseWriter, r *http.Req
 	case errors.Is(err, protocol.ErrSource): // the disk, not the client
 		s.g.log().WithField("error", protocol.Text(err)).Error("what was kept of an upload cannot be read")
 		fail(w, http.StatusServiceUnavailable, "UNAVAILABLE", "the gateway cannot read what it has kept of this upload")
-	case errors.Is(err, protocol.ErrDenied) && as.refused != nil && !c.strip && c.signIn == nil:
-		if v := as.refused.Get("WWW-Authenticate"); v != "" {
+	case errors.Is(err, protocol.ErrDenied) && as.refusal() != nil && !c.strip && c.signIn == nil:
+		if v := as.refusal().Get("WWW-Authenticate"); v != "" {
 			w.Header().Set("WWW-Authenticate", v)
 			fail(w, http.StatusUnauthorized, "UNAUTHORIZED", "the registry asks for other credentials")
 			return
@@ -208,9 +243,18 @@ func (s *Server) deliver(ctx context.Context, w http.ResponseWriter, r *http.Req
 
 // onBehalf sends requests of the gateway's own with what the client brought.
 type onBehalf struct {
-	c       *call
-	client  http.Header
+	s      *Server
+	c      *call
+	client http.Header
+
+	mu      sync.Mutex
 	refused http.Header // of the last answer of 401
+}
+
+func (o *onBehalf) refusal() http.Header {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.refused
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -229,21 +273,26 @@ func (o *onBehalf) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	resp, err := byCall{}.RoundTrip(r)
 	if err == nil && resp.StatusCode == http.StatusUnauthorized && protocol.SameOrigin(o.c.up.url, r.URL) {
+		o.mu.Lock()
 		o.refused = resp.Header
+		o.mu.Unlock()
 	}
 	return resp, err
 }
 
 // cancelAtRegistry ends a session that the registry opened and nobody uses. It is
 // tried once: the registry purges what stays.
-func (s *Server) cancelAtRegistry(c *call, client http.Header, at *url.URL) {
+func (s *Server) cancelAtRegistry(as *onBehalf, at *url.URL) {
+	if s.ctx.Err() != nil {
+		return // the server is closing
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodDelete, at.String(), nil)
 	if err != nil {
 		return
 	}
-	if resp, err := (&onBehalf{c: c, client: client}).RoundTrip(req); err == nil {
+	if resp, err := as.RoundTrip(req); err == nil {
 		_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
 		resp.Body.Close()
 	}

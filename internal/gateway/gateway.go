@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -58,6 +59,7 @@ type Gateway struct {
 	limiter *wire.Limiter
 	uploads http.RoundTripper // of resume.NewTransport
 	proxy   *httputil.ReverseProxy
+	events  sync.Mutex
 	via     string // names this gateway in requests, to notice those that come back
 }
 
@@ -89,13 +91,23 @@ func New(o Options) (*Gateway, error) {
 		External: byCall{},
 		RetryFor: o.RetryFor, Tries: o.Tries, StallTimeout: o.StallTimeout, AnswerTimeout: o.AnswerTimeout,
 		SpoolDir: o.SpoolDir, SpoolLimit: o.SpoolLimit,
-		Dialects: o.Dialects, Store: o.Store, Logger: o.Logger, OnEvent: o.OnEvent,
+		Dialects: o.Dialects, Store: o.Store, Logger: o.Logger, OnEvent: g.event,
 	})
 	if err != nil {
 		return nil, err
 	}
 	g.proxy = g.newProxy()
 	return g, nil
+}
+
+// event passes an event on, one at a time.
+func (g *Gateway) event(e resume.Event) {
+	if g.o.OnEvent == nil {
+		return
+	}
+	g.events.Lock()
+	defer g.events.Unlock()
+	g.o.OnEvent(e)
 }
 
 // Upstream is a registry and how to connect to it.

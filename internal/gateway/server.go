@@ -85,6 +85,9 @@ type Server struct {
 	seal  *sealer
 
 	accepted *accepted // nil unless the server keeps uploads of its own
+	ctx      context.Context
+	stop     context.CancelFunc // ends ctx, of what hands uploads on
+	running  sync.WaitGroup
 
 	mu        sync.Mutex
 	upstreams map[string]*served
@@ -133,6 +136,7 @@ func (g *Gateway) NewServer(o ServerOptions) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{g: g, o: o, slots: make(chan struct{}, o.MaxRequests), seal: seal, upstreams: map[string]*served{}}
+	s.ctx, s.stop = context.WithCancel(context.Background())
 	if o.AcceptDir != "" {
 		if s.accepted, err = openAccepted(o.AcceptDir, cmp.Or(o.AcceptLimit, resume.DefaultSpoolLimit)); err != nil {
 			return nil, err
@@ -284,7 +288,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, rt route) {
 				// The registry lets this client upload here. The upload is the gateway's.
 				u, err := s.accepted.open(view.scope())
 				if err == nil {
-					go s.cancelAtRegistry(c, client, to)
+					u.opened(to, &onBehalf{s: s, c: c, client: client})
 					return view.acceptedAt(u.id)
 				}
 				s.g.log().WithField("error", protocol.Text(err)).Warn("an upload goes to the registry as it comes")
@@ -400,6 +404,8 @@ func (s *Server) CloseIdleConnections() {
 
 // Close lets another server use AcceptDir. No request may be under way.
 func (s *Server) Close() error {
+	s.stop()
+	s.running.Wait()
 	if s.accepted == nil {
 		return nil
 	}

@@ -127,7 +127,7 @@ func (s *FileStore) Forget(ctx context.Context, k Key) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(l.Remove(ctx), l.Release())
+	return errors.Join(l.Remove(ctx), l.Release(ctx))
 }
 
 // reserve locks the file at path. The holder of a lock may remove the file, so
@@ -180,6 +180,9 @@ type fileLease struct {
 }
 
 func (l *fileLease) Load(context.Context) (Record, error) {
+	if err := l.held(); err != nil {
+		return Record{}, err
+	}
 	return load(l.path + recordExt)
 }
 
@@ -216,14 +219,20 @@ func load(path string) (Record, error) {
 	return r.Record, nil
 }
 
-// held fails where somebody took the lock file away: another process may have
-// the record by now.
+// held fails if somebody took the lock file away: another process may have the
+// record by now.
 func (l *fileLease) held() error {
-	if ok, err := holds(l.lock); !ok {
-		return errors.Join(err, errors.New("the lock file of the upload was taken away"))
+	switch ok, err := holds(l.lock); {
+	case err != nil:
+		return err
+	case !ok:
+		return fmt.Errorf("%w: its lock file is not there any more", ErrLeaseLost)
 	}
 	return nil
 }
+
+// Renew implements Lease. The lock ends with the process only.
+func (l *fileLease) Renew(context.Context) error { return l.held() }
 
 func (l *fileLease) Save(_ context.Context, r Record) error {
 	if err := l.held(); err != nil {
@@ -245,9 +254,12 @@ func (l *fileLease) Remove(context.Context) error {
 		ignore(l.s.disk.Remove(l.path+recordExt), fs.ErrNotExist))
 }
 
-// Release removes the lock file, unless there is a record to find it by: one
+// Release implements Lease.
+func (l *fileLease) Release(context.Context) error { return l.release() }
+
+// release removes the lock file, unless there is a record to find it by: one
 // for every blob that was ever pushed would pile up.
-func (l *fileLease) Release() error {
+func (l *fileLease) release() error {
 	if _, err := os.Lstat(l.path + recordExt); errors.Is(err, fs.ErrNotExist) && l.held() == nil {
 		return removeLock(l.lock)
 	}
@@ -350,13 +362,13 @@ func (s *FileStore) pruneFile(path string, now time.Time) (bool, error) {
 	}
 	l := &fileLease{s, base, lock}
 	if filepath.Ext(path) == lockExt {
-		return true, l.Release()
+		return true, l.release()
 	}
 	if !stale(path, now) { // somebody has just continued it
-		return false, l.Release()
+		return false, l.release()
 	}
 	err = ignore(os.Remove(path), fs.ErrNotExist)
-	return err == nil, errors.Join(err, l.Release())
+	return err == nil, errors.Join(err, l.release())
 }
 
 // disk is the part of a file system that durability rests on. It is an

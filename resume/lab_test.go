@@ -35,7 +35,9 @@ type lab struct {
 	net    *memnet.Network
 	client *resume.Client
 	events []resume.Event
-	log    bytes.Buffer
+	// onEvent, unless nil, is called for each event.
+	onEvent func(resume.Event)
+	log     bytes.Buffer
 }
 
 const repository = "reg.test/team/app"
@@ -78,7 +80,12 @@ func inLab(t *testing.T, ro scripted.Options, o resume.Options, f func(*lab)) {
 		if o.KeepFrom == 0 {
 			o.KeepFrom = 1 // small blobs too are sent as large ones are
 		}
-		o.OnEvent = func(e resume.Event) { l.events = append(l.events, e) }
+		o.OnEvent = func(e resume.Event) {
+			l.events = append(l.events, e)
+			if l.onEvent != nil {
+				l.onEvent(e)
+			}
+		}
 		if l.client, err = resume.New(repo, o); err != nil {
 			t.Fatal(err)
 		}

@@ -43,7 +43,7 @@ type prefixKeeper struct {
 	c *Client
 
 	mu    sync.Mutex
-	lease Lease // nil once it is released
+	lease *heldLease // nil once it is released
 	r     Record
 }
 
@@ -62,7 +62,7 @@ func (g *passage) recallPrefix(ctx context.Context, u *upload) {
 	}
 	k := &prefixKeeper{c: g.client}
 	key := g.client.prefixKey(head)
-	lease, err := store.Reserve(ctx, key)
+	lease, err := reserveRecord(ctx, store, key)
 	if err != nil || lease == nil {
 		if err != nil && !errors.Is(err, ErrHeld) {
 			u.unkept(err)
@@ -74,7 +74,7 @@ func (g *passage) recallPrefix(ctx context.Context, u *upload) {
 	g.keeper = k
 	s.onAhead(func(size int64, sum digest.Digest) { k.covers(u, size, sum) })
 
-	old, err := lease.Load(ctx)
+	old, err := lease.load(ctx)
 	if errors.Is(err, ErrNoRecord) {
 		return
 	}
@@ -165,9 +165,11 @@ func (k *prefixKeeper) save(u *upload) {
 	}
 	k.r.Updated = time.Now().UTC().Truncate(time.Second)
 	ctx := context.Background() // it has to end, whatever becomes of the request
-	if err := k.lease.Save(ctx, k.r); err != nil {
+	switch err := k.lease.save(ctx, k.r); {
+	case errors.Is(err, ErrLeaseLost): // the upload ends
+	case err != nil:
 		u.unkept(err)
-		k.release(k.lease.Remove(ctx), u)
+		k.release(k.lease.remove(ctx), u)
 	}
 }
 
@@ -180,17 +182,31 @@ func (k *prefixKeeper) end(u *upload, done bool) {
 	}
 	var err error
 	if done {
-		err = k.lease.Remove(context.Background())
+		err = k.lease.remove(context.Background())
 	}
 	k.release(err, u)
 }
 
 func (k *prefixKeeper) release(err error, u *upload) {
-	err = errors.Join(err, k.lease.Release())
+	err = errors.Join(err, k.lease.release(context.Background()))
 	k.lease = nil
 	if err != nil {
 		u.unkept(fmt.Errorf("giving back a record: %w", err))
 	}
+}
+
+// held is the lease, nil once it is released.
+func (k *prefixKeeper) held() *heldLease {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.lease
+}
+
+// giveUp forgets a lease that was lost.
+func (k *prefixKeeper) giveUp() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.lease = nil
 }
 
 // hashes makes the spool hash what is read of the body, if it can keep it all.

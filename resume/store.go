@@ -109,21 +109,40 @@ func (r Record) sound() bool {
 const maxIdle = 1000
 
 // Store keeps the records of open upload sessions, so that the next process
-// continues them, and sees to it that a session has one writer. Its methods are
-// called by several goroutines at once. Where one fails, the upload goes on and
-// is not kept.
+// continues them, and ensures that a session has one writer. A Store may be shared
+// by machines, across a network. Several goroutines call its methods at once. If a
+// method fails with another error than ErrHeld or ErrLeaseLost, the upload goes on
+// and is not kept.
+//
+// Hours may pass between two calls: a large blob is a single request. A method
+// returns soon after its context has ended. Errors must not contain a
+// Record.Location. Package storetest tests whether a Store does what is said here.
 type Store interface {
-	// Reserve gives the caller alone the record of k until Release or the end of
-	// the process. It does not wait: where another has it, in this process or in
-	// any that shares the store, the error is ErrHeld. A nil Lease without an
-	// error means that nothing is kept of this upload.
+	// Reserve gives the caller alone the record of k, until Release, the end of the
+	// process, or the end of the lease. It does not wait: if another caller has the
+	// record, in this process or in any that shares the store, the error is ErrHeld.
+	// A nil Lease without an error means that nothing is kept of this upload.
 	Reserve(ctx context.Context, k Key) (Lease, error)
 	// Forget removes the record of a blob that has arrived, if there is one and
-	// nobody has it.
+	// nobody has it. If somebody has it, it stays, and the error is nil or ErrHeld.
 	Forget(ctx context.Context, k Key) error
 }
 
-// Lease is the right to one record. Its methods are not called concurrently.
+// How long a Lease lasts.
+const (
+	// LeaseFor is how long a store must leave a lease to its holder after Reserve
+	// and after each Renew that succeeded. The holder counts from the beginning of
+	// that call, and stops sending when the time is over. A store that learns in
+	// another way that a holder has gone may give the record away earlier.
+	LeaseFor = 2 * time.Minute
+	// LeaseRenewEvery is how often the holder calls Renew.
+	LeaseRenewEvery = 30 * time.Second
+)
+
+// Lease is the right to one record. Its methods are not called concurrently. Load,
+// Save, Remove and Renew return ErrLeaseLost if somebody else has reserved the
+// record since, or may have: then they change nothing, and the holder sends
+// nothing more.
 type Lease interface {
 	// Load returns the record; ErrNoRecord if there is none.
 	Load(ctx context.Context) (Record, error)
@@ -132,14 +151,24 @@ type Lease interface {
 	Save(ctx context.Context, r Record) error
 	// Remove takes the record away, if there is one.
 	Remove(ctx context.Context) error
-	// Release ends the lease and leaves the record as it is.
-	Release() error
+	// Renew extends the lease, by LeaseFor at least. It is called every
+	// LeaseRenewEvery as long as the lease is held. Any other error than
+	// ErrLeaseLost is tried again.
+	Renew(ctx context.Context) error
+	// Release ends the lease and leaves the record as it is. It is called once,
+	// also for a lease that was lost, which it must not take from its new holder.
+	// Its context goes on after that of the upload has ended, for some seconds.
+	Release(ctx context.Context) error
 }
 
 // The errors of a Store that mean something to an upload.
 var (
 	ErrHeld     = errors.New("another push is uploading the same blob to the same repository")
 	ErrNoRecord = errors.New("no record")
+	// ErrLeaseLost: the record is another push's now. The upload stops before the
+	// next byte, and waits for that push as it does for ErrHeld. Then it asks for
+	// the blob, and continues if the blob is not there.
+	ErrLeaseLost = errors.New("another push has taken over the upload of the same blob")
 )
 
 // NoStore returns a Store that keeps nothing.
@@ -212,7 +241,9 @@ func (l *memoryLease) Remove(context.Context) error {
 	return nil
 }
 
-func (l *memoryLease) Release() error {
+func (l *memoryLease) Renew(context.Context) error { return nil }
+
+func (l *memoryLease) Release(context.Context) error {
 	l.m.mu.Lock()
 	defer l.m.mu.Unlock()
 	delete(l.m.held, l.k)

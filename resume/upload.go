@@ -181,9 +181,9 @@ type upload struct {
 	unsure unsure // of the last body that broke; zero if it is counted in res.Sent
 
 	sess     *session
-	lease    Lease // nil where nothing is kept
-	reserved bool  // it was tried to get one,
-	recalled bool  // and to continue from its record
+	lease    *heldLease // nil where nothing is kept
+	reserved bool       // it was tried to get one,
+	recalled bool       // and to continue from its record
 	saved    Record
 	done     bool
 	doubt    time.Time // when a commit was sent that nobody answered
@@ -269,10 +269,18 @@ func (u *upload) run(ctx context.Context) error {
 		if steps > maxSteps {
 			return protocol.Transient(errNoHeadway)
 		}
+		if u.held().isLost() {
+			if err := u.relinquish(); err != nil {
+				return err
+			}
+			u.reserved, u.recalled = u.guest != nil && u.guest.keeper != nil, u.guest != nil && u.guest.keeper != nil
+		}
 		var err error
+		parent := ctx
+		ctx := u.whileHeld(parent)
 		switch {
 		case !u.reserved:
-			err = u.reserve(ctx)
+			err = u.reserve(parent)
 		case !u.recalled:
 			u.op, err = "check", u.recall(ctx)
 		case u.guest.waits(u.c.pace):
@@ -291,6 +299,9 @@ func (u *upload) run(ctx context.Context) error {
 			u.done = true // the commit is another request
 		default:
 			u.op, err = "commit", u.commit(ctx)
+		}
+		if err != nil && u.held().isLost() {
+			continue // whatever ended the step
 		}
 		if err != nil {
 			return err

@@ -103,7 +103,10 @@ func (l *lease) Save(_ context.Context, r resume.Record) error {
 
 func (l *lease) Remove(context.Context) error { return l.s.remove(l.id) }
 
-func (l *lease) Release() error {
+// Renew has nothing to do: nobody else has the database open.
+func (l *lease) Renew(context.Context) error { return nil }
+
+func (l *lease) Release(context.Context) error {
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
 	delete(l.s.held, l.k)

@@ -51,6 +51,7 @@ var arrows = map[string][]string{
 	"pusher":                 {"internal/manifest", "internal/protocol", "internal/signin", "internal/wire", "resume"},
 	"internal/signin":        {"internal/protocol", "internal/wire"},
 	"resume":                 {"internal/owndir", "internal/protocol", "internal/retry", "internal/tempfile", "internal/wire"},
+	"resume/storetest":       {"resume"},
 	"internal/intercept":     {},
 	"internal/gateway/setup": {"internal/durable"},
 	"internal/gateway":       {"internal/owndir", "internal/tempfile", "internal/protocol", "internal/retry", "internal/signin", "internal/wire", "resume"},

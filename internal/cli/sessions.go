@@ -210,7 +210,7 @@ func (a *app) checkOne(ctx context.Context, o *options, about string, store *res
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lease.Release()) }()
+	defer func() { err = errors.Join(err, lease.Release(context.WithoutCancel(ctx))) }()
 	return a.asks(ctx, o, about, k.record, func(ctx context.Context, p *pusher.Pusher) error {
 		offset, alive, err := p.Check(ctx, k.record)
 		if err == nil {
@@ -357,7 +357,7 @@ func (a *app) forget(ctx context.Context, o *options, about string, store *resum
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lease.Release()) }()
+	defer func() { err = errors.Join(err, lease.Release(context.WithoutCancel(ctx))) }()
 	if r, err = lease.Load(ctx); err != nil { // a push may have gone on with it
 		if errors.Is(err, resume.ErrNoRecord) {
 			err = nil

@@ -43,7 +43,7 @@ func TestPlantedRecordGetsNoCredentials(t *testing.T) {
 			t.Fatal(err)
 		}
 		r := resume.Record{Key: k, Location: "http://" + host + path, Size: 10, Opened: time.Now(), Updated: time.Now()}
-		if err := errors.Join(lease.Save(context.Background(), r), lease.Release()); err != nil {
+		if err := errors.Join(lease.Save(context.Background(), r), lease.Release(context.Background())); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -119,7 +119,7 @@ func TestSessionsFlagsReachOneRegistry(t *testing.T) {
 					t.Fatal(err)
 				}
 				rec := resume.Record{Key: k, Location: "https://" + host + "/v2/team/app/blobs/uploads/1", Size: 10, Opened: time.Now(), Updated: time.Now()}
-				if err := errors.Join(lease.Save(context.Background(), rec), lease.Release()); err != nil {
+				if err := errors.Join(lease.Save(context.Background(), rec), lease.Release(context.Background())); err != nil {
 					t.Fatal(err)
 				}
 			}

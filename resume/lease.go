@@ -1,0 +1,162 @@
+package resume
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+const (
+	// storeTimeout is how long one call of a store may take.
+	storeTimeout = 30 * time.Second
+	// releaseTimeout is how long it may take after the upload has ended.
+	releaseTimeout = 10 * time.Second
+)
+
+// heldLease is a lease that is renewed until it is released. ctx ends, with the
+// cause ErrLeaseLost, if the lease is lost. It is safe for concurrent use. nil is
+// no lease.
+type heldLease struct {
+	ctx context.Context
+	end context.CancelCauseFunc
+
+	mu     sync.Mutex // held during each call of lease
+	lease  Lease
+	renew  *time.Timer
+	expiry *time.Timer
+}
+
+// reserveRecord gets the lease of k from a store. ctx is that of the upload. The result
+// is nil if the store keeps nothing.
+func reserveRecord(ctx context.Context, store Store, k Key) (*heldLease, error) {
+	began := time.Now()
+	call, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	lease, err := store.Reserve(call, k)
+	if err != nil || lease == nil {
+		return nil, err
+	}
+	h := &heldLease{lease: lease}
+	h.ctx, h.end = context.WithCancelCause(ctx)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.renew = time.AfterFunc(LeaseRenewEvery, h.extend)
+	h.expiry = time.AfterFunc(LeaseFor-time.Since(began), h.lose)
+	return h, nil
+}
+
+// extend renews the lease, now and again later.
+func (h *heldLease) extend() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ctx.Err() != nil {
+		return
+	}
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(h.ctx, storeTimeout)
+	defer cancel()
+	switch err := h.lease.Renew(ctx); {
+	case errors.Is(err, ErrLeaseLost):
+		h.lose()
+		return
+	case err == nil && h.ctx.Err() == nil && h.expiry.Stop():
+		h.expiry.Reset(LeaseFor - time.Since(began))
+	}
+	if h.ctx.Err() == nil {
+		h.renew.Reset(LeaseRenewEvery)
+	}
+}
+
+func (h *heldLease) lose() { h.end(ErrLeaseLost) }
+
+// isLost reports whether somebody else has the record, or may have it.
+func (h *heldLease) isLost() bool { return h != nil && errors.Is(context.Cause(h.ctx), ErrLeaseLost) }
+
+// call calls a method of the lease, unless the lease is lost.
+func (h *heldLease) call(ctx context.Context, f func(context.Context) error) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.isLost() {
+		return ErrLeaseLost
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	err := f(ctx)
+	if errors.Is(err, ErrLeaseLost) {
+		h.lose()
+	}
+	return err
+}
+
+func (h *heldLease) load(ctx context.Context) (r Record, err error) {
+	err = h.call(ctx, func(ctx context.Context) (err error) {
+		r, err = h.lease.Load(ctx)
+		return err
+	})
+	return r, err
+}
+
+func (h *heldLease) save(ctx context.Context, r Record) error {
+	return h.call(ctx, func(ctx context.Context) error { return h.lease.Save(ctx, r) })
+}
+
+// remove removes the record, also after ctx has ended.
+func (h *heldLease) remove(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
+	defer cancel()
+	return h.call(ctx, h.lease.Remove)
+}
+
+var errReleased = errors.New("released")
+
+// release gives the lease back, also after ctx has ended. It is called once.
+func (h *heldLease) release(ctx context.Context) error {
+	h.end(errReleased) // and a call of Renew with it
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.renew.Stop()
+	h.expiry.Stop()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
+	defer cancel()
+	return h.lease.Release(ctx)
+}
+
+// whileHeld is ctx, or a context that also ends when the upload's lease is lost.
+func (u *upload) whileHeld(ctx context.Context) context.Context {
+	if h := u.held(); h != nil {
+		return h.ctx
+	}
+	return ctx
+}
+
+// held is the lease of the record that the upload is written down in, or nil.
+func (u *upload) held() *heldLease {
+	if u.guest != nil && u.guest.keeper != nil {
+		return u.guest.keeper.held()
+	}
+	return u.lease
+}
+
+// relinquish gives up the session of a record that somebody else has now: it may
+// have two writers otherwise. The next step waits for the other push, if there is
+// one, and asks for the blob before anything is sent again.
+func (u *upload) relinquish() error {
+	h := u.held()
+	if g := u.guest; g != nil && g.keeper != nil {
+		g.keeper.giveUp()
+	} else {
+		u.lease = nil
+	}
+	_ = h.release(u.ctx)
+	u.warn(ErrLeaseLost)
+	u.leave()
+	if err := u.guest.cannot(ErrLeaseLost); err != nil {
+		return err
+	}
+	if u.guest != nil { // its own session is the other push's now
+		u.guest.tried, u.guest.own = true, true
+	}
+	u.sess, u.saved, u.doubt, u.blob.Missing, u.res.Continued = nil, Record{}, time.Time{}, false, 0
+	return nil
+}

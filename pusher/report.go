@@ -97,4 +97,8 @@ func (r *Report) addBlob(b BlobReport) {
 	r.Continued += b.Continued
 }
 
-func seconds(d time.Duration) float64 { return d.Round(time.Millisecond).Seconds() }
+// seconds is a time to the millisecond, as a number that is printed with three
+// decimals at most.
+func seconds(d time.Duration) float64 {
+	return float64(d.Round(time.Millisecond).Milliseconds()) / 1000
+}

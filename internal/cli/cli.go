@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/rpush-go/rpush/pusher"
 )
@@ -56,7 +57,11 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, environ []st
 
 	a := &app{
 		stdin: stdin, stdout: stdout, out: &printer{w: stderr, last: time.Now()},
-		env: map[string]string{}, signals: signals, terminal: isTerminal(stderr), push: push, probeFor: probeFor,
+		env: map[string]string{}, signals: signals, push: push, probeFor: probeFor,
+	}
+	if f, ok := stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		a.terminal = true
+		a.size = func() (int, int) { return terminalSize(term.GetSize(int(f.Fd()))) }
 	}
 	for _, kv := range environ {
 		if k, v, ok := strings.Cut(kv, "="); ok {
@@ -84,7 +89,8 @@ type app struct {
 	out      *printer // stderr
 	env      map[string]string
 	signals  <-chan os.Signal
-	terminal bool
+	terminal bool              // stderr is one
+	size     func() (int, int) // of the terminal, in columns and rows; nil if there is none
 	push     pushFunc
 	probeFor time.Duration // how long a probe may take
 
@@ -156,17 +162,34 @@ func (a *app) run(ctx context.Context, args []string) (code int) {
 	}()
 	cmd := a.command()
 	cmd.SetArgs(spellOut(args))
-	if err := cmd.ExecuteContext(ctx); err != nil {
+	began := time.Now()
+	if verb, err := cmd.ExecuteContextC(ctx); err != nil {
 		// Whatever went wrong later has been said and is in a.exit.
-		return a.usage(err)
+		a.out.line(err.Error())
+		a.out.line(usageHint)
+		if pushes := verb == cmd || verb.Name() == "push"; pushes && asksForJSON(args, a.env) {
+			a.written(writeDocument(a.stdout, usageDocument(err, began)))
+		}
+		return exitUsage
 	}
 	return a.exit
 }
 
-func (a *app) usage(err error) int {
-	a.out.line(err.Error())
-	a.out.line(usageHint)
-	return exitUsage
+// asksForJSON reports whether a call that is wrong, so that its flags may not have
+// been read, has --output json.
+func asksForJSON(args []string, env map[string]string) bool {
+	format := env[envName("output")]
+	for i, arg := range args {
+		switch {
+		case arg == "--output" && i+1 < len(args):
+			format = args[i+1]
+		case strings.HasPrefix(arg, "--output="):
+			format = strings.TrimPrefix(arg, "--output=")
+		case arg == "--":
+			return format == "json"
+		}
+	}
+	return format == "json"
 }
 
 func (a *app) command() *cobra.Command {

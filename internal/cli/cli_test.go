@@ -297,7 +297,7 @@ func TestEveryFlagHasAVariable(t *testing.T) {
 	all(&options{}).VisitAll(func(f *pflag.Flag) {
 		flag := strings.TrimPrefix(f.Name, "src-")
 		value := map[string]string{
-			"ca-file": "x", "output": "json", "parallel": "7", "tls-verify": "false",
+			"ca-file": "x", "output": "json", "log-format": "json", "progress": "plain", "parallel": "7", "tls-verify": "false",
 			"compression": "zstd", "format": "oci", "cache-from": "[reg.example/base:1]",
 			"creds": "me:secret", "limit-rate": "5000", "mount-from": "[reg.example/base]", "platform": "[linux/amd64]",
 			"retry-times": "3", "tag": "[a,b]",
@@ -350,14 +350,21 @@ func (failingWriter) Write([]byte) (int, error) { return 0, io.ErrShortWrite }
 
 func TestJSON(t *testing.T) {
 	type doc struct {
-		Reference string             `json:"reference"`
-		Digest    string             `json:"digest"`
-		Blobs     *[]json.RawMessage `json:"blobs"`
-		Manifests *[]json.RawMessage `json:"manifests"`
-		Error     *struct {
+		Schema    int
+		Rpush     string
+		Status    string
+		Started   time.Time
+		Reference string
+		Digest    string
+		Breaks    *[]json.RawMessage
+		Pushes    []struct {
+			Reference, Status string
+			Blobs, Manifests  *[]json.RawMessage
+		}
+		Error *struct {
 			Kind, Message string
 			Exit          int
-		} `json:"error"`
+		}
 	}
 	dir := "oci:" + newLayout(t)
 	for _, tt := range []struct {
@@ -366,10 +373,12 @@ func TestJSON(t *testing.T) {
 		src  string
 		exit int
 		kind string
+
+		status string
 	}{
-		{"pushed", returning(half(), nil), dir, 0, ""},
-		{"interrupted", returning(half(), resume.ErrInterrupted), dir, 3, "interrupted"},
-		{"bad source", nil, "oci:/absent", 1, "source"},
+		{"pushed", returning(half(), nil), dir, 0, "", "pushed"},
+		{"interrupted", returning(half(), resume.ErrInterrupted), dir, 3, "interrupted", "interrupted"},
+		{"bad source", nil, "oci:/absent", 1, "source", "failed"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newRig(t, tt.push)
@@ -380,7 +389,9 @@ func TestJSON(t *testing.T) {
 			if err := json.Unmarshal([]byte(r.stdout.String()), &got); err != nil {
 				t.Fatalf("%v in %q", err, r.stdout.String())
 			}
-			if got.Reference != "reg.example/app:1" || got.Blobs == nil || got.Manifests == nil {
+			if got.Schema != 1 || got.Rpush == "" || got.Started.IsZero() || got.Status != tt.status || got.Breaks == nil ||
+				got.Reference != "reg.example/app:1" || len(got.Pushes) != 1 || got.Pushes[0].Status != tt.status ||
+				got.Pushes[0].Blobs == nil || got.Pushes[0].Manifests == nil || (got.Digest != "") != (tt.exit == 0) {
 				t.Errorf("document %s", r.stdout.String())
 			}
 			switch {
@@ -392,11 +403,25 @@ func TestJSON(t *testing.T) {
 	}
 }
 
-// A usage error has no result, in no format.
-func TestUsageErrorLeavesStdoutEmpty(t *testing.T) {
+// A usage error has a document of the same shape, but no result in text.
+func TestUsageErrorIsADocument(t *testing.T) {
+	for _, args := range [][]string{
+		{"--output=json", "foo:bar", "reg.example/app"},
+		{"--output", "json"},
+		{"push", "--output", "json", "--no-such-flag", "x"},
+		{"--parallel", "0", "--output=json", "oci:x", "reg.example/app"},
+	} {
+		r := newRig(t, nil)
+		code := r.main(args)
+		var doc document
+		if err := json.Unmarshal([]byte(r.stdout.String()), &doc); err != nil || code != 2 || doc.Status != "usage" || doc.Exit != 2 ||
+			doc.Schema != 1 || doc.Breaks == nil || doc.Pushes == nil || doc.Error == nil || doc.Error.Kind != "usage" || doc.Error.Message == "" {
+			t.Errorf("%v: exit code %d, %v, stdout %q", args, code, err, r.stdout.String())
+		}
+	}
 	r := newRig(t, nil)
-	if code := r.main([]string{"--output=json", "foo:bar", "reg.example/app"}); code != 2 || r.stdout.String() != "" {
-		t.Errorf("exit code %d, stdout %q", code, r.stdout.String())
+	if code := r.main([]string{"foo:bar", "reg.example/app"}); code != 2 || r.stdout.String() != "" {
+		t.Errorf("text: exit code %d, stdout %q", code, r.stdout.String())
 	}
 }
 

@@ -22,6 +22,7 @@ type failure struct {
 	// helper on this machine) or other.
 	Kind    string `json:"kind"`
 	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"` // what to do
 	Exit    int    `json:"exit"`
 
 	lines []string
@@ -58,6 +59,7 @@ func explain(err error, s scene) *failure {
 	if errors.As(s.cause, &stopped) {
 		f.Exit = stopped.exit()
 	} else if text := cure(err, f.Kind, s); text != "" {
+		f.Hint = clean(text)
 		f.lines = append(f.lines, hint(text))
 	}
 	if s.engine != "" && (f.Kind == "endpoint" || isAddress(err)) {

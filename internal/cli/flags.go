@@ -30,9 +30,10 @@ type options struct {
 	engine             engineOptions
 	layers             layerOptions
 
-	output         string
-	quiet, verbose bool
-	strict         bool
+	output              string
+	progress, logFormat string // empty is the default
+	quiet, verbose      bool
+	strict              bool
 
 	spelled map[string]string // how the user set a flag: "--quiet", "RPUSH_QUIET"
 }
@@ -52,10 +53,13 @@ func newGroup(title string) flagGroup {
 
 // pushFlags are those of a push.
 func (o *options) pushFlags() []flagGroup {
+	out := o.outputFlags()
+	out.StringVar(&o.progress, "progress", "", "show it as `HOW`: auto, tty, plain, json, quiet")
+	out.StringVar(&o.logFormat, "log-format", "", "print stderr as `FORMAT`: text or json")
 	e := o.effortFlags()
 	e.IntVar(&o.parallel, "parallel", pusher.DefaultParallel, "upload `N` blobs at once, 1 to 64")
 	return []flagGroup{
-		o.imageFlags(), o.engine.flags(), o.signInFlags(), o.connectionFlags(), o.sourceFlags(), e, o.stateFlags(), o.outputFlags(), o.otherFlags(),
+		o.imageFlags(), o.engine.flags(), o.signInFlags(), o.connectionFlags(), o.sourceFlags(), e, o.stateFlags(), out, o.otherFlags(),
 	}
 }
 
@@ -80,7 +84,7 @@ func (o *options) sessionsFlags() (common []flagGroup, list, forget flagGroup) {
 
 const atRegistryUsage = "only uploads to `REGISTRY`"
 
-const stateDirUsage = "keep open uploads in `DIR`, not in the user's state directory"
+const stateDirUsage = "keep open uploads in `DIR`"
 
 // stateFlags say where open uploads are kept.
 func (o *options) stateFlags() flagGroup {
@@ -119,13 +123,13 @@ func (o *options) requestFlags() flagGroup {
 	e.IntVar(&o.image.retryTimes, "retry-times", -1, "give up after `N` retries without progress")
 	e.DurationVar(&o.stallTimeout, "stall-timeout", resume.DefaultStallTimeout, "try again after `TIME` without a byte sent")
 	e.DurationVar(&o.answerTimeout, "answer-timeout", resume.DefaultAnswerTimeout, "wait `TIME` for the answer to a sent body")
-	e.StringVar(&o.cacheDir, "cache-dir", "", "keep what rpush learns about registries in `DIR`, not in the user's cache")
+	e.StringVar(&o.cacheDir, "cache-dir", "", "keep what rpush learns in `DIR`")
 	return e
 }
 
 func (o *options) outputFlags() flagGroup {
 	r := newGroup("Output")
-	r.StringVar(&o.output, "output", "text", "print the result as `FORMAT`, text or json")
+	r.StringVar(&o.output, "output", "text", "result as `FORMAT`: text or json")
 	o.logFlags(r.FlagSet)
 	return r
 }
@@ -226,6 +230,9 @@ func (o *options) check() error {
 	}
 	if o.output != "text" && o.output != "json" {
 		return fmt.Errorf("%s is %q, neither text nor json", o.spelled["output"], o.output)
+	}
+	if err := o.checkProgress(); err != nil {
+		return err
 	}
 	if err := o.layers.check(o.spelled); err != nil {
 		return err

@@ -230,11 +230,13 @@ func (u *user) push(args ...string) (layers stream.Stats, stderr string) {
 	if exit != 0 {
 		u.t.Fatalf("rpush %v: exit %d\n%s", args, exit, errs.String())
 	}
-	var r struct{ Layers stream.Stats }
-	if err := json.Unmarshal(out.Bytes(), &r); err != nil && !strings.Contains(strings.Join(args, " "), " -t ") {
+	var r struct {
+		Pushes []struct{ Layers stream.Stats }
+	}
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil || len(r.Pushes) == 0 {
 		u.t.Fatalf("%v: %s", err, out.String())
 	}
-	return r.Layers, errs.String()
+	return r.Pushes[0].Layers, errs.String()
 }
 
 // Anyone may say which blob holds a layer. Whatever they say, what is published

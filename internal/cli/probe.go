@@ -101,7 +101,7 @@ func (a *app) probed(ctx context.Context, o *options, repo name.Repository, x *c
 	if err != nil {
 		return nil, err
 	}
-	progress := newProgress(a.out, a.terminal)
+	progress := newProgress(a.out, nil)
 	defer progress.start()()
 	po.OnEvent, po.Store = progress.event, resume.NoStore()
 	pr, err := pusher.New(po)

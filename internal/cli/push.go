@@ -2,10 +2,8 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"os"
@@ -20,7 +18,6 @@ import (
 	"github.com/rpush-go/rpush/internal/compress"
 	"github.com/rpush-go/rpush/internal/conntrack"
 	"github.com/rpush-go/rpush/internal/source"
-	"github.com/rpush-go/rpush/internal/stream"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -70,7 +67,7 @@ func (o *options) bound(ctx context.Context) (context.Context, context.CancelFun
 // which nothing has been said yet.
 func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	limitMemory()
-	a.out.quiet = o.quiet
+	a.out.quiet, a.out.json = o.quiet, o.jsonLog()
 	to, err := o.targets(c)
 	if err != nil {
 		return exitUsage, err
@@ -78,28 +75,43 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	ctx, cancel := o.bound(ctx)
 	defer cancel()
 
+	began := time.Now()
 	x := a.connect(o, c.ref.Context().RegistryStr(), c.sourceRepository())
 	d := &deliveries{}
+	system := ciOf(a.env)
+	sections := system != noCI && o.sections()
+	if sections {
+		a.out.raw(system.openSection(pushingTitle(c.ref), began))
+	}
+	p := a.progressOf(o)
 	before, _ := conntrack.Now() // for hostResets; elsewhere than on Linux there is none
-	_, err = inTime(ctx, func() (*struct{}, error) { return nil, a.deliver(ctx, o, c, to, x, d) })
+	_, err = inTime(ctx, func() (*struct{}, error) { return nil, a.deliver(ctx, o, c, to, x, d, p) })
+	p.close() // if it was left behind
+	if sections {
+		a.out.raw(system.closeSection(err != nil, time.Now()))
+	}
 	done, last := d.taken(c.ref)
 	var wrong usageError
 	if len(done) == 0 && (errors.Is(err, source.ErrSpec) || errors.As(err, &wrong)) {
 		return exitUsage, err
 	}
+	counts := p.counted()
 	for _, one := range done {
-		a.out.note(o.summary(one.report))
+		a.out.note(o.summary(one.report, &counts))
 	}
-	breaks := last.report.Breaks
+	breaks := max(counts.breaks, last.report.Breaks)
 	for _, one := range done {
-		breaks += one.report.Breaks
+		breaks = max(breaks, one.report.Breaks)
 	}
 	resets := hostResets(before, breaks > 0)
 	if resets > 0 {
 		defer a.out.note(hostResetsLine)
 	}
+	end := &outcome{began: began, done: done, counts: counts, resets: resets}
 	if err == nil {
-		code := a.written(a.result(o, done, nil, resets))
+		doc := o.document(end)
+		a.inCI(ctx, o, doc)
+		code := a.written(a.result(o, end, doc))
 		if o.image.digestFile != "" {
 			if err := writeDigests(o.image.digestFile, done); err != nil {
 				a.out.line(err.Error())
@@ -111,7 +123,8 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 
 	repo, as := x.concerned(err, last.ref.Context())
 	e := x.endpoint(repo.RegistryStr(), as)
-	f := explain(err, scene{
+	end.failed = &last
+	end.f = explain(err, scene{
 		host:   repo.RegistryStr(),
 		prefix: e.prefix,
 		other:  e.other,
@@ -120,9 +133,12 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 		from:   func() string { return x.keys(as).From(repo) },
 		engine: o.engine.elsewhere(),
 	})
-	a.out.lines(f.lines)
-	a.written(a.result(o, append(done, last), f, resets))
-	return f.Exit, nil
+	end.exit = end.f.Exit
+	a.out.lines(end.f.lines)
+	doc := o.document(end)
+	a.inCI(ctx, o, doc)
+	a.written(a.result(o, end, doc))
+	return end.exit, nil
 }
 
 // limitMemory has garbage collected more often when a push comes near 64 MiB of
@@ -178,14 +194,14 @@ func inTime[T any](ctx context.Context, f func() (*T, error)) (*T, error) {
 }
 
 // deliver pushes to all targets, and notes in d how far that went.
-func (a *app) deliver(ctx context.Context, o *options, c call, to []target, x *connections, d *deliveries) error {
+func (a *app) deliver(ctx context.Context, o *options, c call, to []target, x *connections, d *deliveries, show *progress) error {
 	if fromStdin(c.source) && (o.to.passwordStdin || o.from.passwordStdin) {
 		return usageError(oneStdin)
 	}
 	if err := x.readPasswords(); err != nil {
 		return err
 	}
-	p := &pushes{a: a, o: o, x: x, d: d, progress: newProgress(a.out, a.terminal), store: a.store(o)}
+	p := &pushes{a: a, o: o, x: x, d: d, progress: show, store: a.store(o)}
 	// A broken certificate file must not look like a fault of the source.
 	for _, t := range to {
 		if _, err := x.transport(t.ref.Context().RegistryStr(), asTarget); err != nil {
@@ -271,74 +287,4 @@ func tagged(img remote.Taggable, tags []string) remote.Taggable {
 	more := *b
 	more.Tags = tags
 	return &more
-}
-
-// document is what --output json prints: the report and, after a failure, why.
-type document struct {
-	*pusher.Report
-	Layers *stream.Stats `json:"layers,omitempty"` // what making them took
-	Error  *failure      `json:"error,omitempty"`
-	// HostResets is how many RSTs this very host sent during a push that broke,
-	// where they have the marks of what rpush doctor looks for.
-	HostResets uint64 `json:"hostResets,omitempty"`
-}
-
-// result prints what stdout is for: one line for each reference, or one
-// document, which is a list where several pushes were asked for.
-func (a *app) result(o *options, all []delivered, f *failure, resets uint64) error {
-	if o.output == "json" {
-		docs := make([]document, len(all))
-		for i, one := range all {
-			r := *one.report
-			if r.Blobs == nil {
-				r.Blobs = []pusher.BlobReport{} // a list, also where it is empty
-			}
-			if r.Manifests == nil {
-				r.Manifests = []pusher.ManifestReport{}
-			}
-			docs[i] = document{Report: &r, Layers: one.layers}
-		}
-		docs[len(docs)-1].Error, docs[len(docs)-1].HostResets = f, resets
-		enc := json.NewEncoder(a.stdout)
-		enc.SetIndent("", "  ")
-		if !o.severalPushes() {
-			return enc.Encode(docs[0])
-		}
-		return enc.Encode(docs)
-	}
-	if f != nil {
-		all = all[:len(all)-1]
-	}
-	for _, one := range all {
-		if err := o.resultText(a.stdout, one); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// resultText prints the line, or lines, about one push.
-func (o *options) resultText(w io.Writer, d delivered) error {
-	if o.image.dryRun {
-		text := dryRunWords(d.report)
-		if o.severalPushes() {
-			text = d.ref.Name() + "\n" + text
-		}
-		_, err := io.WriteString(w, text)
-		return err
-	}
-	refs := []name.Reference{d.ref}
-	for _, tag := range d.report.Tags {
-		refs = append(refs, d.ref.Context().Tag(tag))
-	}
-	for _, ref := range refs {
-		line := ref.Name()
-		if _, ok := ref.(name.Digest); !ok {
-			line += "@" + d.report.Digest.String()
-		}
-		if _, err := fmt.Fprintln(w, line); err != nil {
-			return err
-		}
-	}
-	return nil
 }

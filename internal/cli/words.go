@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -195,7 +193,7 @@ func keptWords(kind string, r *pusher.Report) []string {
 	return lines
 }
 
-func summaryWords(r *pusher.Report) string {
+func summaryWords(r *pusher.Report, t *tally) string {
 	count := map[pusher.BlobState]int{}
 	for _, b := range r.Blobs {
 		count[b.State]++
@@ -211,15 +209,15 @@ func summaryWords(r *pusher.Report) string {
 		parts = append(parts, bytesWords(r.Continued)+" of an earlier push continued")
 	}
 	parts = append(parts,
-		bytesWords(r.Sent)+" sent", plural(r.Breaks, "break"), plural(r.Resumes, "resume"), plural(r.Restarts, "restart"),
+		bytesWords(r.Sent)+" sent", plural(max(r.Breaks, t.breaks), "break"), plural(r.Resumes, "resume"), plural(r.Restarts, "restart"),
 		durationWords(time.Duration(r.Seconds*float64(time.Second))))
 	return "pushed " + strings.Join(parts, ", ")
 }
 
 // summary is the line about a push that went well.
-func (o *options) summary(r *pusher.Report) string {
+func (o *options) summary(r *pusher.Report, t *tally) string {
 	if !o.image.dryRun {
-		return summaryWords(r)
+		return summaryWords(r, t)
 	}
 	var missing int64
 	n := 0
@@ -327,42 +325,6 @@ func causeWords(err error) string {
 		return "timeout"
 	}
 	return protocol.Text(err)
-}
-
-// sendingWords is about uploads that make progress; rate is in bytes a second.
-func sendingWords(running map[digest.Digest]*upload, rate float64) string {
-	what, u := sum(running)
-	held := ""
-	if 0 < u.settled && u.settled < u.sent {
-		held = fmt.Sprintf(" (%s settled)", bytesWords(u.settled))
-	}
-	return fmt.Sprintf("%s %s of %s%s, %s/s", what, bytesWords(u.sent), bytesWords(u.size), held, bytesWords(int64(rate)))
-}
-
-// stillWords breaks a long silence.
-func stillWords(phase string, running map[digest.Digest]*upload, idle time.Duration) string {
-	if len(running) == 0 {
-		return "still " + phase
-	}
-	for _, d := range slices.Sorted(maps.Keys(running)) {
-		if at := running[d].committing; !at.IsZero() {
-			return fmt.Sprintf("%s sent, the registry has been committing it for %s", shortDigest(d), durationWords(time.Since(at)))
-		}
-	}
-	what, u := sum(running)
-	return fmt.Sprintf("%s %s of %s, nothing sent for %s", what, bytesWords(u.sent), bytesWords(u.size), durationWords(idle))
-}
-
-// sum names what is running, and adds it up.
-func sum(running map[digest.Digest]*upload) (what string, all upload) {
-	for d, u := range running {
-		what = shortDigest(d)
-		all.size, all.sent, all.settled = all.size+u.size, all.sent+u.sent, all.settled+u.settled
-	}
-	if len(running) > 1 {
-		what = plural(len(running), "upload")
-	}
-	return what, all
 }
 
 func stoppingWords(s os.Signal) string {

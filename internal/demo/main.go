@@ -75,7 +75,7 @@ func demo(bin string, size, every, rate int64) error {
 		return fmt.Errorf("rpush: %w", err)
 	}
 	took := time.Since(began)
-	var report struct{ Breaks, Resumes, Restarts int }
+	var report struct{ BreakCount, Resumes, Restarts int }
 	if err := json.Unmarshal(out.Bytes(), &report); err != nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func demo(bin string, size, every, rate int64) error {
   read back    identical, byte for byte
 
 `, float64(img.Total)/mib, img.Manifest.Digest,
-		s.Faults, report.Breaks, report.Resumes, report.Restarts,
+		s.Faults, report.BreakCount, report.Resumes, report.Restarts,
 		float64(s.Up)/mib, float64(s.Up)/float64(img.Total),
 		took.Seconds(), float64(img.Total)/float64(rate),
 		float64(peak(cmd.ProcessState))/mib)

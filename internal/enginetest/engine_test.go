@@ -116,7 +116,7 @@ func (l *lab) id(ref string) string {
 	return l.docker("inspect", "-f", "{{.Id}}", ref)
 }
 
-// report is what --output json says beside what package binary reads.
+// report is what --output json says of a push beside what package binary reads.
 type report struct {
 	Digest    string
 	MediaType string
@@ -155,8 +155,12 @@ func (l *lab) run(args ...string) (r report, exit int, stderr string) {
 	var errs strings.Builder
 	cmd.Stderr = &errs
 	out, _ := cmd.Output()
-	if err := json.Unmarshal(out, &r); err != nil && cmd.ProcessState.ExitCode() != 2 {
+	var doc struct{ Pushes []report }
+	if err := json.Unmarshal(out, &doc); err != nil {
 		l.t.Fatalf("rpush %v: exit %d, %v\n%s\n%s", args, cmd.ProcessState.ExitCode(), err, out, errs.String())
+	}
+	if len(doc.Pushes) > 0 {
+		r = doc.Pushes[0]
 	}
 	return r, cmd.ProcessState.ExitCode(), errs.String()
 }

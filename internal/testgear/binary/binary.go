@@ -57,7 +57,7 @@ type Result struct {
 // Report is what the tests read of the result that --output json prints.
 type Report struct {
 	Sent     int64 `json:"sent"`
-	Breaks   int   `json:"breaks"`
+	Breaks   int   `json:"breakCount"`
 	Resumes  int   `json:"resumes"`
 	Restarts int   `json:"restarts"`
 

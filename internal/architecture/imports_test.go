@@ -18,7 +18,7 @@ const module = "github.com/rpush-go/rpush"
 var arrows = map[string][]string{
 	"cmd/rpush": {"internal/cli"},
 	"internal/cli": {
-		"internal/certificates", "internal/credentials", "internal/gateway", "internal/gateway/setup", "internal/intercept", "internal/protocol", "internal/source", "pusher", "resume",
+		"internal/certificates", "internal/credentials", "internal/gateway", "internal/gateway/setup", "internal/intercept", "internal/protocol", "internal/source", "pusher", "resume", "resume/redisstore",
 		"internal/compress", "internal/engine", "internal/known", "internal/owndir", "internal/stream",
 		"internal/conntrack", "internal/conntrack/remedy", "internal/conntrack/rules", "internal/conntrack/selftest",
 	},
@@ -52,6 +52,7 @@ var arrows = map[string][]string{
 	"internal/signin":        {"internal/protocol", "internal/wire"},
 	"resume":                 {"internal/owndir", "internal/protocol", "internal/retry", "internal/tempfile", "internal/wire"},
 	"resume/storetest":       {"resume"},
+	"resume/redisstore":      {"resume"},
 	"internal/intercept":     {},
 	"internal/gateway/setup": {"internal/durable"},
 	"internal/gateway":       {"internal/owndir", "internal/tempfile", "internal/protocol", "internal/retry", "internal/signin", "internal/wire", "resume"},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,12 +24,12 @@ type options struct {
 	parallel                                     int
 	retryFor, stallTimeout, answerTimeout, limit time.Duration
 
-	cacheDir, stateDir string
-	noState            bool
-	alive, all         bool
-	registry           string // whose uploads sessions is about
-	engine             engineOptions
-	layers             layerOptions
+	cacheDir   string
+	state      state
+	alive, all bool
+	registry   string // whose uploads sessions is about
+	engine     engineOptions
+	layers     layerOptions
 
 	output              string
 	progress, logFormat string // empty is the default
@@ -69,7 +70,7 @@ func (o *options) sessionsFlags() (common []flagGroup, list, forget flagGroup) {
 	o.parallel, o.retryFor, o.image.retryTimes, o.image.noContentTrust = pusher.DefaultParallel, 0, -1, true
 	o.stallTimeout, o.answerTimeout = resume.DefaultStallTimeout, resume.DefaultAnswerTimeout
 	s := newGroup("State")
-	s.StringVar(&o.stateDir, "state-dir", "", stateDirUsage)
+	o.state.flags(s.FlagSet)
 	list = newGroup("List")
 	list.BoolVar(&o.alive, "check", false, "ask the registries whether the sessions are alive")
 	list.StringVar(&o.registry, "registry", "", atRegistryUsage)
@@ -84,13 +85,11 @@ func (o *options) sessionsFlags() (common []flagGroup, list, forget flagGroup) {
 
 const atRegistryUsage = "only uploads to `REGISTRY`"
 
-const stateDirUsage = "keep open uploads in `DIR`"
-
 // stateFlags say where open uploads are kept.
 func (o *options) stateFlags() flagGroup {
 	s := newGroup("State")
-	s.StringVar(&o.stateDir, "state-dir", "", stateDirUsage)
-	s.BoolVar(&o.noState, "no-state", false, "keep nothing: a push that is killed starts again")
+	o.state.flags(s.FlagSet)
+	s.BoolVar(&o.state.none, "no-state", false, "keep nothing: a push that is killed starts again")
 	return s
 }
 
@@ -150,6 +149,7 @@ func envName(flag string) string {
 func (o *options) load(fs *pflag.FlagSet, env map[string]string) error {
 	o.to.spelled = func(flag string) string { return o.spelled[flag] }
 	o.from.spelled = o.to.spelled
+	o.state.key = env[stateKeyVariable]
 	var err error
 	if o.spelled, err = fromEnvironment(fs, env); err != nil {
 		return err
@@ -201,9 +201,8 @@ type contradiction struct {
 }
 
 func (o *options) contradictions() []contradiction {
-	return append(append(append(o.to.contradictions(), o.from.contradictions()...), o.image.contradictions()...), []contradiction{
+	return append(slices.Concat(o.to.contradictions(), o.from.contradictions(), o.image.contradictions(), o.state.contradictions()), []contradiction{
 		{o.quiet && o.verbose, "quiet", "verbose"},
-		{o.noState && o.stateDir != "", "no-state", "state-dir"},
 		{o.layers.compression == "zstd" && o.layers.format == "v2s2", "compression", "format"},
 		{o.engine.host != "" && o.engine.context != "", "docker-host", "docker-context"},
 		{o.image.preserveDigests && o.layers.format != "", "preserve-digests", "format"},
@@ -254,7 +253,7 @@ func (o *options) check() error {
 			return fmt.Errorf("%s is %s, not a positive time", o.spelled[d.flag], d.value)
 		}
 	}
-	return nil
+	return o.state.check(o.spelled)
 }
 
 // effort returns the library's options that are the same for every registry.
@@ -273,7 +272,9 @@ func (o *options) effort() pusher.Options {
 	if o.image.retryTimes >= 0 {
 		p.Tries = o.image.retryTimes + 1
 	}
-	if dir := o.cache(); dir != "" { // without a home it is learned again each time
+	if o.state.shared != nil {
+		p.Dialects = o.state.shared.Dialects()
+	} else if dir := o.cache(); dir != "" { // without a home it is learned again each time
 		if own, err := owndir.Make(dir, owndir.Known); err == nil {
 			p.Dialects = resume.FileDialects(filepath.Join(own, "registries.json"))
 		}

@@ -156,7 +156,7 @@ func (a *app) serveCommand() *cobra.Command {
 		if err := s.check(cmd.Flags(), &o); err != nil {
 			return err
 		}
-		if s.accept && o.noState {
+		if s.accept && o.state.none {
 			return errors.New(acceptNeedsState)
 		}
 		a.out.quiet = o.quiet
@@ -192,7 +192,7 @@ func (a *app) serveGateway(ctx context.Context, o *options, s *serveOptions) err
 		},
 	}
 	if s.accept {
-		if so.AcceptDir, err = o.stateDirectory(); err != nil {
+		if so.AcceptDir, err = o.state.directory(); err != nil {
 			return &localError{"--accept", err}
 		}
 		so.AcceptLimit = int64(s.spoolLimit)

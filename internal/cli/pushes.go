@@ -38,13 +38,13 @@ func (p *pushes) cache() *known.Cache {
 		return p.layers
 	}
 	p.layers = known.Open(p.o.cache())
-	dir, err := p.o.stateDirectory()
+	dir, err := p.o.state.directory()
 	if err != nil {
 		return p.layers // store said it
 	}
-	key, err := known.ReadKey(filepath.Join(dir, "rpush-known.key"), !p.o.noState)
+	key, err := known.ReadKey(filepath.Join(dir, "rpush-known.key"), !p.o.state.none)
 	switch {
-	case p.o.noState && errors.Is(err, fs.ErrNotExist):
+	case p.o.state.none && errors.Is(err, fs.ErrNotExist):
 		return p.layers
 	case err != nil:
 		p.a.out.note("warning: " + fmt.Errorf("layers that were compressed before are not known: %w", err).Error())

@@ -35,8 +35,10 @@ type kept struct {
 	// Alive is what the registry says, where it was asked and answered.
 	Alive *bool `json:"alive,omitempty"`
 	// Uploading: a push has it at this moment. Only where it was to be asked.
-	Uploading bool   `json:"uploading,omitempty"`
-	Error     string `json:"error,omitempty"`
+	Uploading bool `json:"uploading,omitempty"`
+	// Holder is who has it, where machines share the store.
+	Holder string `json:"holder,omitempty"`
+	Error  string `json:"error,omitempty"`
 
 	record resume.Record
 }
@@ -51,20 +53,20 @@ func newKept(r resume.Record, now time.Time) *kept {
 func (a *app) sessionsCommand() *cobra.Command {
 	var o options
 	common, listFlags, forgetFlags := o.sessionsFlags()
-	verb := func(use, short string, run func(ctx context.Context, store *resume.FileStore, args []string) (int, error), own ...flagGroup) *cobra.Command {
+	verb := func(use, short string, run func(ctx context.Context, store sessionStore, args []string) (int, error), own ...flagGroup) *cobra.Command {
 		cmd := &cobra.Command{Use: use, Short: short}
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			if err := o.load(cmd.Flags(), a.env); err != nil {
 				return err
 			}
 			a.out.quiet = o.quiet
-			dir, err := o.stateDirectory()
+			store, err := o.state.sessionStore()
 			if err != nil {
 				a.out.line(noStateWords(err))
 				a.exit = exitPermanent
 				return nil
 			}
-			a.exit, err = run(cmd.Context(), resume.NewFileStore(dir), args)
+			a.exit, err = run(cmd.Context(), store, args)
 			return err
 		}
 		for _, g := range slices.Concat(common, own) {
@@ -72,7 +74,7 @@ func (a *app) sessionsCommand() *cobra.Command {
 		}
 		return cmd
 	}
-	list := func(ctx context.Context, s *resume.FileStore, args []string) (int, error) {
+	list := func(ctx context.Context, s sessionStore, args []string) (int, error) {
 		if len(args) > 0 {
 			return 0, fmt.Errorf(noSessionsVerb, args[0])
 		}
@@ -81,10 +83,10 @@ func (a *app) sessionsCommand() *cobra.Command {
 	cmd := verb("sessions", sessionsShort, list, listFlags)
 	cmd.Args = cobra.ArbitraryArgs // list says what is wrong with them
 	cmd.AddCommand(verb("list", sessionsShort, list, listFlags),
-		verb("forget DIGEST|REFERENCE", forgetShort, func(ctx context.Context, s *resume.FileStore, args []string) (int, error) {
+		verb("forget DIGEST|REFERENCE", forgetShort, func(ctx context.Context, s sessionStore, args []string) (int, error) {
 			return a.forgetSessions(ctx, &o, s, args)
 		}, forgetFlags),
-		verb("prune", pruneShort, func(_ context.Context, s *resume.FileStore, args []string) (int, error) {
+		verb("prune", pruneShort, func(_ context.Context, s sessionStore, args []string) (int, error) {
 			if len(args) > 0 {
 				return 0, fmt.Errorf(noArgument, args[0])
 			}
@@ -98,8 +100,8 @@ func (a *app) sessionsCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) listSessions(ctx context.Context, o *options, store *resume.FileStore) (int, error) {
-	records, err := store.Records()
+func (a *app) listSessions(ctx context.Context, o *options, store sessionStore) (int, error) {
+	records, holders, err := store.records(ctx)
 	if err != nil {
 		a.out.line(noStateWords(err))
 		return exitPermanent, nil
@@ -109,7 +111,9 @@ func (a *app) listSessions(ctx context.Context, o *options, store *resume.FileSt
 	}
 	all := []*kept{} // a list, also where it is empty
 	for _, r := range records {
-		all = append(all, newKept(r, time.Now()))
+		k := newKept(r, time.Now())
+		k.Holder = holders[r.Key]
+		all = append(all, k)
 	}
 	if o.alive {
 		about, err := o.aboutRegistry(records)
@@ -176,7 +180,7 @@ func registryOf(r resume.Record) string {
 
 // checkAll asks several registries at once. One that does not answer is not
 // asked again.
-func (a *app) checkAll(ctx context.Context, o *options, about string, store *resume.FileStore, all []*kept) {
+func (a *app) checkAll(ctx context.Context, o *options, about string, store sessionStore, all []*kept) {
 	var silent sync.Map
 	var eg errgroup.Group
 	eg.SetLimit(8)
@@ -201,7 +205,7 @@ func (a *app) checkAll(ctx context.Context, o *options, about string, store *res
 
 // checkOne asks about one. What a push is uploading just now is left alone:
 // some registries do not answer for it.
-func (a *app) checkOne(ctx context.Context, o *options, about string, store *resume.FileStore, k *kept) (err error) {
+func (a *app) checkOne(ctx context.Context, o *options, about string, store sessionStore, k *kept) (err error) {
 	lease, err := store.Reserve(ctx, k.record.Key)
 	if errors.Is(err, resume.ErrHeld) {
 		k.Uploading = true
@@ -260,6 +264,8 @@ func (k *kept) place() string {
 
 func (k *kept) state() string {
 	switch {
+	case k.Holder != "":
+		return "being uploaded by " + k.Holder
 	case k.Uploading:
 		return "being uploaded"
 	case k.Error != "":
@@ -302,7 +308,7 @@ func (a *app) asks(ctx context.Context, o *options, about string, r resume.Recor
 	return err
 }
 
-func (a *app) forgetSessions(ctx context.Context, o *options, store *resume.FileStore, args []string) (int, error) {
+func (a *app) forgetSessions(ctx context.Context, o *options, store sessionStore, args []string) (int, error) {
 	switch {
 	case len(args) == 0 && !o.all:
 		return 0, errors.New(nothingToForget)
@@ -311,7 +317,7 @@ func (a *app) forgetSessions(ctx context.Context, o *options, store *resume.File
 	case len(args) > 1:
 		return 0, fmt.Errorf(tooManyForgotten, args[1])
 	}
-	chosen, err := store.Records()
+	chosen, _, err := store.records(ctx)
 	if err != nil {
 		a.out.line(noStateWords(err))
 		return exitPermanent, nil
@@ -352,7 +358,7 @@ func (a *app) forgetSessions(ctx context.Context, o *options, store *resume.File
 	return exit, nil
 }
 
-func (a *app) forget(ctx context.Context, o *options, about string, store *resume.FileStore, r resume.Record) (err error) {
+func (a *app) forget(ctx context.Context, o *options, about string, store sessionStore, r resume.Record) (err error) {
 	lease, err := store.Reserve(ctx, r.Key)
 	if err != nil {
 		return err
@@ -410,8 +416,8 @@ func named(s string) string {
 	return ref.Name()
 }
 
-func (a *app) pruneSessions(o *options, store *resume.FileStore) int {
-	n, err := store.Prune(time.Now())
+func (a *app) pruneSessions(o *options, store sessionStore) int {
+	n, err := store.prune(time.Now())
 	if err != nil {
 		a.out.line(noStateWords(err))
 		return exitPermanent
@@ -421,26 +427,4 @@ func (a *app) pruneSessions(o *options, store *resume.FileStore) int {
 	}
 	a.out.note(fmt.Sprintf("%s pruned", plural(n, "session")))
 	return exitOK
-}
-
-// stateDirectory is where records are kept.
-func (o *options) stateDirectory() (string, error) {
-	if o.stateDir != "" {
-		return o.stateDir, nil
-	}
-	return resume.StateDir()
-}
-
-// store opens what is kept between runs. Without a place for it, the reason is
-// said once.
-func (a *app) store(o *options) resume.Store {
-	if o.noState {
-		return resume.NoStore()
-	}
-	dir, err := o.stateDirectory()
-	if err != nil {
-		a.out.note(noHomeWords(err))
-		return resume.NoStore()
-	}
-	return resume.NewFileStore(dir)
 }

@@ -78,6 +78,9 @@ func (p *Process) End(sig os.Signal, grace time.Duration) {
 	}
 }
 
+// Signal sends one to the process.
+func (p *Process) Signal(sig os.Signal) error { return p.cmd.Process.Signal(sig) }
+
 // FreePort is an address of loopback that was free a moment ago.
 func FreePort() (string, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

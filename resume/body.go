@@ -230,7 +230,7 @@ type spool struct {
 }
 
 // inMemory is how much is kept before there is a file.
-const inMemory = 256 << 10
+const inMemory = 32 << 10
 
 func newSpool(src io.ReadCloser, n int64, o tempfile.Options) *spool {
 	o.Memory = inMemory

@@ -251,7 +251,7 @@ func (s *spool) ahead() bool {
 // not all of it is kept. It ends at the first bytes that do not fit, which are
 // still handed out.
 func (s *spool) fill(offset int64) digest.Digest {
-	buf := make([]byte, 256<<10)
+	buf := make([]byte, 32<<10)
 	for s.fits() && s.at() < offset {
 		if _, err := s.more(buf[:min(int64(len(buf)), offset-s.at())]); err != nil {
 			break

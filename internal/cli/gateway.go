@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -177,6 +178,9 @@ func (a *app) serveCommand() *cobra.Command {
 // serveGateway listens until the context ends, and then lets requests under way
 // go on for a while.
 func (a *app) serveGateway(ctx context.Context, o *options, s *serveOptions) error {
+	if a.env["GOGC"] == "" {
+		debug.SetGCPercent(50) // what a thousand uploads hold is small, and mostly garbage
+	}
 	m := newGatewayMetrics()
 	opts := a.gatewayOptions(o, s.spoolLimit, logrus.InfoLevel)
 	opts.OnEvent = m.event

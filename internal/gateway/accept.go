@@ -393,7 +393,7 @@ func (u *acceptedUpload) append(r io.Reader) error {
 		return err
 	}
 	defer f.Close()
-	buf := make([]byte, 256<<10)
+	buf := make([]byte, 32<<10)
 	for {
 		n, err := r.Read(buf)
 		if n > 0 {

@@ -453,7 +453,10 @@ func (v view) location(to *url.URL, status int) string {
 		// It would be taken for one of the gateway's own.
 	case plain:
 		return v.query(apiVersion+v.name()+"/"+rest, to.RawQuery)
-	case status != http.StatusAccepted:
+	case status == http.StatusAccepted:
+	case v.rt.kind == aboutUpload && (status == http.StatusNoContent || status == http.StatusRequestedRangeNotSatisfiable):
+		// It says where the upload stands.
+	default:
 		return to.String() // not an upload: the client may follow by itself
 	}
 	return v.query(apiVersion+v.name()+"/blobs/uploads/"+v.s.seal.close(v.scope(), to), "")

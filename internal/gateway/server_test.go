@@ -295,7 +295,7 @@ func TestSealedLocations(t *testing.T) {
 		}
 		for _, bad := range []string{
 			strings.Replace(at, "team/app", "team/other", 1), // another repository's
-			at[:len(at)-2] + "AA",
+			at[:len(at)-9] + strings.Map(func(c rune) rune { return map[bool]rune{true: 'B', false: 'A'}[c == 'A'] }, at[len(at)-9:len(at)-8]) + at[len(at)-8:],
 			"/v2/team/app/blobs/uploads/rpush.",
 			"/v2/team/app/blobs/uploads/rpush.aHR0cDovLzE2OS4yNTQuMTY5LjI1NC8",
 		} {
@@ -303,6 +303,39 @@ func TestSealedLocations(t *testing.T) {
 			if resp, _ := s.do("PUT", bad+"?digest="+dgst, "x"); resp.StatusCode != 404 || len(s.requests()) != 0 {
 				t.Errorf("%s: status %d", bad, resp.StatusCode)
 			}
+		}
+	}
+}
+
+// So do the locations of a status and of a refused offset.
+func TestSealedLocationsOfStatus(t *testing.T) {
+	s := newSite(t, scripted.Options{}, gateway.ServerOptions{Upstream: regHost}, func(http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			w.Header().Set("Location", "/artifacts-uploads/team/7")
+			w.Header().Set("Range", "0-9")
+			switch r.Method {
+			case http.MethodPost:
+				w.WriteHeader(http.StatusAccepted)
+			case http.MethodPatch:
+				w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+			case http.MethodPut:
+				w.WriteHeader(http.StatusCreated)
+			default:
+				w.WriteHeader(http.StatusNoContent)
+			}
+		})
+	})
+	resp, _ := s.do("POST", "/v2/team/app/blobs/uploads/", "")
+	at := resp.Header.Get("Location")
+	for _, method := range []string{"GET", "HEAD", "PATCH"} {
+		body := ""
+		if method == "PATCH" {
+			body = "xyz"
+		}
+		resp, _ := s.do(method, at, body, "Content-Range", "5-7")
+		if got := resp.Header.Get("Location"); !strings.HasPrefix(got, "/v2/team/app/blobs/uploads/rpush.") {
+			t.Errorf("%s: status %d, Location %q", method, resp.StatusCode, got)
 		}
 	}
 }

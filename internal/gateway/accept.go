@@ -45,6 +45,7 @@ var ErrDirInUse = errors.New("another gateway uses this directory")
 var (
 	errNoUpload = errors.New("the gateway does not know this upload")
 	errNoRoom   = errors.New("the gateway has no room for more of this upload now")
+	errDisk     = errors.New("the gateway cannot read or write what it keeps of this upload")
 )
 
 // accepted is what a gateway at the registry's side has received of uploads that
@@ -390,7 +391,7 @@ func (u *acceptedUpload) offset() int64 {
 func (u *acceptedUpload) append(r io.Reader) error {
 	f, err := os.OpenFile(u.a.path(u.id, acceptedData), os.O_WRONLY, 0)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errDisk, err)
 	}
 	defer f.Close()
 	buf := make([]byte, 32<<10)
@@ -437,7 +438,7 @@ func (u *acceptedUpload) begin(next acceptedPut) error {
 		h.stop()
 	}
 	if err := os.Truncate(u.a.path(u.id, acceptedData), last.offset); err != nil {
-		return fmt.Errorf("%w: %w", errNoRoom, err)
+		return fmt.Errorf("%w: %w", errDisk, err)
 	}
 	u.mu.Lock()
 	cut := u.size - last.offset

@@ -312,6 +312,22 @@ func TestAcceptedBytesLost(t *testing.T) {
 	}
 }
 
+// A file that cannot be opened is the gateway's fault, and is said.
+func TestAcceptedFileGone(t *testing.T) {
+	s := fragile(t, t.TempDir(), gateway.ServerOptions{})
+	resp, _ := s.do("POST", "/v2/team/app/blobs/uploads/", "")
+	files, err := filepath.Glob(filepath.Join(s.acceptDir, "rpush-accepted", "*.data"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	if err := os.Remove(files[0]); err != nil {
+		t.Fatal(err)
+	}
+	if resp, body := s.do("PATCH", resp.Header.Get("Location"), "xyz"); resp.StatusCode != 503 || !strings.Contains(body, "UNAVAILABLE") {
+		t.Errorf("got %d %s, want 503", resp.StatusCode, body)
+	}
+}
+
 // A PUT whose bytes were kept, but which was refused, comes again as it was.
 func TestAcceptedPutComesAgain(t *testing.T) {
 	const right = "Basic bWU6cmlnaHQ="

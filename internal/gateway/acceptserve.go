@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -187,6 +188,9 @@ func (s *Server) acceptFailed(w http.ResponseWriter, err error) {
 	case errors.Is(err, errNoRoom):
 		s.g.log().WithField("error", protocol.Text(err)).Warn("no room for an upload")
 		fail(w, http.StatusServiceUnavailable, "UNAVAILABLE", errNoRoom.Error())
+	case errors.Is(err, errDisk):
+		s.g.log().WithField("error", protocol.Text(err)).Error("an upload cannot be kept")
+		fail(w, http.StatusServiceUnavailable, "UNAVAILABLE", errDisk.Error())
 	default: // the body broke off, or another request of the client took over
 		panic(http.ErrAbortHandler)
 	}
@@ -225,8 +229,7 @@ func (s *Server) deliver(ctx context.Context, w http.ResponseWriter, r *http.Req
 		u.forget()
 		fail(w, http.StatusBadRequest, "DIGEST_INVALID", "the bytes of the upload do not have this digest")
 	case errors.Is(err, protocol.ErrSource): // the disk, not the client
-		s.g.log().WithField("error", protocol.Text(err)).Error("what was kept of an upload cannot be read")
-		fail(w, http.StatusServiceUnavailable, "UNAVAILABLE", "the gateway cannot read what it has kept of this upload")
+		s.acceptFailed(w, fmt.Errorf("%w: %w", errDisk, err))
 	case errors.Is(err, protocol.ErrDenied) && as.refusal() != nil && !c.strip && c.signIn == nil:
 		if v := as.refusal().Get("WWW-Authenticate"); v != "" {
 			w.Header().Set("WWW-Authenticate", v)

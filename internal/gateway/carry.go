@@ -125,6 +125,11 @@ func (g *Gateway) untilAnswered(r *http.Request, try func(context.Context, *exch
 	err := g.loop(r.Context(), r.Method, func(ctx context.Context, _ *retry.Loop) error { return try(ctx, &e) })
 	if e.out != nil && (err == nil || r.Context().Err() == nil) {
 		e.out.Request = r
+		if c, ok := callOf(r.Context()); ok {
+			g.log().WithFields(logrus.Fields{
+				"registry": c.up.url.Host, "method": r.Method, "request": about(r.URL).String(), "status": e.out.StatusCode,
+			}).Debug("answered")
+		}
 		return e.out, nil
 	}
 	return nil, err

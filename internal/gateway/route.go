@@ -26,6 +26,11 @@ const (
 	aboutElse
 )
 
+// String says it for logs.
+func (k kind) String() string {
+	return [...]string{"registry", "catalog", "blob", "session", "upload", "manifest", "tags", "referrers", "other"}[k]
+}
+
 // route is a request of the distribution specification, taken apart.
 type route struct {
 	kind kind

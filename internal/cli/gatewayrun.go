@@ -171,6 +171,10 @@ func (a *app) runHandler(ctx context.Context, g *gateway.Gateway, o *options, ab
 	if err := about.flagsFor(o, registry).apply(&po, registry, nil); err != nil {
 		return nil, err
 	}
+	plain := gateway.Upstream{URL: &url.URL{Scheme: "http", Host: at.Host}, TLS: po.TLSClientConfig}
+	if po.Scheme == pusher.SchemeHTTP { // the command may think otherwise
+		return g.To(plain)
+	}
 	h, err := g.To(gateway.Upstream{URL: at, TLS: po.TLSClientConfig})
 	if err != nil || at.Scheme != "https" {
 		return h, err
@@ -184,7 +188,7 @@ func (a *app) runHandler(ctx context.Context, g *gateway.Gateway, o *options, ab
 		return nil, intercept.ErrPlain
 	}
 	// The command need not know.
-	return g.To(gateway.Upstream{URL: &url.URL{Scheme: "http", Host: at.Host}, TLS: po.TLSClientConfig})
+	return g.To(plain)
 }
 
 // forwardProxies says which proxy of the environment carries a connection that is

@@ -253,3 +253,26 @@ func TestRunReachesAPlainRegistry(t *testing.T) {
 		})
 	}
 }
+
+// --plain-http is plain HTTP, whatever the registry turns out to speak.
+func TestRunPlainHTTPIsPlain(t *testing.T) {
+	srv := httptest.NewTLSServer(http.NotFoundHandler())
+	defer srv.Close()
+	host := strings.TrimPrefix(srv.URL, "https://")
+	r := newRig(t, nil)
+	o := runOptions(t, []string{"--plain-http", "--no-state", "--cache-dir=" + t.TempDir()}, nil)
+	g, err := gateway.New(r.gatewayOptions(o, 0, logrus.ErrorLevel))
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := intercepted{asked: []string{host}, all: []string{host}}
+	h, err := r.runHandler(t.Context(), g, o, in, &url.URL{Scheme: "https", Host: host})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+host+"/v2/", nil))
+	if w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "HTTP request to an HTTPS server") {
+		t.Errorf("got %d %s, want what a TLS server says to plain HTTP", w.Code, w.Body)
+	}
+}

@@ -205,7 +205,7 @@ func (a *app) serveGateway(ctx context.Context, o *options, s *serveOptions) err
 		so.Keychain = freshKeychain{o.to.authFile}
 	}
 	if s.htpasswd != "" {
-		users, err := readHtpasswd(s.htpasswd)
+		users, err := newFreshHtpasswd(s.htpasswd, func(err error) { a.out.line(fmt.Sprintf(htpasswdKept, err)) })
 		if err != nil {
 			return &localError{"--htpasswd", err}
 		}

@@ -1,6 +1,12 @@
 package cli
 
-import "testing"
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/crypto/bcrypt"
+)
 
 // A gateway that serves whatever registry a client names must not connect to all
 // of them as flags say that are about one.
@@ -48,5 +54,62 @@ func TestGatewayFlagsReachOneRegistry(t *testing.T) {
 				t.Errorf("the registry is verified: %t, with %s", !lax, u.URL.Scheme)
 			}
 		})
+	}
+}
+
+// Passwords are read again when their file changes, and a mistake in it changes
+// nothing.
+func TestHtpasswdChanges(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "users")
+	put := func(password string) {
+		t.Helper()
+		hash, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
+		if err == nil {
+			// As htpasswd does: another file, renamed.
+			err = os.WriteFile(file+".new", []byte("ci:"+string(hash)+"\n"), 0o600)
+		}
+		if err == nil {
+			err = os.Rename(file+".new", file)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("one")
+	var said []error
+	users, err := newFreshHtpasswd(file, func(err error) { said = append(said, err) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	valid := func(password string) bool {
+		t.Helper()
+		ok, err := users.check(t.Context(), "ci", password)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ok
+	}
+	if !valid("one") || valid("two") {
+		t.Error("the first password")
+	}
+	put("two")
+	if valid("one") || !valid("two") {
+		t.Error("the second password")
+	}
+	if err := os.WriteFile(file, []byte("ci:plain text\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if !valid("two") || !valid("two") || len(said) != 1 {
+		t.Errorf("after a mistake: said %v", said)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if !valid("two") {
+		t.Error("without the file")
+	}
+	put("three")
+	if valid("two") || !valid("three") {
+		t.Error("the third password")
 	}
 }

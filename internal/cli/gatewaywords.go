@@ -17,6 +17,7 @@ const (
 	runOneRegistry        = "%s applies to one registry: name exactly one with --registry"
 	oneSocket             = "systemd passed several sockets; the unit needs one ListenStream"
 
+	htpasswdKept    = "--htpasswd: %v; the passwords from before stay valid"
 	setupWhich      = "name the client: rpush gateway setup docker, containerd, buildkit, podman or kaniko"
 	setupTooMany    = "%q is one argument too many: rpush gateway setup CLIENT [REGISTRY]"
 	setupNoRegistry = "name the registry: rpush gateway setup %s REGISTRY"

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"sync"
@@ -105,4 +106,48 @@ func (h *htpasswd) check(ctx context.Context, user, password string) (bool, erro
 	}
 	h.known[key] = true
 	return true, nil
+}
+
+// freshHtpasswd is a file of passwords that is read again when it has changed. As
+// long as it cannot be read, or is wrong, the last one that was right counts.
+type freshHtpasswd struct {
+	file string
+	warn func(error)
+
+	mu  sync.Mutex
+	now *htpasswd
+	was fs.FileInfo // when it was last read, or could not be
+}
+
+func newFreshHtpasswd(file string, warn func(error)) (*freshHtpasswd, error) {
+	st, err := os.Stat(file)
+	if err != nil {
+		return nil, err
+	}
+	h, err := readHtpasswd(file)
+	if err != nil {
+		return nil, err
+	}
+	return &freshHtpasswd{file: file, warn: warn, now: h, was: st}, nil
+}
+
+func (f *freshHtpasswd) check(ctx context.Context, user, password string) (bool, error) {
+	return f.current().check(ctx, user, password)
+}
+
+func (f *freshHtpasswd) current() *htpasswd {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	st, err := os.Stat(f.file)
+	if err != nil || os.SameFile(st, f.was) && st.ModTime().Equal(f.was.ModTime()) && st.Size() == f.was.Size() {
+		return f.now
+	}
+	f.was = st
+	h, err := readHtpasswd(f.file)
+	if err != nil {
+		f.warn(err)
+		return f.now
+	}
+	f.now = h
+	return h
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -226,33 +227,36 @@ func TestGatewayAndClientKilled(t *testing.T) {
 
 // A gateway beside distribution 2.8, which loses every upload that breaks, keeps
 // them: on a line that resets connections at random, both rpush and a client
-// behind another gateway arrive, with hardly a byte sent twice.
+// behind another gateway arrive, with hardly a byte sent twice. With
+// RPUSH_MATRIX=long these are ten lines and a layer of 150 MiB.
 func TestGatewayAccept(t *testing.T) {
+	lines, mean, layer := 1, int64(6*mib), int64(48*mib)
+	if os.Getenv("RPUSH_MATRIX") == "long" {
+		lines, mean, layer = 10, 20_000_000, 150*mib
+	}
 	reg := realreg.Start(t, realreg.Options{Tool: "docker-registry"})
-	img := binary.Layout(t, 304, 48*mib, 5*mib)
+	img := binary.Layout(t, 304, layer, 5*mib)
 	dir, state := stateOf(t)
 	beside := serve(t, binary.Environ(t, state), "--listen", "127.0.0.1:0", "--upstream", reg.Addr, "--accept")
-	push := map[string]func(line string){
-		"rpush": func(line string) {
-			rpush.Push(t, binary.Environ(t), "oci:"+img.Dir, line+"/team/rpush:1")
-		},
-		"crane": func(line string) {
-			agent := serve(t, binary.Environ(t), "--listen", "127.0.0.1:0", "--upstream", line)
-			byCrane(t, nil, "push", img.Dir, agent.addr+"/team/crane:1")
-		},
-	}
-	for i, client := range []string{"rpush", "crane"} {
+	for i := range 2 * lines {
+		client := []string{"rpush", "crane"}[i%2]
+		repo := fmt.Sprintf("/team/%s%d:1", client, i)
 		line := binary.Through(t, beside.addr, proxy.Options{
-			Plan: proxy.Seeded(uint64(i), 6*mib, proxy.Fault{Kind: proxy.ResetClient}), Buffer: 256 << 10,
+			Plan: proxy.Seeded(uint64(i), mean, proxy.Fault{Kind: proxy.ResetClient}), Buffer: 256 << 10,
 		})
-		push[client](line.Addr())
+		if client == "rpush" {
+			rpush.Push(t, binary.Environ(t), "oci:"+img.Dir, line.Addr()+repo)
+		} else {
+			agent := serve(t, binary.Environ(t), "--listen", "127.0.0.1:0", "--upstream", line.Addr())
+			byCrane(t, nil, "push", img.Dir, agent.addr+repo)
+		}
 		s := line.Stats()
 		ratio := float64(s.Up) / float64(img.Total)
 		t.Logf("%s: %d resets, forwarded %.4f x the image", client, s.Faults, ratio)
 		if s.Faults < 2 || ratio > 1.05 {
 			t.Errorf("%s: %d resets, forwarded %.4f x the image, want at least 2 and at most 1.05 x", client, s.Faults, ratio)
 		}
-		binary.Same(t, img, reg.Addr+"/team/"+client+":1")
+		binary.Same(t, img, reg.Addr+repo)
 		if left, err := filepath.Glob(filepath.Join(dir, "rpush-accepted", "*.*")); err != nil || len(left) != 0 {
 			t.Errorf("%s: left behind: %v, %v", client, left, err)
 		}

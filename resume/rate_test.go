@@ -25,6 +25,29 @@ func TestChunkRate(t *testing.T) {
 	}
 }
 
+// The requests of a small push to GHCR do not wait. After a refusal they do.
+func TestBurst(t *testing.T) {
+	p := newPacer("h", MemoryDialects())
+	p.d.MaxRanged = 4 << 20
+	now := time.Unix(1_000_000, 0)
+	for range 100 {
+		if wait := p.turn(now); wait != 0 {
+			t.Fatalf("a wait of %s in a small push", wait)
+		}
+	}
+	p.turn(now)
+	if wait := p.turn(now); wait == 0 || wait > time.Second {
+		t.Errorf("after the burst: a wait of %s", wait)
+	}
+	now = now.Add(time.Hour)
+	p.tooMany(now, 10*time.Millisecond, 2000)
+	for i := range 10 {
+		if wait := p.turn(now); wait < time.Duration(i)*time.Minute/1800 {
+			t.Errorf("request %d after a refusal waits %s", i, wait)
+		}
+	}
+}
+
 func TestMeasuredRate(t *testing.T) {
 	var r requestRate
 	now := time.Unix(1_000_000, 0)

@@ -13,7 +13,9 @@ import (
 // sendAgain sends the blobs that the registry misses in a manifest although it
 // claimed to have them. Some versions of Artifactory answer 200 to HEAD for a
 // blob that is not there (gardener/cc-utils#1752), and garbage collection may
-// take a blob away after the check. Each blob is sent again once. sent holds
+// take a blob away after the check, or after this push has uploaded it. If the
+// registry does not name the blobs, those that this push did not upload are
+// suspected first. Each blob is sent again once. sent holds
 // those that this manifest has waited for; it reports whether there was one more,
 // so that the manifest is worth another try.
 func (d *Delivery) sendAgain(ctx context.Context, g *graph, m *node, refusal error, sent map[digest.Digest]bool) (bool, error) {
@@ -21,7 +23,7 @@ func (d *Delivery) sendAgain(ctx context.Context, g *graph, m *node, refusal err
 	if !errors.As(refusal, &answer) || !answer.MissesBlob() {
 		return false, nil
 	}
-	var named, claimed []*blob
+	var named, claimed, all []*blob
 	for _, b := range g.blobs {
 		if !m.blobs[b.Digest] {
 			continue
@@ -29,10 +31,17 @@ func (d *Delivery) sendAgain(ctx context.Context, g *graph, m *node, refusal err
 		if answer.Mentions(b.Digest.String()) {
 			named = append(named, b)
 		}
-		claimed = append(claimed, b)
+		if b.isClaimed() {
+			claimed = append(claimed, b)
+		}
+		all = append(all, b)
 	}
-	if len(named) == 0 {
+	switch {
+	case len(named) > 0:
+	case len(claimed) > 0:
 		named = claimed
+	default:
+		named = all
 	}
 	again := false
 	for _, b := range named {
@@ -52,16 +61,19 @@ func (d *Delivery) sendAgain(ctx context.Context, g *graph, m *node, refusal err
 	return again, nil
 }
 
-// uploadAgain sends a blob that the registry claimed to have. It is false for a
-// blob that this push delivered itself.
+// isClaimed reports whether the registry claimed to have the blob before this push.
+func (b *blob) isClaimed() bool {
+	b.again.Lock()
+	defer b.again.Unlock()
+	return b.sent || b.report.State == BlobExisted || b.report.State == BlobMounted
+}
+
+// uploadAgain sends a blob that the registry should have, unless that was done.
 func (d *Delivery) uploadAgain(ctx context.Context, b *blob) (bool, error) {
 	b.again.Lock()
 	defer b.again.Unlock()
-	switch {
-	case b.sent:
+	if b.sent {
 		return true, nil
-	case b.report.State != BlobExisted && b.report.State != BlobMounted:
-		return false, nil
 	}
 	b.report.State = BlobPending
 	b.Missing, b.FalselyFound, b.MountFrom = true, true, ""

@@ -46,6 +46,33 @@ func TestUnknownBlobsAreSentAgain(t *testing.T) {
 	}
 }
 
+// Garbage collection takes a blob away that this push has just uploaded. It is sent
+// again, once.
+func TestUploadedBlobIsSentAgain(t *testing.T) {
+	img := newImage(content(1, 100), content(2, 200))
+	lost := digest.FromBytes(img.layers[1]).String()
+	for _, hides := range []bool{false, true} {
+		for _, times := range []int{1, 5} {
+			var reg *scripted.Registry
+			o := scripted.Options{HidesUnknownBlob: hides, Intercept: func(r scripted.Request) scripted.Action {
+				if r.Kind == scripted.PutManifest && r.Seq <= times {
+					reg.DropBlob("a", lost)
+					reg.PutPhantom("a", lost, 200) // gone, and no fault of the client's
+				}
+				return scripted.Action{}
+			}}
+			inLab(t, o, func(l *lab) {
+				reg = l.reg
+				_, err := l.push("reg.test/a:1", img)
+				puts := l.count(scripted.PutManifest)
+				if times == 1 && (err != nil || puts != 2) || times > 1 && (!errors.Is(err, resume.ErrRefused) || puts != 2) {
+					t.Errorf("hides %t, dropped %d times: %d PUTs of the manifest, %v", hides, times, puts, err)
+				}
+			})
+		}
+	}
+}
+
 func onceOn(k scripted.Kind, seq int, a scripted.Action) func(scripted.Request) scripted.Action {
 	return func(r scripted.Request) scripted.Action {
 		if r.Kind == k && r.Seq == seq {

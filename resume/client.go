@@ -590,6 +590,9 @@ func (c *Client) retry(ctx context.Context, s subject, op func(context.Context, 
 const maxRenewals = 3
 
 func (c *Client) failure(op string, dgst digest.Digest, offset, size int64, tries int, err error) error {
+	if r := protocol.ReasonOf(err); r == protocol.NoRepository || r == protocol.MaybeNoRepository {
+		err = &MissingRepositoryError{Repository: c.repo.Name(), Certain: r == protocol.NoRepository, Err: err}
+	}
 	return &Error{Op: op, Repository: c.repo.Name(), Digest: dgst, Offset: offset, Size: size, Attempts: tries, Err: err}
 }
 

@@ -38,6 +38,43 @@ func TestPostWithoutAnswer(t *testing.T) {
 	}
 }
 
+// A repository that does not exist is an error of a type of its own, in the words of
+// ECR and of Artifact Registry, which does not tell it from a denial.
+func TestMissingRepository(t *testing.T) {
+	for _, c := range []struct {
+		status  int
+		body    string
+		kind    error
+		missing bool
+		certain bool
+	}{
+		{404, `{"errors":[{"code":"NAME_UNKNOWN","message":"The repository with name 'app' does not exist in the registry with id '1'"}]}`, resume.ErrRefused, true, true},
+		{404, `{"errors":[{"code":"NAME_UNKNOWN","message":"Repository \"team\" not found"}]}`, resume.ErrRefused, true, true},
+		{403, `{"errors":[{"code":"DENIED","message":"Permission \"artifactregistry.repositories.uploadArtifacts\" denied on resource \"x\" (or it may not exist)"}]}`, resume.ErrDenied, true, false},
+		{403, `{"errors":[{"code":"DENIED","message":"requested access to the resource is denied"}]}`, resume.ErrDenied, false, false},
+	} {
+		o := scripted.Options{Intercept: func(r scripted.Request) scripted.Action {
+			if r.Kind == scripted.Post {
+				return scripted.Action{Before: c.status, Body: []byte(c.body), Header: http.Header{"Content-Type": {"application/json"}}}
+			}
+			return scripted.Action{}
+		}}
+		inLab(t, o, resume.Options{}, func(l *lab) {
+			e := l.fails(blobOf(content(100)), c.kind)
+			var missing *resume.MissingRepositoryError
+			if errors.As(e, &missing) != c.missing {
+				t.Fatalf("got %v", e)
+			}
+			if c.missing && (missing.Certain != c.certain || missing.Repository != repository) {
+				t.Errorf("got %+v", missing)
+			}
+			if n := l.count(scripted.Post); n != 1 {
+				t.Errorf("%d POSTs", n)
+			}
+		})
+	}
+}
+
 // ECR has no place for the empty blob, and answers 400. Cloudflare's registry, and
 // docker-registry 2.8 on S3, answer 500. It is tried a few times at most, and the
 // error has the registry's words.

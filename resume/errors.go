@@ -81,6 +81,26 @@ func (e *ContentError) Error() string {
 // Unwrap returns what the registry said.
 func (e *ContentError) Unwrap() error { return e.Err }
 
+// MissingRepositoryError is a registry's refusal because the repository, or the
+// project that it would be in, does not exist and is not created by a push. ECR and
+// Artifact Registry say NAME_UNKNOWN. Its kind is that of Err: ErrRefused, or
+// ErrDenied if the registry does not tell the two apart.
+type MissingRepositoryError struct {
+	// Repository is the full name, registry included.
+	Repository string
+	// Certain is false if the registry says that the repository may exist, without
+	// the right to use it.
+	Certain bool
+	// Err is what the registry said.
+	Err error
+}
+
+// Error returns what the registry said.
+func (e *MissingRepositoryError) Error() string { return e.Err.Error() }
+
+// Unwrap returns what the registry said.
+func (e *MissingRepositoryError) Unwrap() error { return e.Err }
+
 // Error is the failure of one blob, with what is known about it.
 type Error struct {
 	// Op is what was being done: "check", "open", "send", "status", "commit".

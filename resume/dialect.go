@@ -144,6 +144,8 @@ type pacer struct {
 	empty   int           // breaks in a row of which nothing was kept
 	cost    int64         // bytes that the last break of a body without chunks lost, though a part was kept
 	gone    int           // sessions in a row lost by a break
+	guessed bool          // MaxBody or MaxRanged come from a 416 that does not say that a body was too large
+	doubted bool          // such a limit has been dropped
 	trial   int64         // MaxTimed, until a body of this size has got through
 	puts    int           // blobs in a row that were refused as the body of a commit, and taken otherwise
 	open    int           // uploads that have a session, or are about to
@@ -289,14 +291,31 @@ func (p *pacer) mistrust() bool {
 	return true
 }
 
+// doubt drops a limit on bodies that was guessed from a 416 and leads to a failure:
+// the 416 may have had another cause. That happens once. It wants p.mu held.
+func (p *pacer) doubt() bool {
+	if !p.guessed || p.doubted {
+		return false
+	}
+	p.guessed, p.doubted = false, true
+	p.d.MaxBody, p.d.MaxRanged = 0, 0
+	return true
+}
+
 // smallParts: the registry fails commits of sessions that took chunks below
 // partSize. It is false if larger chunks cannot be the answer.
 func (p *pacer) smallParts() bool {
 	if p.mistrust() {
 		return true
 	}
+	doubted := false
+	p.learn(func() { doubted = p.doubt() })
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if doubted {
+		p.parts = partSize
+		return true
+	}
 	larger := p.parts < partSize && p.d.Chunk > 0 && p.d.Chunk < partSize && (p.d.MaxBody == 0 || p.d.MaxBody >= partSize)
 	if larger {
 		p.parts, p.d.Chunk = partSize, partSize
@@ -466,12 +485,16 @@ func (p *pacer) tooMany(now time.Time, wait time.Duration, allowed int) {
 
 // refusedMore: a session that took one PATCH refuses another.
 func (p *pacer) refusedMore() {
-	p.learn(func() { p.d.Class, p.d.Chunk = Monolithic, 0 })
+	p.learn(func() {
+		p.d.Class, p.d.Chunk = Monolithic, 0
+		p.doubt() // a blob has to go in one PATCH
+	})
 }
 
 // tooLarge: the registry refused a body of n bytes for its size. ranged: it had
-// a Content-Range. It is false if there is nothing smaller to try.
-func (p *pacer) tooLarge(n int64, ranged bool) bool {
+// a Content-Range. certain: the answer says that it was the size. It is false if
+// there is nothing smaller to try.
+func (p *pacer) tooLarge(n int64, ranged, certain bool) bool {
 	half := n / 2
 	if half > leastChunk {
 		half = round(half)
@@ -488,6 +511,7 @@ func (p *pacer) tooLarge(n int64, ranged bool) bool {
 		}
 		if smaller = max(half, p.least) < n; smaller {
 			*most = half
+			p.guessed = p.guessed || !certain
 		}
 	})
 	return smaller

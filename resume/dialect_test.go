@@ -1,6 +1,7 @@
 package resume_test
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"reflect"
@@ -448,5 +449,28 @@ func TestLeastPart(t *testing.T) {
 				l.delivers(content(40 * mib))
 			})
 		})
+	}
+}
+
+// A 416 to the first body of a session reads as a limit on bodies. If it was none,
+// what follows from it may not end the upload: smaller parts whose commit fails, as
+// on ECR, or a second PATCH where only one is taken, as on Artifact Registry.
+func TestSpuriousRangeRefusal(t *testing.T) {
+	others := []scripted.Personality{
+		{Name: "least part", Options: scripted.Options{MinPart: 5 * mib}},
+		{Name: "least chunk", Options: scripted.Options{MinChunk: 5 * mib}},
+		{Name: "one PATCH", Options: scripted.Options{OnePatch: true}},
+	}
+	for _, p := range append(others, scripted.Personalities()...) {
+		for _, size := range []int{2 * mib, 9 * mib} {
+			o := p.Options
+			o.Intercept = on(scripted.Patch, 1, scripted.Action{Before: http.StatusRequestedRangeNotSatisfiable})
+			inLab(t, o, resume.Options{}, func(l *lab) {
+				res, err := l.client.Upload(context.Background(), blobOf(content(size)))
+				if err != nil || res.Sent > 4*int64(size) {
+					t.Errorf("%s, %d MiB: sent %d bytes, %v", p.Name, size/mib, res.Sent, err)
+				}
+			})
+		}
 	}
 }

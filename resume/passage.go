@@ -265,7 +265,7 @@ func (u *upload) pass(ctx context.Context) error {
 			g.broke(refusal)
 		}
 		large = refusal.TooLarge() || a.Status == http.StatusRequestedRangeNotSatisfiable && g.start == 0 && g.body != nil
-		again = again || large && g.length > 0 && u.c.pace.tooLarge(g.length, g.ranged() && a.Status != http.StatusRequestEntityTooLarge)
+		again = again || large && g.length > 0 && u.c.pace.tooLarge(g.length, g.ranged() && a.Status != http.StatusRequestEntityTooLarge, refusal.TooLarge())
 		if !again {
 			var sent int64
 			if b := current.Load(); b != nil {

@@ -66,7 +66,7 @@ func (u *upload) provedPut() {
 func (u *upload) refusedPut(ctx context.Context, refusal *protocol.StatusError) error {
 	switch refusal.Status {
 	case http.StatusRequestEntityTooLarge:
-		if !u.c.pace.tooLarge(u.blob.Size, false) {
+		if !u.c.pace.tooLarge(u.blob.Size, false, true) {
 			return refusal
 		}
 	case http.StatusBadRequest:

@@ -444,9 +444,10 @@ func (u *upload) send(ctx context.Context) error {
 	}
 	// A session that nothing was sent to stands at 0 for certain: 416 to its first
 	// bytes can only be about their number.
-	large := protocol.Unexpected(a, time.Now()).TooLarge() || a.Status == http.StatusRequestedRangeNotSatisfiable && untouched
+	certain := protocol.Unexpected(a, time.Now()).TooLarge()
+	large := certain || a.Status == http.StatusRequestedRangeNotSatisfiable && untouched
 	switch {
-	case large && u.c.pace.tooLarge(n, !whole && a.Status != http.StatusRequestEntityTooLarge):
+	case large && u.c.pace.tooLarge(n, !whole && a.Status != http.StatusRequestEntityTooLarge, certain):
 		u.c.log.WithField("digest", u.blob.Digest).WithField("size", n).Info("body too large for the registry, trying smaller ones")
 		u.headway, u.excused = true, true
 		u.unsettle(true)
@@ -652,7 +653,11 @@ func (u *upload) vanished() bool {
 // smallParts reports whether the registry fails the commit because of the size
 // of the chunks, as ECR does with 500. Larger ones are sent then.
 func (u *upload) smallParts() bool {
-	if s := u.sess; !s.small || s.commits < maxFailedCommits || !u.c.pace.smallParts() {
+	s, least := u.sess, maxFailedCommits
+	if s.again {
+		least-- // nobody says whether the session lives, and it is given up next
+	}
+	if !s.small || s.commits < least || !u.c.pace.smallParts() {
 		return false
 	}
 	u.c.log.WithField("digest", u.blob.Digest).Info("the registry fails the commit of small chunks, sending larger ones")

@@ -512,10 +512,6 @@ func (d *drawer) sane(s *scenario, f fault) bool {
 				return false
 			}
 		}
-	case before, after:
-		// It reads as a limit on bodies: where one request is all there can be, or small
-		// parts are refused, nothing gets through then.
-		return f.kind != scripted.Patch || f.status != http.StatusRequestedRangeNotSatisfiable || !s.dialect.OnePatch && s.dialect.MinPart == 0
 	case restart:
 		return !s.image || !s.has(is(unauthorized))
 	case partBody:

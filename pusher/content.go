@@ -77,7 +77,7 @@ func (g *graph) stored(s *Stored, m *manifest.Manifest) (all []*item) {
 		switch {
 		case s.Descriptor.MediaType.IsIndex() && (manifest.Is(d.MediaType) || d.MediaType.IsSchema1()):
 			all = append(all, &item{t: s.child(d)})
-		case d.MediaType.IsDistributable() || g.nondistributable: // whoever pulls fetches the others elsewhere
+		case d.MediaType.IsDistributable() || g.o.nondistributable: // whoever pulls fetches the others elsewhere
 			all = append(all, s.blob(d))
 		}
 	}

@@ -242,8 +242,9 @@ func (d *Delivery) Finish(ctx context.Context, img remote.Taggable) (*Report, er
 	if img == nil {
 		return report, errors.New("pusher: an image is needed")
 	}
-	g, err := newGraph(ctx, img, d.p.o.Nondistributable)
+	g, err := newGraph(ctx, img, d.p.graphs)
 	if err == nil {
+		defer g.close()
 		d.plan(ctx, g.total())
 		err = d.finish(ctx, g, d.p.candidates(d.ref.Context(), g))
 		g.fill(report)

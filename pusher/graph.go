@@ -19,6 +19,7 @@ import (
 
 	"github.com/rpush-go/rpush/internal/manifest"
 	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/internal/tempfile"
 	"github.com/rpush-go/rpush/resume"
 )
 
@@ -35,10 +36,17 @@ type graph struct {
 	root *node
 	tags []string
 
-	ctx              context.Context // of newGraph
+	ctx       context.Context // of newGraph
+	o         graphOptions
+	walker    manifest.Walker[*item]
+	manifests map[v1.Hash]*node
+	spooled   map[v1.Hash]*tempfile.File // layers that can be read once
+	files     []*tempfile.File
+}
+
+type graphOptions struct {
 	nondistributable bool
-	walker           manifest.Walker[*item]
-	manifests        map[v1.Hash]*node
+	spools           tempfile.Options
 }
 
 // total is what there is to deliver.
@@ -81,10 +89,12 @@ func (m *node) stored(existed bool) {
 	m.report.Pushed = true
 }
 
-func newGraph(ctx context.Context, t remote.Taggable, nondistributable bool) (*graph, error) {
-	g := &graph{ctx: ctx, nondistributable: nondistributable, manifests: map[v1.Hash]*node{}}
+// newGraph reads all manifests. The graph has to be closed, unless there is an error.
+func newGraph(ctx context.Context, t remote.Taggable, o graphOptions) (*graph, error) {
+	g := &graph{ctx: ctx, o: o, manifests: map[v1.Hash]*node{}, spooled: map[v1.Hash]*tempfile.File{}}
 	g.walker.Tree = g
 	if err := g.build(t); err != nil {
+		g.close()
 		if err := ended(ctx); err != nil {
 			return nil, err
 		}
@@ -168,7 +178,7 @@ func (g *graph) Describe(_ context.Context, it *item) (v1.Descriptor, bool, erro
 		it.desc = s.Descriptor
 		return it.desc, true, nil
 	}
-	raw, err := it.t.RawManifest()
+	raw, err := g.rawManifest(it.t)
 	if err != nil {
 		return v1.Descriptor{}, true, fmt.Errorf("reading a manifest: %w", err)
 	}
@@ -298,7 +308,7 @@ func (g *graph) layer(all []*item, l v1.Layer) ([]*item, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !mt.IsDistributable() && !g.nondistributable {
+	if !mt.IsDistributable() && !g.o.nondistributable {
 		return all, nil
 	}
 	h, err := l.Digest()
@@ -316,6 +326,11 @@ func (g *graph) layer(all []*item, l v1.Layer) ([]*item, error) {
 	open := opener(l.Compressed)
 	if at, ok := l.(OffsetOpener); ok {
 		open = at.Open
+	}
+	if f := g.spooled[h]; f != nil {
+		open = func(_ context.Context, offset int64) (io.ReadCloser, error) {
+			return f.Open(context.Background(), offset), nil // all of it is there
+		}
 	}
 	return append(all, newItem(v1.Descriptor{MediaType: mt, Size: size, Digest: h}, open, from)), nil
 }

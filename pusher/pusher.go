@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rpush-go/rpush/internal/protocol"
+	"github.com/rpush-go/rpush/internal/tempfile"
 	"github.com/rpush-go/rpush/internal/wire"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -118,6 +119,17 @@ type Options struct {
 	// alone; resume.NewFileStore(dir) keeps them for the next process.
 	Store resume.Store
 
+	// SpoolDir is the directory for layers that can be read only once and whose
+	// digest is known only then: those of package stream of go-containerregistry.
+	// Each is read before it is uploaded. The files have no names and end with the
+	// push. Empty is a directory for temporary files on disk: /var/tmp if it exists
+	// and TMPDIR is not set.
+	SpoolDir string
+	// SpoolLimit is how many bytes these files may hold together, for all pushes. 0
+	// is resume.DefaultSpoolLimit; negative refuses such layers. A layer that does
+	// not fit is an error of the kind resume.ErrSource.
+	SpoolLimit int64
+
 	// Logger gets what resume.Options.Logger gets; nil is silent.
 	Logger logrus.FieldLogger
 	// OnEvent is called for every event of a Push, of its blobs and manifests, never
@@ -135,6 +147,7 @@ type Pusher struct {
 	own    *wire.Transport   // nil if Options.Transport makes the connections
 	base   http.RoundTripper // Options.Transport or own, wrapped
 	shared *connections
+	graphs graphOptions
 }
 
 // New checks the options. It does not touch the network.
@@ -180,7 +193,13 @@ func New(o Options) (*Pusher, error) {
 	if o.Store == nil {
 		o.Store = resume.MemoryStore()
 	}
-	p := &Pusher{o: o, shared: newConnections()}
+	if o.SpoolLimit == 0 {
+		o.SpoolLimit = resume.DefaultSpoolLimit
+	}
+	p := &Pusher{o: o, shared: newConnections(), graphs: graphOptions{
+		nondistributable: o.Nondistributable,
+		spools:           tempfile.Options{Dir: o.SpoolDir, Quota: tempfile.NewQuota(o.SpoolLimit), Memory: spoolMemory},
+	}}
 	if o.Transport != nil {
 		p.base = wire.Tracked(o.Transport)
 	} else {
@@ -204,7 +223,9 @@ func (p *Pusher) wrap(rt http.RoundTripper) http.RoundTripper {
 // Push delivers img and all it names to the repository of ref, and its
 // manifest, last, under ref. img is what remote.Push of go-containerregistry
 // takes: a v1.Image, a v1.ImageIndex, or anything with a manifest; a *Stored,
-// which is delivered byte by byte; or a *Bundle of any of them.
+// which is delivered byte by byte; or a *Bundle of any of them. A layer that can
+// be read only once, such as a stream.Layer, is kept in a temporary file until
+// Push returns; another Push of the same layer needs a registry that has it.
 //
 // Every blob is checked for first; what is missing is uploaded; manifests
 // follow strictly after everything they name. On failure nothing is published
@@ -220,8 +241,9 @@ func (p *Pusher) Push(ctx context.Context, ref name.Reference, img remote.Taggab
 		return report, errors.New("pusher: a reference and an image are needed")
 	}
 	report.Reference = ref.Name()
-	g, err := newGraph(ctx, img, p.o.Nondistributable)
+	g, err := newGraph(ctx, img, p.graphs)
 	if err == nil {
+		defer g.close()
 		err = p.push(ctx, ref, g)
 		g.fill(report)
 	}

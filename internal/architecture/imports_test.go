@@ -48,7 +48,7 @@ var arrows = map[string][]string{
 	"internal/stream": {
 		"internal/compress", "internal/known", "internal/manifest", "internal/saved", "internal/spool", "pusher", "resume",
 	},
-	"pusher":                 {"internal/manifest", "internal/protocol", "internal/signin", "internal/wire", "resume"},
+	"pusher":                 {"internal/manifest", "internal/protocol", "internal/signin", "internal/tempfile", "internal/wire", "resume"},
 	"internal/signin":        {"internal/protocol", "internal/wire"},
 	"resume":                 {"internal/owndir", "internal/protocol", "internal/retry", "internal/tempfile", "internal/wire"},
 	"resume/storetest":       {"resume"},

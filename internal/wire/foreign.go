@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -77,7 +78,8 @@ func TrackerOf(rt http.RoundTripper) *Tracker {
 // Tracker implements Tracking.
 func (t *Tracker) Tracker() *Tracker { return t }
 
-// remember is how long a connection nobody uses is kept in mind.
+// remember is how long a connection nobody uses is kept in mind, if nobody can
+// tell whether it is closed.
 const remember = 10 * time.Minute
 
 func (t *Tracker) conn(nc net.Conn) *Conn {
@@ -87,7 +89,7 @@ func (t *Tracker) conn(nc net.Conn) *Conn {
 	c, ok := t.conns[nc]
 	if !ok {
 		for k, c := range t.conns {
-			if now.Sub(time.Unix(0, c.used.Load())) > remember {
+			if now.Sub(time.Unix(0, c.used.Load())) > remember || isClosed(k) {
 				delete(t.conns, k)
 			}
 		}
@@ -107,6 +109,17 @@ func (t *Tracker) forget(c *Conn) {
 			delete(t.conns, k)
 		}
 	}
+}
+
+// isClosed reports whether this side has closed a connection. It is false for one
+// that does not tell.
+func isClosed(nc net.Conn) bool {
+	sc, ok := below(nc).(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	return err != nil || raw.Control(func(uintptr) {}) != nil
 }
 
 // below is the connection that carries TLS.

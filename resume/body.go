@@ -48,56 +48,87 @@ func (t *transporter) newPassed(req *http.Request) passed {
 	return newSpool(req.Body, n, t.spools)
 }
 
-// remade is a body that its client makes again, once per attempt. The one before
-// is closed first: containerd's is a pipe whose writer looks for the next only
-// then.
+// remade is a body that its client makes again, if the tail of the one before does
+// not have what is needed. The one before is closed first: containerd's is a pipe
+// whose writer looks for the next only then.
 type remade struct {
 	req *http.Request
 	n   int64
 
 	mu   sync.Mutex // net/http may make one more while it is being given up
 	last io.Closer
+	tail *tail // of last; nil of a file, which has no need of it
 }
 
 func (r *remade) first() wire.Body {
-	b := wire.Whole(wire.NewBody(r.req.Body, r.n))
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.last = b // which passes the first Close on only
-	return b
+	if isFile(r.req.Body) {
+		b := wire.Whole(wire.NewBody(r.req.Body, r.n))
+		r.last = b // which passes the first Close on only
+		return b
+	}
+	b := &closedOnce{ReadCloser: r.req.Body}
+	r.last, r.tail = b, newTail(b, 0)
+	return wire.Whole(wire.NewBody(r.tail.open(0), r.n))
+}
+
+// isFile reports whether a body is a file, which wire can send by itself.
+func isFile(b io.ReadCloser) bool {
+	_, part := b.(interface{ File() *os.File })
+	_, file := b.(*os.File)
+	return file || part
 }
 
 func (r *remade) kept() int64 { return 0 }
 
 func (r *remade) length(context.Context) (int64, error) { return r.n, nil }
 
-func (r *remade) close() { r.now(nil) }
+func (r *remade) close() { r.now(nil, nil) }
 
-// now closes the body before b.
-func (r *remade) now(b io.Closer) {
+// now closes the body before b, whose tail is t.
+func (r *remade) now(b io.Closer, t *tail) {
 	r.mu.Lock()
 	last := r.last
-	r.last = b
+	r.last, r.tail = b, t
 	r.mu.Unlock()
 	if last != nil {
 		last.Close()
 	}
 }
 
+// readOn returns a reader of the newest body from offset, or nil if that is not
+// remembered.
+func (r *remade) readOn(offset int64) io.ReadCloser {
+	r.mu.Lock()
+	t := r.tail
+	r.mu.Unlock()
+	if t == nil {
+		return nil
+	}
+	return t.open(offset)
+}
+
 // again makes the body for one more attempt of net/http's own.
 func (r *remade) again() (wire.Body, error) {
-	r.now(nil)
+	if b := r.readOn(0); b != nil {
+		return wire.Whole(wire.NewBody(b, r.n)), nil
+	}
+	r.now(nil, nil)
 	b, err := r.req.GetBody()
 	if err != nil {
 		return nil, err
 	}
 	body := wire.Whole(wire.NewBody(b, r.n))
-	r.now(body)
+	r.now(body, nil)
 	return body, nil
 }
 
 func (r *remade) open(ctx context.Context, offset int64) (io.ReadCloser, error) {
-	r.now(nil)
+	if b := r.readOn(offset); b != nil {
+		return b, nil
+	}
+	r.now(nil, nil)
 	type made struct {
 		b   io.ReadCloser
 		err error
@@ -121,14 +152,21 @@ func (r *remade) open(ctx context.Context, offset int64) (io.ReadCloser, error) 
 	if m.err != nil {
 		return nil, m.err
 	}
-	b := m.b
+	b, file := m.b, isFile(m.b)
 	if _, ok := b.(*os.File); !ok { // which bears it, and keeps sendfile
 		b = &closedOnce{ReadCloser: b}
 	}
-	r.now(b)
+	r.now(b, nil)
 	if err := skip(ctx, b, offset); err != nil {
-		r.now(nil)
+		r.now(nil, nil)
 		return nil, err
+	}
+	if !file {
+		t := newTail(b, offset)
+		r.mu.Lock()
+		r.tail = t
+		r.mu.Unlock()
+		return t.open(offset), nil
 	}
 	return b, nil
 }

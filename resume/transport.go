@@ -89,8 +89,9 @@ type TransportOptions struct {
 // guessed from a path. Everything else passes through: the POST that opens a
 // session, existence checks, manifests, pulls.
 //
-//   - The body is had again from Request.GetBody; or from the file, where it is
-//     an *os.File; else from a spool, within SpoolLimit. A file or pipe
+//   - The body is read on from its last 8 MiB, which are kept in memory if
+//     Request.GetBody is set; or re-read from Request.GetBody; or from the file, if
+//     it is an *os.File; else from a spool, within SpoolLimit. A file or pipe
 //     is closed when the request is over for good, which may be some minutes
 //     after an answer of 401.
 //   - A new session is opened only in place of one whose POST went through this
@@ -108,8 +109,8 @@ type TransportOptions struct {
 //
 // An answer of 408, 429 or 5xx is waited out and settled as a break is, except
 // 500 to a request with GetBody, whose client can try again by its own rules. A
-// client that counts what is read of the bodies it makes again counts twice what
-// is read twice.
+// client that counts what is read of its bodies counts bytes twice only if they are
+// re-read from Request.GetBody: after a lost session, for one.
 //
 // What cannot be recovered ends with the answer or the error that broke it, in
 // an *Error: a body that is larger than the spool where less is held than went
@@ -377,6 +378,9 @@ func (t *transporter) leave(s *seen, l *left) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s.left = l
+	if r, ok := l.body.(*remade); ok {
+		r.close() // the client may wait for that before it makes another
+	}
 	if l.body != nil {
 		l.timer = time.AfterFunc(keepFor, func() {
 			var b passed

@@ -201,16 +201,7 @@ func (a *app) command() *cobra.Command {
 	root.SetOut(a.stdout)
 	root.SetErr(a.out)
 
-	root.AddCommand(a.pushCommand("push [SOURCE] REFERENCE"), a.sessionsCommand(), a.probeCommand(), a.doctorCommand(), a.gatewayCommand(), a.selfTestCommand(), &cobra.Command{
-		Use:   "version",
-		Short: versionShort,
-		Args:  cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintln(a.stdout, versionLine())
-			a.exit = a.written(err)
-			return nil
-		},
-	})
+	root.AddCommand(a.pushCommand("push [SOURCE] REFERENCE"), a.sessionsCommand(), a.probeCommand(), a.doctorCommand(), a.gatewayCommand(), a.selfTestCommand(), a.versionCommand())
 	return root
 }
 

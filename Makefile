@@ -8,6 +8,7 @@ RPUSH := $(TOOLS)/rpush
 registry      := github.com/distribution/distribution/v3/cmd/registry@v3.1.1
 crane         := github.com/google/go-containerregistry/cmd/crane@v0.22.1
 versitygw     := github.com/versity/versitygw/cmd/versitygw@v1.8.0
+nfpm          := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.44.2
 golangci-lint := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 export RPUSH_TOOLS := $(BIN)
@@ -15,13 +16,34 @@ export RPUSH_TOOLS := $(BIN)
 # The race detector needs a C compiler.
 RACE := $(shell command -v $${CC:-gcc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: all build demo quick test engine29 bench lint cross fuzz tools debian clean
+# What is published is built from a commit: its version, hash and time decide
+# every byte.
+VERSION ?= $(shell git describe --tags --exact-match 2>/dev/null | sed 's/^v//' | grep . || TZ=UTC git log -1 --date=format-local:%Y%m%d%H%M%S --format=0.0.0-%cd-%h --abbrev=12)
+COMMIT  := $(shell git rev-parse HEAD)
+EPOCH   := $(shell git log -1 --format=%ct)
+
+.PHONY: all build demo quick test engine29 bench lint cross fuzz tools debian dist dist-test docs clean
 
 all: build
 
 # The command, as ./rpush.
 build:
 	go build -trimpath -o rpush ./cmd/rpush
+
+# All that is published of a version, in dist/: binaries, packages, an image,
+# checksums. The same commit gives the same bytes in any directory.
+dist: $(BIN)/nfpm
+	go run ./internal/release -version '$(VERSION)' -commit $(COMMIT) -time $(EPOCH) -nfpm $(BIN)/nfpm -out dist
+	@cat dist/SHA256SUMS
+
+# What make dist has built pushes through resets: on this machine, by qemu for
+# other processors, and by wine for Windows if it is installed.
+dist-test: tools debian
+	RPUSH_DIST=$(CURDIR)/dist go test -count=1 -timeout 20m -run TestRelease -v ./internal/release
+
+# The reference of flags and exit codes, from the code.
+docs:
+	go run ./internal/release -reference docs/reference.md
 
 # A push through resets, before your eyes.
 demo: $(BIN)/registry $(BIN)/crane $(RPUSH)
@@ -37,7 +59,7 @@ test: tools debian lint cross
 	go test -timeout 60m ./pusher ./resume ./internal/compress
 	RPUSH_SIM_SEEDS=500 go test $(RACE) -short -count=1 -timeout 60m ./internal/simulator
 	go test -count=1 -timeout 60m ./internal/conntracklab
-	go test -p 2 -count=1 -timeout 60m ./internal/e2e ./internal/enginetest
+	go test -p 2 -count=1 -timeout 60m ./internal/e2e ./internal/enginetest ./internal/release
 	go test -p 2 -count=1 -timeout 60m -parallel 6 ./internal/matrix ./internal/simulator
 	cd examples && go vet ./... && go test ./...
 	scripts/ggcr-remote-tests
@@ -76,11 +98,11 @@ cross:
 fuzz:
 	scripts/fuzz 60s
 
-tools: $(BIN)/registry $(BIN)/crane $(BIN)/versitygw $(BIN)/golangci-lint
+tools: $(BIN)/registry $(BIN)/crane $(BIN)/nfpm $(BIN)/versitygw $(BIN)/golangci-lint
 
 # Real parts that Debian has, installed where that is allowed. RUNLEVEL=1 keeps
 # them from starting as services.
-DEBIAN := nginx haproxy docker-registry skopeo buildah podman redis-server iproute2 iptables nftables procps
+DEBIAN := nginx haproxy docker-registry skopeo buildah podman redis-server iproute2 iptables nftables procps man-db qemu-user-static
 debian:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		missing=$$(for p in $(DEBIAN); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
@@ -109,4 +131,4 @@ $(RPUSH):
 	CGO_ENABLED=0 go build -trimpath -o $@ ./cmd/rpush
 
 clean:
-	rm -rf $(TOOLS) rpush
+	rm -rf $(TOOLS) rpush dist

@@ -77,6 +77,7 @@ var arrows = map[string][]string{
 	"internal/testgear/tokens":    {},
 
 	// Programs and tests around it all.
+	"internal/release":      {"internal/cli"},
 	"internal/architecture": {},
 	"internal/conntracklab": {},
 	"internal/e2e":          {},

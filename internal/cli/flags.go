@@ -32,6 +32,7 @@ type options struct {
 	layers     layerOptions
 
 	output              string
+	pushes              bool   // of a push, whose output may also be docker's
 	progress, logFormat string // empty is the default
 	quiet, verbose      bool
 	strict              bool
@@ -54,6 +55,7 @@ func newGroup(title string) flagGroup {
 
 // pushFlags are those of a push.
 func (o *options) pushFlags() []flagGroup {
+	o.pushes = true
 	out := o.outputFlags()
 	out.StringVar(&o.progress, "progress", "", "show it as `HOW`: auto, tty, plain, json, quiet")
 	out.StringVar(&o.logFormat, "log-format", "", "print stderr as `FORMAT`: text or json")
@@ -128,7 +130,11 @@ func (o *options) requestFlags() flagGroup {
 
 func (o *options) outputFlags() flagGroup {
 	r := newGroup("Output")
-	r.StringVar(&o.output, "output", "text", "result as `FORMAT`: text or json")
+	usage := "result as `FORMAT`: text or json"
+	if o.pushes {
+		usage = "result as `FORMAT`: text, json or docker"
+	}
+	r.StringVar(&o.output, "output", "text", usage)
 	o.logFlags(r.FlagSet)
 	return r
 }
@@ -227,8 +233,8 @@ func (o *options) check() error {
 	if o.parallel < 1 || o.parallel > 64 {
 		return fmt.Errorf("%s is %d, not 1 to 64", o.spelled["parallel"], o.parallel)
 	}
-	if o.output != "text" && o.output != "json" {
-		return fmt.Errorf("%s is %q, neither text nor json", o.spelled["output"], o.output)
+	if err := o.checkOutput(); err != nil {
+		return err
 	}
 	if err := o.checkProgress(); err != nil {
 		return err
@@ -254,6 +260,21 @@ func (o *options) check() error {
 		}
 	}
 	return o.state.check(o.spelled)
+}
+
+// checkOutput takes docker's output for a push only. A variable may be set for
+// other commands.
+func (o *options) checkOutput() error {
+	switch {
+	case o.output == "text", o.output == "json", o.output == "docker" && o.pushes:
+		return nil
+	case o.output == "docker" && o.spelled["output"] != "--output":
+		o.output = "text"
+		return nil
+	case o.pushes:
+		return fmt.Errorf("%s is %q, none of text, json and docker", o.spelled["output"], o.output)
+	}
+	return fmt.Errorf("%s is %q, neither text nor json", o.spelled["output"], o.output)
 }
 
 // effort returns the library's options that are the same for every registry.

@@ -146,6 +146,9 @@ func (a *app) result(o *options, x *outcome, doc *document) error {
 	if o.output == "json" {
 		return writeDocument(a.stdout, doc)
 	}
+	if o.output == "docker" && !o.image.dryRun {
+		return o.dockerResult(a.stdout, x.done)
+	}
 	for _, one := range x.done {
 		if err := o.resultText(a.stdout, one); err != nil {
 			return err
@@ -198,11 +201,7 @@ func (o *options) resultText(w io.Writer, d delivered) error {
 		_, err := io.WriteString(w, text)
 		return err
 	}
-	refs := []name.Reference{d.ref}
-	for _, tag := range d.report.Tags {
-		refs = append(refs, d.ref.Context().Tag(tag))
-	}
-	for _, ref := range refs {
+	for _, ref := range d.references() {
 		line := ref.Name()
 		if _, ok := ref.(name.Digest); !ok {
 			line += "@" + d.report.Digest.String()

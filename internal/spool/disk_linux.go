@@ -8,5 +8,7 @@ func inMemory(path string) bool {
 	if unix.Statfs(path, &st) != nil {
 		return false
 	}
-	return st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC
+	// The type is signed and has 32 bits on some processors.
+	magic := uint32(st.Type) //nolint:gosec // all bits that count
+	return magic == unix.TMPFS_MAGIC || magic == unix.RAMFS_MAGIC
 }

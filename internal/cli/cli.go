@@ -246,6 +246,9 @@ func checkArgs(_ *cobra.Command, args []string) error {
 	case 1, 2:
 		return nil
 	default:
+		if err := otherVerb(args); err != nil {
+			return err
+		}
 		return fmt.Errorf(tooManyArguments, args[2])
 	}
 }

@@ -35,6 +35,7 @@ type imageFlags struct {
 	dryRun           bool
 	digestFile       string
 	spoolDir         string
+	layoutLinks      []string
 	limitRate        rate
 	retryTimes       int
 	noContentTrust   bool
@@ -58,6 +59,7 @@ func (o *options) imageFlags() flagGroup {
 	f.StringVar(&i.digestFile, "digest-file", "", "write the digest to `FILE`")
 	o.layers.flags(f.FlagSet)
 	f.StringVar(&i.spoolDir, "spool-dir", "", "keep copies and compressed layers in `DIR`")
+	f.StringSliceVar(&i.layoutLinks, "layout-links", nil, "let links of an OCI layout lead into `DIR`")
 	return f
 }
 
@@ -154,6 +156,7 @@ func (o *options) source(p *pusher.Pusher) source.Options {
 		PreserveDigests:  o.image.preserveDigests,
 		Nondistributable: o.image.nondistributable,
 		Spools:           o.spools(),
+		Links:            o.image.layoutLinks,
 		Registry:         p,
 	}
 }

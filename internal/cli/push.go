@@ -30,6 +30,9 @@ type call struct {
 }
 
 func parseCall(args []string) (c call, err error) {
+	if err := localWithoutDot(args); err != nil {
+		return c, err
+	}
 	if len(args) == 2 {
 		c.source, args = args[0], args[1:]
 	} else if source.Spelled(args[0]) {

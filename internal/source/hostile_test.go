@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -92,6 +93,45 @@ func TestLayoutCannotBeLeft(t *testing.T) {
 			continue
 		}
 		wantError(t, "oci:"+string(p), resume.ErrSource, "escapes")
+	}
+}
+
+// Layouts of Bazel consist of links into its output base. They are followed into
+// directories that the user names, and nowhere else.
+func TestLayoutOfLinks(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("symbolic links need a privilege on Windows")
+	}
+	img := randomImage(t)
+	store := newLayout(t, "store")
+	check(t, store.AppendImage(img))
+	mine := filepath.Join(t.TempDir(), "mine")
+	blobs := filepath.Join("blobs", "sha256")
+	check(t, os.MkdirAll(filepath.Join(mine, blobs), 0o755))
+	names := []string{"index.json", "oci-layout"}
+	for _, e := range must(os.ReadDir(filepath.Join(string(store), blobs))) {
+		names = append(names, filepath.Join(blobs, e.Name()))
+	}
+	for _, name := range names {
+		check(t, os.Symlink(filepath.Join(string(store), name), filepath.Join(mine, name)))
+	}
+	wantError(t, "oci:"+mine, resume.ErrSource, "escapes")
+	open := func(links ...string) error {
+		_, err := openWith(t.Context(), "oci:"+mine, Options{Links: links})
+		return err
+	}
+	check(t, open(string(store)))
+	check(t, open(t.TempDir(), filepath.Dir(string(store))))
+	link := filepath.Join(t.TempDir(), "link")
+	check(t, os.Symlink(string(store), link))
+	check(t, open(link))
+	for _, elsewhere := range [][]string{{t.TempDir()}, {filepath.Join(string(store), blobs)}, {mine}} {
+		if err := open(elsewhere...); !errors.Is(err, resume.ErrSource) {
+			t.Errorf("links to another place than %q: %v", elsewhere, err)
+		}
+	}
+	if err := open(filepath.Join(string(store), "missing")); !errors.Is(err, resume.ErrSource) {
+		t.Errorf("a directory that is not there: %v", err)
 	}
 }
 

@@ -179,7 +179,7 @@ func TestBlobReplacedByALink(t *testing.T) {
 	p := newLayout(t, "swapped")
 	root := must(os.OpenRoot(string(p)))
 	defer root.Close()
-	at := dir{string(p), root}
+	at := dir{name: string(p), root: root}
 	check(t, p.AppendImage(img))
 	m := must(img.Manifest())
 	file := blob(p, m.Layers[0].Digest)

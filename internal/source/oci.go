@@ -52,12 +52,26 @@ func openOCI(_ context.Context, path string, o Options) (*Images, error) {
 	if err != nil {
 		return nil, bad("%w", err)
 	}
-	i, err := layoutImages("oci:"+path, dir{path, root}, o)
+	d := dir{name: path, root: root}
+	closeAll := func() {
+		for _, r := range append(d.links, linked{root: root}) {
+			_ = r.root.Close() // it was read only
+		}
+	}
+	for _, allowed := range o.Links {
+		l, err := openLinked(allowed)
+		if err != nil {
+			closeAll()
+			return nil, err
+		}
+		d.links = append(d.links, l)
+	}
+	i, err := layoutImages("oci:"+path, d, o)
 	if err != nil {
-		_ = root.Close() // it was read only
+		closeAll()
 		return nil, err
 	}
-	i.close = func() { _ = root.Close() }
+	i.close = closeAll
 	return i, nil
 }
 
@@ -333,8 +347,9 @@ func readManifest(ctx context.Context, s *pusher.Stored) ([]byte, *manifest.Mani
 // made a layout could have files of the user's sent otherwise, such as the blobs
 // of another store.
 type dir struct {
-	name string
-	root *os.Root
+	name  string
+	root  *os.Root
+	links []linked // where symbolic links may lead
 }
 
 func (d dir) String() string { return d.name }
@@ -354,7 +369,8 @@ func (d dir) document(name string) ([]byte, error) {
 
 // open opens a regular file. A named pipe does not make it wait for a writer.
 func (d dir) open(name string) (*os.File, error) {
-	f, err := d.root.OpenFile(name, os.O_RDONLY|nonblock, 0)
+	root, name := d.place(name)
+	f, err := root.OpenFile(name, os.O_RDONLY|nonblock, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", d.name, err)
 	}
@@ -376,7 +392,8 @@ func (d dir) stat(desc v1.Descriptor) error {
 // regular looks at the file of a blob.
 func (d dir) regular(desc v1.Descriptor) (fs.FileInfo, error) {
 	file := blobName(desc.Digest)
-	fi, err := d.root.Lstat(file) // a link could lead to any blob
+	root, at := d.place(file)
+	fi, err := root.Lstat(at) // a link could lead to any blob
 	switch {
 	case err != nil:
 		return nil, bad("blob %s: %s: %w", desc.Digest, d.name, err)

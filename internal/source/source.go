@@ -48,6 +48,11 @@ type Options struct {
 	// Nondistributable needs the layers too that are said to be elsewhere.
 	Nondistributable bool
 
+	// Links are directories into which the symbolic links of an OCI layout may
+	// lead. Without them, a link to a blob is refused: who made the layout could
+	// have any file of this machine published.
+	Links []string
+
 	// Stdin is what "-" reads.
 	Stdin io.Reader
 	// Spools are directories for copies of what cannot be read twice. The first

@@ -62,7 +62,11 @@ func blob(p layout.Path, h v1.Hash) string {
 
 // openOne opens the image that spec names, for as long as the test runs.
 func openOne(ctx context.Context, spec string) (Source, error) {
-	i, err := Open(ctx, spec, Options{})
+	return openWith(ctx, spec, Options{})
+}
+
+func openWith(ctx context.Context, spec string, o Options) (Source, error) {
+	i, err := Open(ctx, spec, o)
 	if err != nil {
 		return Source{}, err
 	}

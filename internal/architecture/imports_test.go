@@ -18,7 +18,7 @@ const module = "github.com/rpush-go/rpush"
 var arrows = map[string][]string{
 	"cmd/rpush": {"internal/cli"},
 	"internal/cli": {
-		"internal/certificates", "internal/credentials", "internal/gateway", "internal/gateway/setup", "internal/intercept", "internal/protocol", "internal/source", "pusher", "resume", "resume/redisstore",
+		"internal/certificates", "internal/credentials", "internal/gateway", "internal/gateway/setup", "internal/settings", "internal/intercept", "internal/protocol", "internal/source", "pusher", "resume", "resume/redisstore",
 		"internal/compress", "internal/engine", "internal/known", "internal/owndir", "internal/stream",
 		"internal/conntrack", "internal/conntrack/remedy", "internal/conntrack/rules", "internal/conntrack/selftest",
 	},
@@ -34,6 +34,7 @@ var arrows = map[string][]string{
 
 	"internal/stray":        {},
 	"internal/certificates": {},
+	"internal/settings":     {},
 	"internal/credentials":  {},
 	"internal/manifest":     {},
 	"internal/source":       {"internal/manifest", "internal/owndir", "internal/saved", "internal/tempfile", "pusher", "resume"}, // resume for the kinds of failure

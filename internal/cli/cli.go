@@ -55,7 +55,9 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, environ []st
 	signal.Notify(pipes, syscall.SIGPIPE)
 	defer signal.Stop(pipes)
 
+	system, user := configFiles()
 	a := &app{
+		systemConfig: system, userConfig: user,
 		stdin: stdin, stdout: stdout, out: &printer{w: stderr, last: time.Now()},
 		env: map[string]string{}, signals: signals, push: push, probeFor: probeFor,
 	}
@@ -93,6 +95,8 @@ type app struct {
 	size     func() (int, int) // of the terminal, in columns and rows; nil if there is none
 	push     pushFunc
 	probeFor time.Duration // how long a probe may take
+
+	systemConfig, userConfig string // configuration files; empty is none
 
 	exit int // set by the verb that ran
 
@@ -195,13 +199,14 @@ func asksForJSON(args []string, env map[string]string) bool {
 func (a *app) command() *cobra.Command {
 	root := a.pushCommand("rpush [SOURCE] REFERENCE")
 	root.Version = versionLine()
+	root.PersistentPreRunE = a.configure
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)
 	root.SetErr(a.out)
 
-	root.AddCommand(a.pushCommand("push [SOURCE] REFERENCE"), a.sessionsCommand(), a.probeCommand(), a.doctorCommand(), a.gatewayCommand(), a.selfTestCommand(), a.versionCommand())
+	root.AddCommand(a.pushCommand("push [SOURCE] REFERENCE"), a.sessionsCommand(), a.probeCommand(), a.doctorCommand(), a.gatewayCommand(), a.selfTestCommand(), a.versionCommand(), a.configCommand())
 	return root
 }
 

@@ -300,7 +300,7 @@ func TestEveryFlagHasAVariable(t *testing.T) {
 			"ca-file": "x", "output": "json", "log-format": "json", "progress": "plain", "parallel": "7", "tls-verify": "false",
 			"compression": "zstd", "format": "oci", "cache-from": "[reg.example/base:1]",
 			"creds": "me:secret", "limit-rate": "5000", "mount-from": "[reg.example/base]", "platform": "[linux/amd64]",
-			"retry-times": "3", "state": "redis://localhost", "tag": "[a,b]",
+			"layout-links": "[x]", "retry-times": "3", "state": "redis://localhost", "tag": "[a,b]",
 		}[flag]
 		// Some make sense only together.
 		other := map[string]string{

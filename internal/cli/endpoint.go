@@ -27,6 +27,7 @@ import (
 type endpoint struct {
 	prefix string
 	other  bool // neither of the two: see elsewhere
+	ownCA  bool // a configuration file gives caFile for this registry alone
 
 	plainHTTP, tlsVerify, insecure           bool
 	caFile, certFile, keyFile, certDir       string
@@ -66,8 +67,12 @@ func (e *endpoint) signInFlags(f *pflag.FlagSet) {
 // no more of it than --ca-file, as a company's authority signs for all of its
 // registries, and --authfile, which says for each registry what it may be sent.
 func (e *endpoint) elsewhere() *endpoint {
+	caFile := e.caFile
+	if e.ownCA {
+		caFile = ""
+	}
 	return &endpoint{
-		prefix: e.prefix, other: true, tlsVerify: true, caFile: e.caFile, authFile: e.authFile,
+		prefix: e.prefix, other: true, tlsVerify: true, caFile: caFile, authFile: e.authFile,
 		spelled: func(flag string) string {
 			if flag == e.prefix+"ca-file" || flag == e.prefix+"authfile" {
 				return e.spelled(flag)

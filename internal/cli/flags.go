@@ -162,15 +162,40 @@ func (o *options) load(fs *pflag.FlagSet, env map[string]string) error {
 	}
 	for _, c := range o.contradictions() {
 		a, b := o.spelled[c.a], o.spelled[c.b]
-		switch fromFlag := strings.HasPrefix(a, "-"); {
-		case !c.both || fromFlag == strings.HasPrefix(b, "-"):
-		case fromFlag:
+		switch {
+		case !c.both || rank(a) == rank(b):
+		case rank(a) == rankFixed:
+			return fmt.Errorf(contradictsFixed, b, strings.TrimSuffix(a, fixedSuffix))
+		case rank(b) == rankFixed:
+			return fmt.Errorf(contradictsFixed, a, strings.TrimSuffix(b, fixedSuffix))
+		case rank(a) > rank(b):
 			o.unset(fs, c.b)
 		default:
 			o.unset(fs, c.a)
 		}
 	}
+	o.to.ownCA = strings.Contains(o.spelled["ca-file"], " of ")
 	return o.check()
+}
+
+const (
+	rankFixed        = 3
+	fixedSuffix      = ", fixed"
+	contradictsFixed = "%s cannot be used: it contradicts %s, which is fixed"
+)
+
+// rank orders how a flag may be set: a configuration file, a variable, the flag,
+// an administrator.
+func rank(spelled string) int {
+	switch {
+	case strings.HasSuffix(spelled, fixedSuffix):
+		return rankFixed
+	case strings.HasPrefix(spelled, "-"):
+		return 2
+	case strings.HasPrefix(spelled, "RPUSH_"):
+		return 1
+	}
+	return 0
 }
 
 // fromEnvironment sets the flags that only have a variable, and returns how the
@@ -182,6 +207,8 @@ func fromEnvironment(fs *pflag.FlagSet, env map[string]string) (spelled map[stri
 		switch {
 		case f.Changed:
 			spelled[f.Name] = "--" + f.Name
+		case value == "" && len(f.Annotations[configOrigin]) > 0:
+			spelled[f.Name] = f.Annotations[configOrigin][0]
 		case f.Name == "help" || f.Name == "version" || value == "" || err != nil:
 		default:
 			spelled[f.Name] = envName(f.Name)

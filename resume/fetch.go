@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net/http"
 	"net/url"
 	"sync"
@@ -16,15 +15,6 @@ import (
 	"github.com/rpush-go/rpush/internal/protocol"
 	"github.com/rpush-go/rpush/internal/retry"
 	"github.com/rpush-go/rpush/internal/wire"
-)
-
-const (
-	// fetchRate is the least rate, in bytes per second, at which a blob must
-	// arrive: below what is of any use, above what a registry needs to hold a
-	// reader for years.
-	fetchRate = 16 << 10
-	// fetchStart is what reading a blob of any size may take.
-	fetchStart = time.Minute
 )
 
 // maxRedirects is how far a blob may be from where it was asked for.
@@ -50,9 +40,7 @@ var (
 // Close may be called while a Read is under way.
 func (c *Client) Fetch(ctx context.Context, dgst digest.Digest, size, offset int64) io.ReadCloser {
 	ctx, cancel := context.WithCancelCause(ctx)
-	left := fetchStart + time.Duration(min(max(size, 0), 1<<46)/fetchRate)*time.Second
-	left += min(max(c.o.RetryFor, 0), math.MaxInt64-left)
-	return &fetch{c: c, ctx: ctx, cancel: cancel, digest: dgst, size: size, offset: offset, left: left}
+	return &fetch{c: c, ctx: ctx, cancel: cancel, digest: dgst, size: size, offset: offset, floor: wire.NewFloor(size, c.o.RetryFor)}
 }
 
 // fetch is a blob on its way here.
@@ -62,7 +50,7 @@ type fetch struct {
 	cancel       context.CancelCauseFunc
 	digest       digest.Digest
 	size, offset int64
-	left         time.Duration // that Read may still take
+	floor        *wire.Floor // bounds the time of all calls of Read
 
 	mu   sync.Mutex // body, as Close sees it
 	body *wire.Download
@@ -78,7 +66,7 @@ func (f *fetch) Read(p []byte) (n int, err error) {
 		return 0, nil
 	}
 	p = p[:min(int64(len(p)), f.size-f.offset)]
-	defer f.limited()()
+	defer f.floor.Reading(func() { f.cancel(errSlowBlob) })()
 	if f.body != nil {
 		if n, err = f.read(p); err == nil {
 			return n, nil
@@ -105,18 +93,6 @@ func (f *fetch) Read(p []byte) (n int, err error) {
 		return 0, f.c.failure("read", f.digest, f.offset, f.size, tries+1, err)
 	}
 	return n, nil
-}
-
-// limited ends the fetch if Read takes what is left of the time for it. Progress
-// does not give more: each byte, and each connection, would otherwise be good
-// for another stall timeout.
-func (f *fetch) limited() (done func()) {
-	began := time.Now()
-	t := time.AfterFunc(f.left, func() { f.cancel(errSlowBlob) })
-	return func() {
-		t.Stop()
-		f.left -= time.Since(began)
-	}
 }
 
 // read returns at least one byte or an error, after which there is no body.

@@ -18,6 +18,7 @@ import (
 var (
 	errEndedEarly = errors.New("the registry ended the answer early")
 	errOtherPart  = errors.New("the registry sent another part of the blob than was asked for")
+	errTooSlow    = errors.New("the registry sends too slowly")
 	errOtherSize  = errors.New("the registry sends something of another size than it began with")
 )
 
@@ -32,8 +33,10 @@ func (g *Gateway) get(r *http.Request) (*http.Response, error) {
 	if r.Method == http.MethodHead {
 		return g.repeat(r, nil)
 	}
-	d := &download{g: g, req: r, blob: about(r.URL) == aboutBlob}
-	return g.untilAnswered(r, func(ctx context.Context, e *exchange) error {
+	ctx, cancel := context.WithCancelCause(r.Context())
+	r = r.WithContext(ctx)
+	d := &download{g: g, req: r, cancel: cancel, floor: wire.NewFloor(0, g.o.RetryFor), blob: about(r.URL) == aboutBlob}
+	resp, err := g.untilAnswered(r, func(ctx context.Context, e *exchange) error {
 		part, err := d.open(ctx, r.Header.Get("Range"))
 		switch {
 		case err != nil:
@@ -49,14 +52,20 @@ func (g *Gateway) get(r *http.Request) (*http.Response, error) {
 		part.Close() //nolint:errcheck // read to its end
 		return e.judge(ctx, a)
 	})
+	if err != nil || d.body == nil { // else Close does it
+		cancel(nil)
+	}
+	return resp, err
 }
 
 // download is the body of an answer on its way to the client.
 type download struct {
-	g    *Gateway
-	req  *http.Request
-	blob bool
-	body *wire.Download
+	g      *Gateway
+	req    *http.Request // whose context cancel ends
+	cancel context.CancelCauseFunc
+	floor  *wire.Floor // bounds the time that reading takes
+	blob   bool
+	body   *wire.Download
 	// at is the offset in the blob of the next byte, end that behind the last one.
 	// end is -1 if it is not known: then a break ends the download.
 	at, end int64
@@ -121,15 +130,16 @@ func (d *download) begin(part *wire.Download) (*http.Response, error) {
 
 // keep reads what is small to its end before the client gets any of it.
 func (d *download) keep(out *http.Response) error {
-	head, err := io.ReadAll(io.LimitReader(d.body, maxKept))
+	head, err := io.ReadAll(io.LimitReader(d, maxKept))
 	if err != nil {
 		d.body.Close() //nolint:errcheck // it is being given up
+		d.body = nil
 		return err
 	}
 	out.Body = &struct {
 		io.Reader
 		io.Closer
-	}{io.MultiReader(bytes.NewReader(head), d.body), d.body}
+	}{io.MultiReader(bytes.NewReader(head), d), d}
 	return nil
 }
 
@@ -138,6 +148,7 @@ func (d *download) Read(p []byte) (int, error) {
 	if d.at == d.end && d.end >= 0 {
 		return 0, io.EOF
 	}
+	defer d.floor.Reading(func() { d.cancel(errTooSlow) })()
 	n, broke := d.read(p)
 	if broke == nil || errors.Is(broke, io.EOF) || d.end < 0 {
 		return n, broke
@@ -166,6 +177,7 @@ func (d *download) read(p []byte) (int, error) {
 	for {
 		n, err := d.body.Read(p)
 		d.at += int64(n)
+		d.floor.Grow(int64(n))
 		switch {
 		case n > 0:
 			return n, nil // what ended the body will come again
@@ -220,6 +232,7 @@ func (d *download) resume(ctx context.Context) error {
 
 // Close implements io.Closer.
 func (d *download) Close() error {
+	defer d.cancel(nil)
 	if d.body != nil {
 		return d.body.Close()
 	}

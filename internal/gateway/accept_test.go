@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -282,10 +283,13 @@ func TestAcceptedRanges(t *testing.T) {
 // A fault of the gateway's own disk is not the client's.
 func TestAcceptedBytesLost(t *testing.T) {
 	// Nothing can be handed on as it comes.
+	var committing atomic.Bool
+	refused := make(chan struct{}, 100)
 	s := newSite(t, scripted.Options{Store: scripted.Fragile}, gateway.ServerOptions{Upstream: regHost, AcceptDir: t.TempDir()}, func(h http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.Method == http.MethodPatch {
+			if r.Method == http.MethodPatch && !committing.Load() {
 				w.WriteHeader(http.StatusForbidden)
+				refused <- struct{}{}
 				return
 			}
 			h.ServeHTTP(w, r)
@@ -301,9 +305,11 @@ func TestAcceptedBytesLost(t *testing.T) {
 	if err != nil || len(files) != 1 {
 		t.Fatalf("%v, %v", files, err)
 	}
+	<-refused
 	if err := os.Truncate(files[0], mib); err != nil {
 		t.Fatal(err)
 	}
+	committing.Store(true)
 	if resp, body := s.do("PUT", at+"?digest="+dgst, ""); resp.StatusCode != 503 {
 		t.Errorf("got %d %s, want 503", resp.StatusCode, body)
 	}

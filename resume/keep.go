@@ -108,7 +108,7 @@ func (u *upload) recall(ctx context.Context) error {
 	lengths := protocol.ChunkLengths{Min: r.MinChunk, Max: r.MaxChunk}
 	u.c.pace.announced(lengths)
 	u.sess = &session{
-		location: at, kept: &r, recorded: true, opened: r.Opened, draining: true, broken: true,
+		location: at, kept: &r, recorded: true, opened: r.Opened, offset: offset{state: draining}, broken: true,
 		acked: r.Acked, firm: min(r.Acked, r.Offset), sent: u.blob.Size, lengths: lengths, part: r.Part,
 	}
 	if u.guest != nil { // its own session stays unused
@@ -205,7 +205,7 @@ func (u *upload) expired(lost error) error {
 // registries, such as distribution 2.
 func (u *upload) keep(ctx context.Context) {
 	s := u.sess
-	if s == nil || !s.settled {
+	if s == nil || !s.offset.isSettled() {
 		return
 	}
 	if u.guest != nil && u.guest.keeper != nil {
@@ -217,7 +217,7 @@ func (u *upload) keep(ctx context.Context) {
 	}
 	r := Record{
 		Key: u.c.key(u.blob.Digest), Reference: u.c.o.Reference,
-		Location: s.location.String(), Size: u.blob.Size, Offset: s.offset, Acked: s.acked, Idle: s.idle,
+		Location: s.location.String(), Size: u.blob.Size, Offset: s.offset.bytes, Acked: s.acked, Idle: s.idle,
 		MinChunk: s.lengths.Min, MaxChunk: s.lengths.Max, Part: s.part,
 		Opened: s.opened.UTC().Truncate(time.Second), Updated: time.Now().UTC().Truncate(time.Second),
 	}

@@ -104,7 +104,7 @@ func (g *passage) put() bool { return g.req.Method == http.MethodPut }
 func (g *passage) carry(ctx context.Context) (*http.Response, error) {
 	u := &upload{c: g.client, ctx: ctx, guest: g, op: "send", best: g.start, reserved: true, recalled: true}
 	u.blob = Blob{Digest: g.digest, Size: -1, Open: g.open}
-	u.sess = &session{location: g.seen.location, offset: g.start, settled: true, acked: g.start, sent: g.start, most: g.start}
+	u.sess = &session{location: g.seen.location, offset: settledAt(g.start), acked: g.start, sent: g.start, most: g.start}
 	g.size(u)
 	if g.tried {
 		u.unsettle(true)
@@ -305,7 +305,7 @@ func (u *upload) pass(ctx context.Context) error {
 		u.headway = true
 		return nil
 	case refusal != nil && protocol.Classify(refusal).Busy && g.put() && g.body == nil:
-		u.sess.settled, u.sess.broken = true, false // it was not carried out
+		u.sess.offset, u.sess.broken = settledAt(g.start), false // it was not carried out
 		return refusal
 	case g.put():
 		u.doubt = time.Now()
@@ -324,7 +324,7 @@ type asItIs struct{}
 
 // handOn ends an upload whose first attempt was answered.
 func (u *upload) handOn(a *wire.Answer, sent int64) {
-	g, s := u.guest, u.sess
+	g := u.guest
 	g.as, u.done = a, true
 	if a.Status < 200 || a.Status > 299 {
 		if a.Status != http.StatusUnauthorized && a.Status < 500 {
@@ -343,9 +343,8 @@ func (u *upload) handOn(a *wire.Answer, sent int64) {
 		}
 		return
 	}
-	s.offset = u.blob.Size
 	u.c.pace.acknowledged()
-	u.settled()
+	u.settleAt(u.blob.Size)
 	u.c.pace.save()
 }
 

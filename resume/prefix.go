@@ -101,7 +101,7 @@ func (g *passage) recallPrefix(ctx context.Context, u *upload) {
 	lengths := protocol.ChunkLengths{Min: old.MinChunk, Max: old.MaxChunk}
 	g.client.pace.announced(lengths)
 	u.sess = &session{
-		location: at, kept: &old, recorded: true, opened: old.Opened, draining: true, broken: true,
+		location: at, kept: &old, recorded: true, opened: old.Opened, offset: offset{state: draining}, broken: true,
 		acked: old.Acked, sent: old.Size, lengths: lengths, part: old.Part,
 	}
 	g.tried, g.own = true, true
@@ -134,7 +134,7 @@ func (k *prefixKeeper) moved(u *upload) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	before := k.r.Location
-	k.r.Location, k.r.Offset, k.r.Acked = s.location.String(), min(s.offset, k.r.Size), min(s.acked, k.r.Size)
+	k.r.Location, k.r.Offset, k.r.Acked = s.location.String(), min(s.offset.bytes, k.r.Size), min(s.acked, k.r.Size)
 	k.r.MinChunk, k.r.MaxChunk, k.r.Part = s.lengths.Min, s.lengths.Max, s.part
 	if !s.opened.IsZero() {
 		k.r.Opened = s.opened.UTC().Truncate(time.Second)

@@ -138,7 +138,7 @@ func (p *prober) run(ctx context.Context) error {
 			p.conclude(Fragile)
 			return nil
 		}
-		s.offset = s.acked
+		s.offset = settledAt(s.acked)
 		a, err = p.patch(ctx, "try the last acknowledged byte", chunk, chunk)
 		if err != nil {
 			return err
@@ -147,7 +147,7 @@ func (p *prober) run(ctx context.Context) error {
 		switch {
 		case a.Status/100 == 2:
 		case said && s.acked <= at && at <= s.sent:
-			s.offset = at
+			s.offset = settledAt(at)
 		default:
 			p.conclude(Fragile)
 			return nil
@@ -158,7 +158,7 @@ func (p *prober) run(ctx context.Context) error {
 			return nil
 		}
 	}
-	if s.offset > chunk {
+	if s.offset.bytes > chunk {
 		class = Exact
 	}
 	a, err = p.patch(ctx, "go on from there with "+sizeWords(chunk), chunk, chunk)
@@ -179,12 +179,12 @@ func (p *prober) run(ctx context.Context) error {
 // settle asks where the session stands until two answers agree. It is false if
 // nobody says.
 func (p *prober) settle(ctx context.Context) (known bool, err error) {
-	for before := int64(-1); ; before = p.u.sess.offset {
+	for before := int64(-1); ; before = p.u.sess.offset.bytes {
 		_, alive, err := p.ask(ctx, "ask where it stands now")
 		if err != nil || !alive {
 			return false, err
 		}
-		if p.u.sess.offset == before {
+		if p.u.sess.offset.bytes == before {
 			return true, nil
 		}
 		if err := sleep(ctx, 10*firstSettle); err != nil {
@@ -237,7 +237,7 @@ func (p *prober) ask(ctx context.Context, what string) (asked, alive bool, err e
 		}
 		alive = true
 		if held, ok := protocol.ParseRange(a.Header); ok {
-			s.offset = held.Bytes
+			s.offset = settledAt(held.Bytes)
 		}
 		if err := p.u.newer(s, a); err != nil {
 			return asked, alive, err
@@ -257,13 +257,13 @@ func (p *prober) patch(ctx context.Context, what string, n, sent int64) (*wire.A
 	body := wire.NewBody(src, n)
 	req := request(http.MethodPatch, s.location, body, n)
 	req.Header.Set("Content-Type", "application/octet-stream")
-	req.Header.Set("Content-Range", protocol.ContentRange(s.offset, s.offset+n))
+	req.Header.Set("Content-Range", protocol.ContentRange(s.offset.bytes, s.offset.bytes+n))
 	a, err := p.step(ctx, what, req)
 	if err != nil {
 		return nil, err
 	}
 	if a.Status/100 == 2 {
-		s.offset += n
+		s.offset.bytes += n
 		err = p.u.newer(s, a)
 	}
 	return a, err

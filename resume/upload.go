@@ -108,11 +108,7 @@ func (e *LostError) Unwrap() error { return e.Err }
 // is known.
 type session struct {
 	location *url.URL // the newest
-	// offset is what the registry holds; it is only true while settled.
-	offset  int64
-	settled bool
-	// draining: an old connection may still be delivering bytes.
-	draining bool
+	offset   offset
 	// acked is the end of the last PATCH that was answered well, sent the end
 	// of the bytes handed to any connection.
 	acked, sent int64
@@ -289,11 +285,11 @@ func (u *upload) run(ctx context.Context) error {
 			u.op, err = "commit", u.resolve(ctx)
 		case u.sess == nil:
 			u.op, err = "open", u.open(ctx)
-		case !u.sess.settled:
+		case !u.sess.offset.isSettled():
 			u.op, err = "status", u.settle(ctx)
 		case u.inOne():
 			u.op, err = "send", u.put(ctx)
-		case u.sess.offset < u.blob.Size:
+		case u.sess.offset.bytes < u.blob.Size:
 			u.op, err = "send", u.send(ctx)
 		case u.guest.appends():
 			u.done = true // the commit is another request
@@ -367,7 +363,7 @@ func (u *upload) open(ctx context.Context) error {
 	case a.Status != http.StatusAccepted:
 		return protocol.Unexpected(a, time.Now())
 	}
-	s := &session{settled: true, opened: time.Now()}
+	s := &session{offset: settledAt(0), opened: time.Now()}
 	if err := u.relocate(s, at, a); err != nil {
 		return protocol.Kind(protocol.ErrEndpoint, err)
 	}
@@ -399,20 +395,21 @@ func (u *upload) send(ctx context.Context) error {
 	// Docker, podman and crane send a whole blob without Content-Range, so every
 	// registry takes that; GHCR refuses one above 4 MiB with it. Once something
 	// was sent, Content-Range tells where the rest belongs.
-	untouched := s.offset == 0 && s.sent == 0
+	start := s.offset.bytes
+	untouched := start == 0 && s.sent == 0
 	whole := untouched && (u.guest == nil || !u.guest.ranged())
-	n, fresh := u.c.pace.next(u.blob.Size-s.offset, whole)
+	n, fresh := u.c.pace.next(u.blob.Size-start, whole)
 	if s.probing {
 		n = min(n, max(probeBody, s.lengths.Min)) // it may be refused
 	}
-	if part := min(s.part, u.blob.Size-s.offset); part > 0 {
+	if part := min(s.part, u.blob.Size-start); part > 0 {
 		if n < part && s.cuts > 1 {
 			return u.drop(fmt.Errorf("chunks of %d bytes do not get through, and the session takes no smaller ones", part))
 		}
 		n = part
 	}
 	cut, from, sent := s.cut, s.start, s.sent
-	start, end := s.offset, s.offset+n
+	end := start + n
 	whole = whole && end == u.blob.Size
 	r, err := u.blob.open(ctx, start)
 	if err != nil {
@@ -574,8 +571,8 @@ func (u *upload) acknowledge(ctx context.Context, end int64, a *wire.Answer) err
 	} else {
 		s.firm = end
 	}
-	s.offset, s.idle = end, 0
-	u.settled()
+	s.idle = 0
+	u.settleAt(end)
 	u.keep(ctx)
 	return nil
 }
@@ -608,8 +605,7 @@ func (u *upload) blind() bool {
 		return false
 	}
 	u.gaveUp() // who knows what was kept
-	s.offset = s.acked
-	u.settled()
+	u.settleAt(s.acked)
 	return true
 }
 
@@ -705,7 +701,7 @@ func (u *upload) settle(ctx context.Context) error {
 			}
 			return err
 		}
-		if !s.draining || offset == before {
+		if s.offset.state != draining || offset == before {
 			if err := u.accept(offset); err != nil {
 				return err
 			}
@@ -733,29 +729,23 @@ func (u *upload) accept(said int64) error {
 	if s.kept != nil {
 		u.found(said)
 	}
-	offset := said
-	if d := u.c.pace.dialect(); said > 0 && (d.OffByOne && said > s.acked || said == s.sent+1 && s.sent > 0) {
-		offset--
-	}
-	if offset > s.sent {
+	d := u.c.pace.dialect()
+	held, tries := candidates(said, s.acked, s.sent, d)
+	if held > s.sent {
 		// More than anybody sent it. The digest would tell in the end, after
 		// all bytes were sent in vain.
 		return u.drop(fmt.Errorf("the registry claims to hold %d bytes of an upload that was sent %d", said, s.sent))
 	}
-	if offset < s.firm && !u.c.pace.dialect().StuckRange {
+	if held < s.firm && !d.StuckRange {
 		// It has lost bytes: distribution on S3 does so after parts below 5 MiB. The
 		// digest would be refused after all was sent.
-		return u.drop(fmt.Errorf("the registry holds %d bytes of an upload of which it had acknowledged %d", offset, s.firm))
+		return u.drop(fmt.Errorf("the registry holds %d bytes of an upload of which it had acknowledged %d", held, s.firm))
 	}
-	// Where the registry says it stands; but ECR and zot say less than they
-	// acknowledged, and where that is refused, Quay and Gitea one byte more.
-	tries := [maxRefused]int64{offset, max(offset-1, s.acked), s.acked}
-	if offset < s.acked {
-		tries = [maxRefused]int64{s.acked, offset, offset}
+	if held < s.acked {
 		s.trusted = s.refused == 0 && s.answered
 	}
 	n := min(s.refused, maxRefused-1)
-	offset = tries[n]
+	offset := tries[n]
 	s.guessed = n == 1 && offset == said-1 && offset > s.acked
 	if u.rejected > 0 && s.acked > 0 && offset == s.acked+1 {
 		offset = s.acked // rather Quay's way of counting than a lie again
@@ -782,30 +772,31 @@ func (u *upload) accept(said int64) error {
 	if offset <= s.start {
 		u.gaveUp()
 	}
-	s.cut, s.ended, s.offset = nil, nil, offset
-	u.settled()
+	s.cut, s.ended = nil, nil
+	u.settleAt(offset)
 	return nil
 }
 
-// settled takes note of a settled offset.
-func (u *upload) settled() {
+// settleAt takes note that the session holds n bytes.
+func (u *upload) settleAt(n int64) {
 	s := u.sess
-	s.settled, s.draining = true, false
-	if s.offset > s.most {
-		s.most, u.headway = s.offset, true
+	s.offset = settledAt(n)
+	if n > s.most {
+		s.most, u.headway = n, true
 		u.loop.Progress()
 	}
-	if s.offset > u.best {
-		u.best, u.lost = s.offset, 0
+	if n > u.best {
+		u.best, u.lost = n, 0
 	}
-	u.emit(Event{Kind: Settled, Offset: s.offset})
+	u.emit(Event{Kind: Settled, Offset: n})
 }
 
 // unsettle forgets the offset: nothing is sent before the registry was asked.
-func (u *upload) unsettle(draining bool) {
+// drains: a connection was given up that may still deliver bytes.
+func (u *upload) unsettle(drains bool) {
 	if s := u.sess; s != nil {
-		s.settled, s.broken = false, true
-		s.draining = s.draining || draining
+		s.offset.unsettle(drains)
+		s.broken = true
 	}
 }
 
@@ -863,7 +854,7 @@ func (u *upload) status(ctx context.Context, method string) (offset int64, ok bo
 
 // commit asks the registry to make the session a blob (end-6).
 func (u *upload) commit(ctx context.Context) error {
-	u.emit(Event{Kind: Committing, Offset: u.sess.offset})
+	u.emit(Event{Kind: Committing, Offset: u.sess.offset.bytes})
 	req := u.commitRequest(nil, 0)
 	a, err := u.c.send(ctx, req, u.c.slow(), nil)
 	if err != nil {
@@ -1032,7 +1023,7 @@ func (u *upload) resolve(ctx context.Context) error {
 	case (err == nil || errors.Is(err, errLost)) && u.sess.commits >= maxFailures:
 		u.doubt = time.Time{}
 		return u.drop(errFailsCommit)
-	case errors.Is(err, errLost) && u.sess.commits > 0 && u.sess.settled && u.c.pace.dialect().NoStatus:
+	case errors.Is(err, errLost) && u.sess.commits > 0 && u.sess.offset.isSettled() && u.c.pace.dialect().NoStatus:
 		// The registry answered the commit, and a status request says nothing.
 		u.doubt = time.Time{}
 		return protocol.Transient(errCommitting)
@@ -1075,8 +1066,8 @@ func (u *upload) commitsAgain() bool {
 	if s.again || s.acked != u.blob.Size || !known && time.Since(u.doubt) < u.patience() {
 		return false
 	}
-	s.again, s.offset, u.doubt = true, s.acked, time.Time{}
-	u.settled()
+	s.again, u.doubt = true, time.Time{}
+	u.settleAt(s.acked)
 	return true
 }
 

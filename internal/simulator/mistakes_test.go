@@ -75,7 +75,7 @@ func (u *upload) sameReader(r interface {
 	one("a connection given up politely", "internal/wire/conn.go",
 		"linger(c.Conn, reset)", "linger(c.Conn, politely)"),
 	one("the first status answer believed while the old connection drains", "resume/upload.go",
-		"!s.draining || offset == before", "before < 0 || offset == before"),
+		"s.offset.state != draining || offset == before", "before < 0 || offset == before"),
 	one("5xx to a PATCH taken for success", "resume/upload.go",
 		"case a.Status >= 200 && a.Status < 300:\n\t\treturn u.acknowledge", "case a.Status >= 200 && a.Status < 300 || a.Status >= 500:\n\t\treturn u.acknowledge"),
 	one("5xx taken for final", "internal/protocol/classify.go",
@@ -140,6 +140,17 @@ func (m mistake) and(old, new string) mistake {
 	return m
 }
 
+// TestMistakesApply fails when a change to the client leaves the table out of date.
+func TestMistakesApply(t *testing.T) {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range mistakes {
+		t.Run(m.name, func(t *testing.T) { m.changed(t, root) })
+	}
+}
+
 // TestDeliberateFaults puts each mistake into a copy of its file, which the
 // build takes instead (go test -overlay), and runs the seeds of TestSimulator
 // until one of them fails.
@@ -174,27 +185,34 @@ func TestDeliberateFaults(t *testing.T) {
 	}
 }
 
-// overlay writes what the go command wants to know.
-func (m mistake) overlay(t *testing.T, root string) string {
+// changed is the text of the file with the mistake in it.
+func (m mistake) changed(t *testing.T, root string) (file, text string) {
 	t.Helper()
-	file := filepath.Join(root, filepath.FromSlash(m.file))
+	file = filepath.Join(root, filepath.FromSlash(m.file))
 	b, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := string(b)
+	text = string(b)
 	for _, e := range m.edits {
 		if n := strings.Count(text, e.old); n != 1 {
 			t.Fatalf("%q is in %s %d times, want once: the table is out of date", e.old, m.file, n)
 		}
 		text = strings.Replace(text, e.old, e.new, 1)
 	}
+	return file, text
+}
+
+// overlay writes what the go command wants to know.
+func (m mistake) overlay(t *testing.T, root string) string {
+	t.Helper()
+	file, text := m.changed(t, root)
 	dir := t.TempDir()
 	changed := filepath.Join(dir, "changed.go")
 	if err := os.WriteFile(changed, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b, err = json.Marshal(map[string]map[string]string{"Replace": {file: changed}})
+	b, err := json.Marshal(map[string]map[string]string{"Replace": {file: changed}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -707,6 +707,12 @@ func (c *Client) broken(ctx context.Context, s subject, offset int64, conn wire.
 	c.emit(ctx, e)
 }
 
+// warn tells of something that the user should know.
+func (c *Client) warn(ctx context.Context, s subject, err error) {
+	c.log.WithField("digest", s.digest).Warn(protocol.Text(err))
+	c.emit(ctx, Event{Kind: Warned, Digest: s.digest, Size: s.size, Err: err})
+}
+
 func (c *Client) emit(ctx context.Context, e Event) {
 	if c.o.OnEvent == nil {
 		return

@@ -105,12 +105,8 @@ func (u *upload) recall(ctx context.Context) error {
 		return nil
 	}
 	u.saved = r
-	lengths := protocol.ChunkLengths{Min: r.MinChunk, Max: r.MaxChunk}
-	u.c.pace.announced(lengths)
-	u.sess = &session{
-		location: at, kept: &r, recorded: true, opened: r.Opened, offset: offset{state: draining}, broken: true,
-		acked: r.Acked, firm: min(r.Acked, r.Offset), sent: u.blob.Size, lengths: lengths, part: r.Part,
-	}
+	u.sess = u.c.recordedSession(u.subject(), &r, at, u.blob.Size)
+	u.sess.firm = min(r.Acked, r.Offset)
 	if u.guest != nil { // its own session stays unused
 		u.guest.tried, u.guest.own = true, true
 	}
@@ -280,12 +276,12 @@ func (c *Client) forget(ctx context.Context, dgst digest.Digest, size int64) {
 // false where the registry no longer knows it. A record that is not of this
 // client's registry and repository is an error of the kind ErrEndpoint.
 func (c *Client) Check(ctx context.Context, r Record) (offset int64, alive bool, err error) {
-	u, err := c.recorded(ctx, r)
+	s, err := c.recorded(r)
 	if err != nil {
 		return 0, false, err
 	}
 	err = c.retry(ctx, subject{digest: r.Digest, size: r.Size}, func(ctx context.Context, _ *retry.Loop) error {
-		offset, err = u.ask(ctx)
+		offset, err = s.ask(ctx)
 		return err
 	})
 	switch {
@@ -302,19 +298,19 @@ func (c *Client) Check(ctx context.Context, r Record) (offset int64, alive bool,
 // record that is not of this client's registry and repository is an error of
 // the kind ErrEndpoint.
 func (c *Client) Cancel(ctx context.Context, r Record) error {
-	u, err := c.recorded(ctx, r)
+	s, err := c.recorded(r)
 	if err != nil {
 		return err
 	}
 	err = c.retry(ctx, subject{digest: r.Digest, size: r.Size}, func(ctx context.Context, _ *retry.Loop) error {
 		// It may take the newest location only, as distribution 3 does.
-		switch _, err := u.ask(ctx); {
+		switch _, err := s.ask(ctx); {
 		case errors.Is(err, errLost):
 			return nil
 		case err != nil:
 			return err
 		}
-		a, err := c.send(ctx, request(http.MethodDelete, u.sess.location, nil, 0), c.quick(), nil)
+		a, err := s.cancel(ctx)
 		if err == nil && a.Status/100 != 2 && a.Status != http.StatusNotFound {
 			err = protocol.Unexpected(a, time.Now())
 		}
@@ -357,11 +353,24 @@ func place(u *url.URL) string {
 	return u.Scheme + "://" + protocol.HostPort(u) + path[:strings.LastIndexByte(path, '/')+1]
 }
 
-// recorded makes an upload of a record, if its location may be used.
-func (c *Client) recorded(ctx context.Context, r Record) (*upload, error) {
+// recordedSession makes a session of a record. Its offset has to be asked for: an old
+// connection of the process that wrote the record may still be draining. sent is the
+// end of the bytes that the process may have sent.
+func (c *Client) recordedSession(blob subject, r *Record, at *url.URL, sent int64) *sessionHistory {
+	s := &session{
+		c: c, blob: blob, location: at, opened: r.Opened,
+		lengths: protocol.ChunkLengths{Min: r.MinChunk, Max: r.MaxChunk},
+		offset:  offset{state: draining}, acked: r.Acked, sent: sent,
+	}
+	c.pace.announced(s.lengths)
+	return &sessionHistory{session: s, kept: r, recorded: true, broken: true, part: r.Part}
+}
+
+// recorded makes a session of a record only to ask for it, if its location may be used.
+func (c *Client) recorded(r Record) (*session, error) {
 	at, err := c.located(r)
 	if err != nil {
 		return nil, c.failure("status", r.Digest, r.Offset, r.Size, 0, protocol.Kind(protocol.ErrEndpoint, err))
 	}
-	return &upload{c: c, ctx: ctx, blob: Blob{Digest: r.Digest, Size: r.Size}, sess: &session{location: at, acked: r.Acked}}, nil
+	return &session{c: c, blob: subject{digest: r.Digest, size: r.Size}, location: at, acked: r.Acked}, nil
 }

@@ -104,7 +104,10 @@ func (g *passage) put() bool { return g.req.Method == http.MethodPut }
 func (g *passage) carry(ctx context.Context) (*http.Response, error) {
 	u := &upload{c: g.client, ctx: ctx, guest: g, op: "send", best: g.start, reserved: true, recalled: true}
 	u.blob = Blob{Digest: g.digest, Size: -1, Open: g.open}
-	u.sess = &session{location: g.seen.location, offset: settledAt(g.start), acked: g.start, sent: g.start, most: g.start}
+	u.sess = &sessionHistory{most: g.start, session: &session{
+		c: g.client, blob: subject{digest: g.digest}, location: g.seen.location,
+		offset: settledAt(g.start), acked: g.start, sent: g.start, opened: time.Now(),
+	}}
 	g.size(u)
 	if g.tried {
 		u.unsettle(true)
@@ -113,7 +116,6 @@ func (g *passage) carry(ctx context.Context) (*http.Response, error) {
 	if g.doubt {
 		u.doubt = time.Now()
 	}
-	u.sess.opened = time.Now()
 	if g.t.store != nil && !g.tried && g.put() && g.body != nil && g.start == 0 && g.seen.opened && g.length >= 0 {
 		u.reserved, u.recalled = false, false // its digest is known
 	}

@@ -98,12 +98,7 @@ func (g *passage) recallPrefix(ctx context.Context, u *upload) {
 		return // the record is replaced before anything is sent
 	}
 	k.r = old
-	lengths := protocol.ChunkLengths{Min: old.MinChunk, Max: old.MaxChunk}
-	g.client.pace.announced(lengths)
-	u.sess = &session{
-		location: at, kept: &old, recorded: true, opened: old.Opened, offset: offset{state: draining}, broken: true,
-		acked: old.Acked, sent: old.Size, lengths: lengths, part: old.Part,
-	}
+	u.sess = g.client.recordedSession(u.subject(), &old, at, old.Size)
 	g.tried, g.own = true, true
 	g.client.log.WithField("offset", old.Offset).Info("continuing an earlier upload of a body that begins in the same way")
 }

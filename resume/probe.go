@@ -239,7 +239,7 @@ func (p *prober) ask(ctx context.Context, what string) (asked, alive bool, err e
 		if held, ok := protocol.ParseRange(a.Header); ok {
 			s.offset = settledAt(held.Bytes)
 		}
-		if err := p.u.newer(s, a); err != nil {
+		if err := s.follow(ctx, a); err != nil {
 			return asked, alive, err
 		}
 	}
@@ -264,7 +264,7 @@ func (p *prober) patch(ctx context.Context, what string, n, sent int64) (*wire.A
 	}
 	if a.Status/100 == 2 {
 		s.offset.bytes += n
-		err = p.u.newer(s, a)
+		err = s.follow(ctx, a)
 	}
 	return a, err
 }

@@ -40,7 +40,7 @@ func (u *upload) put(ctx context.Context) error {
 	body := wire.NewBody(r, size)
 	s.whole, u.apart = true, true
 	var gone atomic.Int64
-	a, err := u.c.send(ctx, u.commitRequest(body, size), u.c.slow(), func(n int64) {
+	a, err := s.commit(ctx, u.blob.Digest, body, size, func(n int64) {
 		u.sentTo(min(gone.Add(n), size))
 	})
 	if err := u.sent(ctx, body, 0, size, err); err != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"sync/atomic"
 	"time"
 
@@ -64,7 +63,6 @@ const (
 )
 
 var (
-	errLost        = errors.New("the registry no longer knows the upload session")
 	errCommitting  = errors.New("no answer to the commit yet")
 	errFailsCommit = errors.New("the registry fails every commit of this session")
 	errSmallParts  = errors.New("the registry fails the commit of an upload in small chunks")
@@ -104,14 +102,10 @@ func inMiB(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/mib) }
 // Unwrap returns how the last session was lost.
 func (e *LostError) Unwrap() error { return e.Err }
 
-// session is an upload session (distribution-spec v1.1, end-4a) as far as it
-// is known.
-type session struct {
-	location *url.URL // the newest
-	offset   offset
-	// acked is the end of the last PATCH that was answered well, sent the end
-	// of the bytes handed to any connection.
-	acked, sent int64
+// sessionHistory is a session with what has happened in it, as far as that decides
+// what comes next.
+type sessionHistory struct {
+	*session
 	// start is where the last PATCH began, and cut how it broke, if it did.
 	start int64
 	cut   *cut
@@ -123,11 +117,9 @@ type session struct {
 	failures int     // to ask, in a row
 	recorded bool    // the session comes from a record
 	kept     *Record // what is known of it came from this record, and is not yet confirmed
-	opened   time.Time
 	idle     int
 	again    bool // a commit was sent again although nobody says whether the session lives
 
-	lengths  protocol.ChunkLengths
 	part     int64 // the size of its first chunk, which a registry that announces a largest wants all to have
 	cuts     int   // requests in a row that broke since the last answer to a PATCH
 	ranged   int64 // what the Range of the last good answer to a PATCH said
@@ -148,7 +140,7 @@ type session struct {
 }
 
 // cutBack is how many bytes the last break cost, if the session stands at offset.
-func (s *session) cutBack(offset int64) int64 {
+func (s *sessionHistory) cutBack(offset int64) int64 {
 	if s.cut == nil {
 		return 0
 	}
@@ -176,10 +168,10 @@ type upload struct {
 	handed int64  // bytes handed to connections, those sent again included
 	unsure unsure // of the last body that broke; zero if it is counted in res.Sent
 
-	sess     *session
-	lease    *heldLease // nil where nothing is kept
-	reserved bool       // it was tried to get one,
-	recalled bool       // and to continue from its record
+	sess     *sessionHistory // nil without a session
+	lease    *heldLease      // nil where nothing is kept
+	reserved bool            // it was tried to get one,
+	recalled bool            // and to continue from its record
 	saved    Record
 	done     bool
 	doubt    time.Time // when a commit was sent that nobody answered
@@ -229,13 +221,19 @@ func (u *upload) deliver(ctx context.Context) (err error) {
 		u.leave()
 		u.release(err)
 	}()
-	s := subject{digest: u.blob.Digest, size: max(u.blob.Size, 0), broken: u.broke}
+	s := u.subject()
+	s.broken = u.broke
 	return u.c.retry(ctx, s, func(ctx context.Context, l *retry.Loop) error {
 		u.loop = l
 		err := u.run(ctx)
 		u.tries = l.Tries()
 		return err
 	})
+}
+
+// subject is what the upload is about.
+func (u *upload) subject() subject {
+	return subject{digest: u.blob.Digest, size: max(u.blob.Size, 0)}
 }
 
 func (u *upload) failure(err error) error {
@@ -337,12 +335,8 @@ func (u *upload) open(ctx context.Context) error {
 	if there, err := u.existed(ctx); err != nil || there {
 		return err
 	}
-	at := u.c.url("blobs/uploads/")
-	if u.blob.MountFrom != "" {
-		at.RawQuery = url.Values{"mount": {u.blob.Digest.String()}, "from": {u.blob.MountFrom}}.Encode()
-	}
-	a, err := u.c.send(ctx, request(http.MethodPost, at, nil, 0), u.c.quick(), nil)
-	if err != nil {
+	s, a, err := u.c.openSession(ctx, u.subject(), u.blob.MountFrom)
+	if a == nil {
 		if errors.Is(err, io.EOF) {
 			u.hungUp()
 		}
@@ -350,6 +344,8 @@ func (u *upload) open(ctx context.Context) error {
 	}
 	u.hangups = 0
 	switch {
+	case err != nil:
+		return err
 	case a.Status == http.StatusCreated && u.blob.MountFrom != "":
 		u.res.Mounted = true
 		u.finish(Mounted)
@@ -363,13 +359,8 @@ func (u *upload) open(ctx context.Context) error {
 	case a.Status != http.StatusAccepted:
 		return protocol.Unexpected(a, time.Now())
 	}
-	s := &session{offset: settledAt(0), opened: time.Now()}
-	if err := u.relocate(s, at, a); err != nil {
-		return protocol.Kind(protocol.ErrEndpoint, err)
-	}
-	s.lengths = protocol.ParseChunkLengths(a.Header)
 	u.c.pace.announced(s.lengths)
-	u.sess, u.blob.Missing = s, false
+	u.sess, u.blob.Missing = &sessionHistory{session: s}, false
 	u.emit(Event{Kind: Opened})
 	u.keep(ctx)
 	return nil
@@ -392,9 +383,7 @@ func (u *upload) hungUp() {
 // send PATCHes what comes next (end-5), from a reader of its own.
 func (u *upload) send(ctx context.Context) error {
 	s := u.sess
-	// Docker, podman and crane send a whole blob without Content-Range, so every
-	// registry takes that; GHCR refuses one above 4 MiB with it. Once something
-	// was sent, Content-Range tells where the rest belongs.
+	// Once something was sent, Content-Range tells where the rest belongs.
 	start := s.offset.bytes
 	untouched := start == 0 && s.sent == 0
 	whole := untouched && (u.guest == nil || !u.guest.ranged())
@@ -424,16 +413,11 @@ func (u *upload) send(ctx context.Context) error {
 		}
 	}
 	body := wire.NewBody(r, n)
-	req := request(http.MethodPatch, s.location, body, n)
-	req.Header.Set("Content-Type", "application/octet-stream")
-	if !whole {
-		req.Header.Set("Content-Range", protocol.ContentRange(start, end))
-	}
 	if fresh {
 		ctx = wire.Fresh(ctx)
 	}
 	var gone atomic.Int64
-	a, err := u.c.send(ctx, req, u.c.slow(), func(n int64) {
+	a, err := s.append(ctx, chunk{body: body, start: start, end: end, ranged: !whole}, func(n int64) {
 		u.sentTo(min(start+gone.Add(n), end))
 	})
 	if err := u.sent(ctx, body, start, n, err); err != nil {
@@ -556,7 +540,7 @@ func (u *upload) acknowledge(ctx context.Context, end int64, a *wire.Answer) err
 	before := s.ranged
 	s.ranged, s.answered, s.stuck = held.Bytes, true, ranged && before > 0 && held.Bytes == before
 	s.acked, s.refused, s.guessed, s.probing, u.excused = end, 0, false, false, false
-	if err := u.newer(s, a); err != nil {
+	if err := s.follow(ctx, a); err != nil {
 		return err
 	}
 	if ranged && held.Bytes != end && (!held.Ambiguous || end > 1) {
@@ -800,85 +784,25 @@ func (u *upload) unsettle(drains bool) {
 	}
 }
 
-// ask is one status request (end-13): HEAD, which is what distribution serves,
-// and GET where HEAD does not answer with a Range, as on olareg and zot. Only
-// GET can say that the session is lost: errLost.
+// ask asks the registry for the offset.
 func (u *upload) ask(ctx context.Context) (int64, error) {
-	var answered *protocol.StatusError
-	if !u.c.pace.dialect().StatusGET {
-		offset, ok, err := u.status(ctx, http.MethodHead)
-		switch {
-		case ok:
-			return offset, nil
-		case err != nil && (!errors.As(err, &answered) || answered.After > 0):
-			return 0, err
-		}
+	offset, err := u.sess.ask(ctx)
+	if err == nil {
+		u.sess.failures = 0
 	}
-	offset, ok, err := u.status(ctx, http.MethodGet)
-	switch {
-	case ok:
-		u.c.pace.answersGET()
-		return offset, nil
-	case err == nil:
-		return u.sess.acked, nil // alive, without saying where
-	case errors.As(err, &answered) && protocol.Classify(err).Class == protocol.Final && !errors.Is(err, ErrDenied):
-		return 0, fmt.Errorf("%w: %w", errLost, answered)
-	}
-	return 0, err
-}
-
-// status sends one status request. ok is false where the answer has no Range.
-func (u *upload) status(ctx context.Context, method string) (offset int64, ok bool, err error) {
-	s := u.sess
-	a, err := u.c.send(ctx, request(method, s.location, nil, 0), u.c.quick(), nil)
-	if err != nil {
-		return 0, false, err
-	}
-	if a.Status < 200 || a.Status > 299 {
-		return 0, false, protocol.Unexpected(a, time.Now())
-	}
-	held, ok := protocol.ParseRange(a.Header)
-	if !ok {
-		return 0, false, nil
-	}
-	u.c.pace.answersStatus()
-	s.failures = 0
-	if err := u.newer(s, a); err != nil {
-		return 0, false, err
-	}
-	if held.Ambiguous && s.acked == 1 {
-		held.Bytes = 1
-	}
-	return held.Bytes, true, nil
+	return offset, err
 }
 
 // commit asks the registry to make the session a blob (end-6).
 func (u *upload) commit(ctx context.Context) error {
 	u.emit(Event{Kind: Committing, Offset: u.sess.offset.bytes})
-	req := u.commitRequest(nil, 0)
-	a, err := u.c.send(ctx, req, u.c.slow(), nil)
+	a, err := u.sess.commit(ctx, u.blob.Digest, nil, 0, nil)
 	if err != nil {
 		u.doubt = time.Now()
 		u.guest.broke(err)
 		return err
 	}
 	return u.committed(ctx, a)
-}
-
-// commitRequest makes the request that ends the session, with the blob as its
-// body unless that is nil.
-func (u *upload) commitRequest(body wire.Body, length int64) *http.Request {
-	at := *u.sess.location
-	q := "digest=" + url.QueryEscape(u.blob.Digest.String())
-	if at.RawQuery != "" {
-		// Appended, not re-encoded: the registry gets its own state back as it
-		// wrote it.
-		q = at.RawQuery + "&" + q
-	}
-	at.RawQuery = q
-	req := request(http.MethodPut, &at, body, length)
-	req.Header.Set("Content-Type", "application/octet-stream")
-	return req
 }
 
 // committed takes the answer to a commit.
@@ -1114,33 +1038,6 @@ func (u *upload) ends(cut bool) bool {
 	return u.cuts >= minCuts && u.blob.Size/maxOdds > between || u.handed >= max(maxPasses*u.blob.Size, cheap)
 }
 
-// relocate takes the location of an answer, which must have one.
-func (u *upload) relocate(s *session, asked *url.URL, a *wire.Answer) error {
-	l, err := protocol.ParseLocation(u.c.base, asked, a.Header)
-	if err != nil {
-		return err
-	}
-	s.location = l.URL
-	u.c.places.Store(place(l.URL), true)
-	if l.Mended && !u.c.saidMended.Swap(true) {
-		u.warn(errors.New("the registry names its own address with http although it is reached over https; staying with https. " +
-			"Its proxy should send X-Forwarded-Proto, or the registry be told its external URL"))
-	}
-	return nil
-}
-
-// newer takes the location of a later answer; without one the newest stays.
-func (u *upload) newer(s *session, a *wire.Answer) error {
-	err := u.relocate(s, s.location, a)
-	if errors.Is(err, protocol.ErrNoLocation) {
-		return nil
-	}
-	if err != nil {
-		return protocol.Kind(protocol.ErrEndpoint, err)
-	}
-	return nil
-}
-
 func (u *upload) finish(k EventKind) {
 	u.done, u.doubt = true, time.Time{}
 	u.forget()
@@ -1152,8 +1049,7 @@ func (u *upload) finish(k EventKind) {
 }
 
 func (u *upload) warn(err error) {
-	u.c.log.WithField("digest", u.blob.Digest).Warn(protocol.Text(err))
-	u.emit(Event{Kind: Warned, Err: err})
+	u.c.warn(u.ctx, subject{digest: u.blob.Digest, size: u.blob.Size}, err)
 }
 
 // sentTo tells of provisional progress, now and then. It may be called by a

@@ -53,10 +53,10 @@ func (u *upload) sameReader(r interface {
 
 // refuse gives up a session`).
 		and("type upload struct {", "type upload struct {\n\treader interface {\n\t\tRead([]byte) (int, error)\n\t\tClose() error\n\t}"),
-	one("Location of a status answer ignored", "resume/upload.go",
-		"if err := u.newer(s, a); err != nil {\n\t\treturn 0,", "if err := u.newer(&session{location: s.location}, a); err != nil {\n\t\treturn 0,"),
+	one("Location of a status answer ignored", "resume/session.go",
+		"if err := s.follow(ctx, a); err != nil {\n\t\treturn 0,", "if err := (&session{c: s.c, location: s.location}).follow(ctx, a); err != nil {\n\t\treturn 0,"),
 	one("Location of a PATCH answer ignored", "resume/upload.go",
-		"if err := u.newer(s, a); err != nil {\n\t\treturn err", "if err := u.newer(&session{location: s.location}, a); err != nil {\n\t\treturn err"),
+		"if err := s.follow(ctx, a); err != nil {\n\t\treturn err", "if err := (&session{c: s.c, location: s.location}).follow(ctx, a); err != nil {\n\t\treturn err"),
 	one("a commit without an answer taken for success", "resume/upload.go",
 		"u.doubt = time.Now()\n\t\tu.guest.broke(err)\n\t\treturn err",
 		"u.finish(Committed)\n\t\treturn nil"),
@@ -96,10 +96,10 @@ func (u *upload) sameReader(r interface {
 		"return nil, ErrSpent", "return nil, ErrPrivate"),
 	one("upload locations in the log", "resume/client.go",
 		`"request": what,`, `"request": what, "url": r.URL.String(),`),
-	one("OCI-Chunk-Min-Length ignored", "resume/upload.go",
+	one("OCI-Chunk-Min-Length ignored", "resume/session.go",
 		"protocol.ParseChunkLengths(a.Header)", "protocol.ParseChunkLengths(nil)"),
 	one("OCI-Chunk-Min-Length not kept", "resume/keep.go",
-		"u.c.pace.announced(lengths)", "u.c.pace.announced(protocol.ChunkLengths{})"),
+		"c.pace.announced(s.lengths)", "c.pace.announced(protocol.ChunkLengths{})"),
 	one("a record of a session that is gone taken for final", "resume/keep.go",
 		"return u.drop(lost)", "return protocol.Kind(ErrRefused, protocol.Plain(lost))"),
 	one("records kept after the commit and never dropped", "resume/keep.go",
@@ -109,8 +109,8 @@ func (u *upload) sameReader(r interface {
 	one("413 taken for final", "resume/upload.go",
 		"case large && u.c.pace.tooLarge", "case large && a.Status == 0 && u.c.pace.tooLarge"),
 	// Of the hosted registries.
-	one("Content-Range on a whole blob", "resume/upload.go", // GHCR
-		"if !whole {\n\t\treq.Header", "if n > 0 {\n\t\treq.Header"),
+	one("Content-Range on a whole blob", "resume/session.go", // GHCR
+		"if b.ranged {", "if n > 0 {"),
 	one("a rate limit taken for a denial", "internal/protocol/classify.go", // GHCR
 		"if e.Limited || e.Cut", "if e.Cut"),
 	one("a denial without its text taken for a denial", "internal/protocol/classify.go", // GHCR

@@ -3,7 +3,6 @@ package resume
 import (
 	"fmt"
 	"net/http"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -29,13 +28,13 @@ func (u *upload) failsEmpty(answer *protocol.StatusError) {
 // emptyAgain opens another session for an empty blob whose commit failed: there is
 // nothing in the old one to keep, and it may be damaged. After enough failures the
 // upload ends.
-func (u *upload) emptyAgain() error {
+func (u *upload) emptyAgain() (step, error) {
 	if u.emptyFailures >= maxFailedCommits {
-		return &ContentError{Err: fmt.Errorf("it fails every commit of an empty blob: %w", u.emptyFailure.Permanent())}
+		return stepResolve, &ContentError{Err: fmt.Errorf("it fails every commit of an empty blob: %w", u.emptyFailure.Permanent())}
 	}
-	u.doubt = time.Time{}
-	if err := u.drop(errFailsCommit); !protocol.IsTransient(err) {
-		return err
+	next, err := u.drop(errFailsCommit)
+	if protocol.IsTransient(err) {
+		return next, nil // the failure has been waited for
 	}
-	return nil // the failure has been waited for
+	return next, err
 }

@@ -34,11 +34,10 @@ func (c *Client) key(dgst digest.Digest) Key {
 
 // reserve gets the right to the record of the blob. While another push has it,
 // this one waits, as long as its budget is.
-func (u *upload) reserve(ctx context.Context) error {
+func (u *upload) reserve(ctx context.Context) (step, error) {
 	store := u.c.o.Store
 	if store == nil || u.blob.Size < u.c.o.KeepFrom {
-		u.reserved, u.recalled = true, true
-		return nil
+		return stepBegin, nil
 	}
 	k := u.c.key(u.blob.Digest)
 	until := time.Now().Add(u.c.o.RetryFor)
@@ -49,7 +48,7 @@ func (u *upload) reserve(ctx context.Context) error {
 			break
 		}
 		if ctx.Err() != nil {
-			return context.Cause(ctx)
+			return stepReserve, context.Cause(ctx)
 		}
 		if !errors.Is(err, ErrHeld) {
 			u.unkept(err)
@@ -65,29 +64,32 @@ func (u *upload) reserve(ctx context.Context) error {
 			u.emit(Event{Kind: Held, Err: ErrHeld})
 		}
 		if err := sleep(ctx, min(heldPause, time.Until(until))); err != nil {
-			return err
+			return stepReserve, err
 		}
 	}
-	u.reserved, u.recalled = true, u.lease == nil
-	return nil
+	if u.lease == nil {
+		return stepBegin, nil
+	}
+	return stepRecall, nil
 }
 
 // recall makes a session of the record, if it is good for one and the blob is
 // not there. It is settled by asking; an old connection of the process that
 // wrote it may still be draining.
-func (u *upload) recall(ctx context.Context) error {
+func (u *upload) recall(ctx context.Context) (step, error) {
 	if u.guest != nil {
 		// Another client has asked for the blob by itself, and may only be allowed to
 		// push.
 		if _, err := u.lease.load(ctx); errors.Is(err, ErrNoRecord) {
-			u.recalled = true
-			return nil
+			return stepBegin, nil
 		}
 	}
-	if there, err := u.existed(ctx); err != nil || there {
-		return err
+	switch there, err := u.existed(ctx); {
+	case err != nil:
+		return stepRecall, err
+	case there:
+		return stepDone, nil
 	}
-	u.recalled = true
 	r, err := u.lease.load(ctx)
 	if err == nil && (!r.valid(u.c.key(u.blob.Digest), u.blob.Size) || r.Expired(time.Now())) {
 		err = errors.New("it is of another blob, or has expired")
@@ -97,12 +99,12 @@ func (u *upload) recall(ctx context.Context) error {
 		at, err = u.c.located(r)
 	}
 	if errors.Is(err, ErrNoRecord) {
-		return nil
+		return stepBegin, nil
 	}
 	if err != nil {
 		u.warn(fmt.Errorf("the record of an earlier upload is of no use, starting again: %w", err))
 		u.forget()
-		return nil
+		return stepBegin, nil
 	}
 	u.saved = r
 	u.sess = u.c.recordedSession(u.subject(), &r, at, u.blob.Size)
@@ -110,7 +112,7 @@ func (u *upload) recall(ctx context.Context) error {
 	if u.guest != nil { // its own session stays unused
 		u.guest.tried, u.guest.own = true, true
 	}
-	return nil
+	return stepSettle, nil
 }
 
 // existed ends the upload where the blob is there already, unless the caller
@@ -187,11 +189,11 @@ func isDamaged(err error) bool {
 // expired forgets a session of an earlier process that the registry does not
 // know any more. If all of it had been sent the registry may just be
 // assembling the blob, for a commit that nobody waits for.
-func (u *upload) expired(lost error) error {
+func (u *upload) expired(lost error) (step, error) {
 	r := u.sess.kept
 	if since := time.Since(r.Updated); r.Offset == u.blob.Size && 0 <= since && since < u.patience() {
 		u.sess.kept, u.doubt = nil, r.Updated
-		return nil
+		return stepResolve, nil
 	}
 	return u.drop(lost)
 }

@@ -141,10 +141,11 @@ func (u *upload) held() *heldLease {
 // relinquish gives up the session of a record that somebody else has now: it may
 // have two writers otherwise. The next step waits for the other push, if there is
 // one, and asks for the blob before anything is sent again.
-func (u *upload) relinquish() error {
-	h := u.held()
+func (u *upload) relinquish() (step, error) {
+	h, next := u.held(), stepReserve
 	if g := u.guest; g != nil && g.keeper != nil {
 		g.keeper.giveUp()
+		next = stepOpen
 	} else {
 		u.lease = nil
 	}
@@ -152,11 +153,11 @@ func (u *upload) relinquish() error {
 	u.warn(ErrLeaseLost)
 	u.leave()
 	if err := u.guest.cannot(ErrLeaseLost); err != nil {
-		return err
+		return next, err
 	}
 	if u.guest != nil { // its own session is the other push's now
 		u.guest.tried, u.guest.own = true, true
 	}
-	u.sess, u.saved, u.doubt, u.blob.Missing, u.res.Continued = nil, Record{}, time.Time{}, false, 0
-	return nil
+	u.sess, u.saved, u.blob.Missing, u.res.Continued = nil, Record{}, false, 0
+	return next, nil
 }

@@ -102,7 +102,7 @@ func (g *passage) put() bool { return g.req.Method == http.MethodPut }
 
 // carry brings the request to its end, and answers it.
 func (g *passage) carry(ctx context.Context) (*http.Response, error) {
-	u := &upload{c: g.client, ctx: ctx, guest: g, op: "send", best: g.start, reserved: true, recalled: true}
+	u := &upload{c: g.client, ctx: ctx, guest: g, op: "send", best: g.start, next: stepBegin}
 	u.blob = Blob{Digest: g.digest, Size: -1, Open: g.open}
 	u.sess = &sessionHistory{most: g.start, session: &session{
 		c: g.client, blob: subject{digest: g.digest}, location: g.seen.location,
@@ -114,10 +114,10 @@ func (g *passage) carry(ctx context.Context) (*http.Response, error) {
 		u.sess.failed, u.sess.sent = true, max(u.blob.Size, g.start)
 	}
 	if g.doubt {
-		u.doubt = time.Now()
+		u.next = u.inDoubt()
 	}
 	if g.t.store != nil && !g.tried && g.put() && g.body != nil && g.start == 0 && g.seen.opened && g.length >= 0 {
-		u.reserved, u.recalled = false, false // its digest is known
+		u.next = stepReserve // its digest is known
 	}
 	g.recallPrefix(ctx, u)
 	var err error
@@ -231,7 +231,7 @@ func (g *passage) open(ctx context.Context, offset int64) (io.ReadCloser, error)
 }
 
 // pass sends the client's own request, as it came.
-func (u *upload) pass(ctx context.Context) error {
+func (u *upload) pass(ctx context.Context) (step, error) {
 	g := u.guest
 	g.tried = true
 	u.keep(ctx)
@@ -276,63 +276,66 @@ func (u *upload) pass(ctx context.Context) error {
 			if g.put() && a.Status == http.StatusCreated && !protocol.SameOrigin(u.c.base, a.Request.URL) {
 				return u.confirmPassed(ctx, a, sent)
 			}
-			u.handOn(a, sent)
-			return nil
+			return u.handOn(a, sent), nil
 		}
 	}
 	g.broke(err)
 	u.unsettle(true)
 	if ctx.Err() != nil {
-		if g.put() {
-			u.doubt = time.Now()
-		}
-		return context.Cause(ctx)
+		return u.afterForward(), context.Cause(ctx)
 	}
 	if b := current.Load(); b != nil {
 		if bad := (*b).Err(); bad != nil && err != nil {
-			return bad
+			return stepSettle, bad
 		}
 		if err := g.measure(ctx, u); err != nil {
-			return err
+			return stepSettle, err
 		}
 		if err := u.sent(ctx, *b, g.start, g.length, err); err != nil {
-			if g.put() && (*b).Sent() >= g.length {
-				u.doubt = time.Now()
+			if (*b).Sent() >= g.length {
+				return u.afterForward(), err
 			}
-			return err
+			return stepSettle, err
 		}
 	}
 	switch {
 	case err == nil && large:
-		u.headway = true
-		return nil
+		u.steps = 0
+		return stepSettle, nil
 	case refusal != nil && protocol.Classify(refusal).Busy && g.put() && g.body == nil:
 		u.sess.offset, u.sess.broken = settledAt(g.start), false // it was not carried out
-		return refusal
-	case g.put():
-		u.doubt = time.Now()
+		return stepCommit, refusal
 	}
 	u.sess.failed = true
 	if err != nil {
-		return err
+		return u.afterForward(), err
 	}
 	if b := current.Load(); b != nil && !g.put() {
 		u.endedBy(refusal, (*b).Sent(), a.Took)
 	}
-	return refusal
+	return u.afterForward(), refusal
+}
+
+// afterForward is the step after a request of which nobody knows whether it was
+// carried out.
+func (u *upload) afterForward() step {
+	if u.guest.put() {
+		return u.inDoubt()
+	}
+	return stepSettle
 }
 
 type asItIs struct{}
 
 // handOn ends an upload whose first attempt was answered.
-func (u *upload) handOn(a *wire.Answer, sent int64) {
+func (u *upload) handOn(a *wire.Answer, sent int64) step {
 	g := u.guest
-	g.as, u.done = a, true
+	g.as = a
 	if a.Status < 200 || a.Status > 299 {
 		if a.Status != http.StatusUnauthorized && a.Status < 500 {
 			u.forget()
 		}
-		return
+		return stepDone
 	}
 	u.handed, u.res.Sent = u.handed+sent, u.res.Sent+sent
 	if g.length < 0 {
@@ -343,16 +346,17 @@ func (u *upload) handOn(a *wire.Answer, sent int64) {
 		if a.Status == http.StatusCreated {
 			u.finish(Committed)
 		}
-		return
+		return stepDone
 	}
 	u.c.pace.acknowledged()
 	u.settleAt(u.blob.Size)
 	u.c.pace.save()
+	return stepDone
 }
 
 // confirmPassed hands on an answer of another host to the client's commit once
 // the registry has the blob. Until then it is a commit in doubt.
-func (u *upload) confirmPassed(ctx context.Context, a *wire.Answer, sent int64) error {
+func (u *upload) confirmPassed(ctx context.Context, a *wire.Answer, sent int64) (step, error) {
 	g := u.guest
 	u.handed, u.res.Sent = u.handed+sent, u.res.Sent+sent
 	if g.length < 0 {
@@ -361,11 +365,11 @@ func (u *upload) confirmPassed(ctx context.Context, a *wire.Answer, sent int64) 
 	}
 	u.unsettle(true)
 	u.sess.failed, u.sess.sent = true, max(u.blob.Size, g.start)
-	if err := u.confirm(ctx); err != nil {
-		return err
+	next, err := u.confirm(ctx)
+	if err == nil {
+		g.as = a
 	}
-	g.as = a
-	return nil
+	return next, err
 }
 
 // Tracker implements wire.Tracking.
@@ -441,13 +445,13 @@ func (g *passage) answer(u *upload, err error) (*http.Response, error) {
 		g.moveOn(u, resp)
 	case resp != nil && resp.StatusCode == http.StatusUnauthorized:
 		g.t.leave(s, &left{
-			method: g.req.Method, length: g.req.ContentLength, moved: g.moved(), doubt: !u.doubt.IsZero(),
+			method: g.req.Method, length: g.req.ContentLength, moved: g.moved(), doubt: u.next == stepResolve,
 			body: g.body, was: g.req.Body,
 		})
 	default:
 		g.close()
 		if g.moved() {
-			g.t.leave(s, &left{method: g.req.Method, length: g.req.ContentLength, moved: true, doubt: !u.doubt.IsZero()})
+			g.t.leave(s, &left{method: g.req.Method, length: g.req.ContentLength, moved: true, doubt: u.next == stepResolve})
 		}
 	}
 	if resp == nil {

@@ -71,7 +71,8 @@ func (c *Client) Probe(ctx context.Context) (*Probe, error) {
 		if p.u.sess != nil {
 			return nil
 		}
-		return p.u.open(ctx)
+		_, err := p.u.open(ctx)
+		return err
 	})
 	if err == nil {
 		p.Steps = append(p.Steps, ProbeStep{What: "open an upload session", Method: http.MethodPost, Status: http.StatusAccepted, NewLocation: true})

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/http"
 	"sync/atomic"
-	"time"
 
 	"github.com/rpush-go/rpush/internal/protocol"
 	"github.com/rpush-go/rpush/internal/wire"
@@ -28,11 +27,11 @@ func (u *upload) inOne() bool {
 }
 
 // put commits the session with the whole blob as the body (end-6).
-func (u *upload) put(ctx context.Context) error {
+func (u *upload) put(ctx context.Context) (step, error) {
 	s, size := u.sess, u.blob.Size
 	r, err := u.blob.open(ctx, 0)
 	if err != nil {
-		return err
+		return stepSend, err
 	}
 	if _, fresh := u.c.pace.next(size, true); fresh {
 		ctx = wire.Fresh(ctx)
@@ -45,8 +44,7 @@ func (u *upload) put(ctx context.Context) error {
 	})
 	if err := u.sent(ctx, body, 0, size, err); err != nil {
 		u.apart = !errors.Is(err, wire.ErrSpent)
-		u.doubt = time.Now()
-		return err
+		return u.inDoubt(), err
 	}
 	return u.committed(ctx, a)
 }
@@ -63,11 +61,11 @@ func (u *upload) provedPut() {
 
 // refusedPut sends a blob in a PATCH that the registry does not take in the body
 // of a commit. The blob is known not to be there.
-func (u *upload) refusedPut(ctx context.Context, refusal *protocol.StatusError) error {
+func (u *upload) refusedPut(ctx context.Context, refusal *protocol.StatusError) (step, error) {
 	switch refusal.Status {
 	case http.StatusRequestEntityTooLarge:
 		if !u.c.pace.tooLarge(u.blob.Size, false, true) {
-			return refusal
+			return stepCommit, refusal
 		}
 	case http.StatusBadRequest:
 		u.refused = true
@@ -76,10 +74,9 @@ func (u *upload) refusedPut(ctx context.Context, refusal *protocol.StatusError) 
 		http.StatusUnsupportedMediaType, http.StatusRequestedRangeNotSatisfiable, http.StatusNotImplemented:
 		u.refused = true
 	default:
-		return refusal
+		return stepCommit, refusal
 	}
-	u.abandon()
-	return nil
+	return u.abandon(), nil
 }
 
 // abandon leaves a session that was to be committed with a body. So small a blob
@@ -87,6 +84,7 @@ func (u *upload) refusedPut(ctx context.Context, refusal *protocol.StatusError) 
 // and bytes that are still under way must not mix with new ones. The registry
 // has just said that it does not have the blob. If it is assembling it all the
 // same, sending it once more does no harm.
-func (u *upload) abandon() {
-	u.sess, u.doubt, u.blob.Missing = nil, time.Time{}, true
+func (u *upload) abandon() step {
+	u.sess, u.blob.Missing = nil, true
+	return stepOpen
 }

@@ -170,11 +170,10 @@ type upload struct {
 
 	sess     *sessionHistory // nil without a session
 	lease    *heldLease      // nil where nothing is kept
-	reserved bool            // it was tried to get one,
-	recalled bool            // and to continue from its record
 	saved    Record
-	done     bool
-	doubt    time.Time // when a commit was sent that nobody answered
+	next     step
+	steps    int       // taken without progress since the loop was last left
+	doubt    time.Time // when the last commit was sent that nobody answered
 	best     int64     // the most the registry held, over all sessions
 	lost     int       // sessions lost in a row without a new best
 	entered  bool      // has the right to have a session open
@@ -184,8 +183,7 @@ type upload struct {
 	// emptyFailure is its last answer.
 	emptyFailures int
 	emptyFailure  *protocol.StatusError
-	hopeless      int // sessions that refused their first PATCH
-	headway       bool
+	hopeless      int          // sessions that refused their first PATCH
 	hangups       int          // POSTs in a row that ended without an answer or a reset
 	timedOut      int          // bodies in a row that gateways ended without gain
 	excused       bool         // the next loss is that of a body too large
@@ -253,46 +251,64 @@ func (u *upload) broke() int64 {
 	return u.sess.most
 }
 
-// run goes on from whatever is known until the blob is there or something
-// fails that has to be waited out.
-func (u *upload) run(ctx context.Context) error {
-	for steps := 0; !u.done; steps++ {
-		if u.headway {
-			u.headway, steps = false, 0
-		}
-		if steps > maxSteps {
+// step is what an upload does next. Each step is a method that returns the step after
+// it, also if it fails: the next try begins with that one.
+type step uint8
+
+const (
+	stepReserve step = iota // get the right to the record of the blob
+	stepRecall              // make a session of that record
+	stepBegin               // whatever comes first without a record
+	stepForward             // send another client's request as it came
+	stepOpen                // open a session
+	stepSettle              // ask for the offset
+	stepSend                // send what comes next
+	stepCommit              // make the session a blob
+	stepResolve             // find out what became of a commit
+	stepDone
+)
+
+// run takes one step after the other, until the blob is there or something fails
+// that has to be waited out.
+func (u *upload) run(ctx context.Context) (err error) {
+	u.steps = 0
+	for u.next != stepDone {
+		if u.steps > maxSteps {
 			return protocol.Transient(errNoHeadway)
 		}
+		u.steps++
 		if u.held().isLost() {
-			if err := u.relinquish(); err != nil {
+			if u.next, err = u.relinquish(); err != nil {
 				return err
 			}
-			u.reserved, u.recalled = u.guest != nil && u.guest.keeper != nil, u.guest != nil && u.guest.keeper != nil
 		}
-		var err error
-		parent := ctx
-		ctx := u.whileHeld(parent)
-		switch {
-		case !u.reserved:
-			err = u.reserve(parent)
-		case !u.recalled:
-			u.op, err = "check", u.recall(ctx)
-		case u.guest.waits(u.c.pace):
-			u.op, err = "send", u.pass(ctx)
-		case !u.doubt.IsZero():
-			u.op, err = "commit", u.resolve(ctx)
-		case u.sess == nil:
-			u.op, err = "open", u.open(ctx)
-		case !u.sess.offset.isSettled():
-			u.op, err = "status", u.settle(ctx)
-		case u.inOne():
-			u.op, err = "send", u.put(ctx)
-		case u.sess.offset.bytes < u.blob.Size:
-			u.op, err = "send", u.send(ctx)
-		case u.guest.appends():
-			u.done = true // the commit is another request
-		default:
-			u.op, err = "commit", u.commit(ctx)
+		ctx, parent := u.whileHeld(ctx), ctx
+		switch u.next {
+		case stepReserve:
+			u.next, err = u.reserve(parent)
+		case stepRecall:
+			u.op = "check"
+			u.next, err = u.recall(ctx)
+		case stepBegin:
+			u.next = u.begin()
+		case stepForward:
+			u.op = "send"
+			u.next, err = u.pass(ctx)
+		case stepOpen:
+			u.op = "open"
+			u.next, err = u.open(ctx)
+		case stepSettle:
+			u.op = "status"
+			u.next, err = u.settle(ctx)
+		case stepSend:
+			u.op = "send"
+			u.next, err = u.send(ctx)
+		case stepCommit:
+			u.op = "commit"
+			u.next, err = u.commit(ctx)
+		case stepResolve:
+			u.op = "commit"
+			u.next, err = u.resolve(ctx)
 		}
 		if err != nil && u.held().isLost() {
 			continue // whatever ended the step
@@ -302,6 +318,36 @@ func (u *upload) run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// begin is the first step if there is no record to continue from.
+func (u *upload) begin() step {
+	switch {
+	case u.guest.waits(u.c.pace):
+		return stepForward
+	case u.sess == nil:
+		return stepOpen
+	case !u.sess.offset.isSettled():
+		return stepSettle
+	}
+	return u.proceed()
+}
+
+// proceed is the step after the offset was settled.
+func (u *upload) proceed() step {
+	switch {
+	case u.sess.offset.bytes < u.blob.Size:
+		return stepSend
+	case u.guest.appends():
+		return stepDone // the commit is another request
+	}
+	return stepCommit
+}
+
+// inDoubt is the step after a commit that may or may not have been carried out.
+func (u *upload) inDoubt() step {
+	u.doubt = time.Now()
+	return stepResolve
 }
 
 // enter waits for the right to have a session open.
@@ -328,42 +374,44 @@ func (u *upload) leave() {
 }
 
 // open gets a session, unless the blob is there already.
-func (u *upload) open(ctx context.Context) error {
+func (u *upload) open(ctx context.Context) (step, error) {
 	if err := u.enter(ctx); err != nil {
-		return err
+		return stepOpen, err
 	}
-	if there, err := u.existed(ctx); err != nil || there {
-		return err
+	switch there, err := u.existed(ctx); {
+	case err != nil:
+		return stepOpen, err
+	case there:
+		return stepDone, nil
 	}
 	s, a, err := u.c.openSession(ctx, u.subject(), u.blob.MountFrom)
 	if a == nil {
 		if errors.Is(err, io.EOF) {
 			u.hungUp()
 		}
-		return err
+		return stepOpen, err
 	}
 	u.hangups = 0
 	switch {
 	case err != nil:
-		return err
+		return stepOpen, err
 	case a.Status == http.StatusCreated && u.blob.MountFrom != "":
 		u.res.Mounted = true
-		u.finish(Mounted)
-		return nil
+		return u.finish(Mounted), nil
 	case a.Status != http.StatusAccepted && u.blob.MountFrom != "" && protocol.Classify(protocol.Unexpected(a, time.Now())).Class == protocol.Final:
 		// Harbor answers 401 and Pulp 404 if the other repository is not there or
 		// not to be read. The registry may still take the blob itself.
 		u.c.log.WithFields(logrus.Fields{"digest": u.blob.Digest, "status": a.Status}).Info("mount refused, sending the blob")
 		u.blob.MountFrom = ""
-		return nil
+		return stepOpen, nil
 	case a.Status != http.StatusAccepted:
-		return protocol.Unexpected(a, time.Now())
+		return stepOpen, protocol.Unexpected(a, time.Now())
 	}
 	u.c.pace.announced(s.lengths)
 	u.sess, u.blob.Missing = &sessionHistory{session: s}, false
 	u.emit(Event{Kind: Opened})
 	u.keep(ctx)
-	return nil
+	return u.proceed(), nil
 }
 
 // maxHangups is how many times in a row a registry may close the connection in the
@@ -381,7 +429,10 @@ func (u *upload) hungUp() {
 }
 
 // send PATCHes what comes next (end-5), from a reader of its own.
-func (u *upload) send(ctx context.Context) error {
+func (u *upload) send(ctx context.Context) (step, error) {
+	if u.inOne() {
+		return u.put(ctx)
+	}
 	s := u.sess
 	// Once something was sent, Content-Range tells where the rest belongs.
 	start := s.offset.bytes
@@ -402,7 +453,7 @@ func (u *upload) send(ctx context.Context) error {
 	whole = whole && end == u.blob.Size
 	r, err := u.blob.open(ctx, start)
 	if err != nil {
-		return err
+		return stepSend, err
 	}
 	if s.broken {
 		s.broken = false
@@ -421,7 +472,7 @@ func (u *upload) send(ctx context.Context) error {
 		u.sentTo(min(start+gone.Add(n), end))
 	})
 	if err := u.sent(ctx, body, start, n, err); err != nil {
-		return err
+		return stepSettle, err
 	}
 	// A session that nothing was sent to stands at 0 for certain: 416 to its first
 	// bytes can only be about their number.
@@ -430,9 +481,9 @@ func (u *upload) send(ctx context.Context) error {
 	switch {
 	case large && u.c.pace.tooLarge(n, !whole && a.Status != http.StatusRequestEntityTooLarge, certain):
 		u.c.log.WithField("digest", u.blob.Digest).WithField("size", n).Info("body too large for the registry, trying smaller ones")
-		u.headway, u.excused = true, true
+		u.steps, u.excused = 0, true
 		u.unsettle(true)
-		return nil
+		return stepSettle, nil
 	case a.Status >= 200 && a.Status < 300:
 		return u.acknowledge(ctx, end, a)
 	case a.Status == http.StatusBadRequest, a.Status == http.StatusNotFound, a.Status == http.StatusGone,
@@ -449,7 +500,7 @@ func (u *upload) send(ctx context.Context) error {
 		if s.refused++; s.refused >= maxRefused {
 			return u.refuse(refusal)
 		}
-		return nil
+		return stepSettle, nil
 	}
 	s.failed, s.probing = true, false
 	u.unsettle(true)
@@ -462,7 +513,7 @@ func (u *upload) send(ctx context.Context) error {
 			return u.refuse(failure)
 		}
 	}
-	return failure
+	return stepSettle, failure
 }
 
 // sent takes note of a body of n bytes from start that went out, and of how it
@@ -517,13 +568,13 @@ func (u *upload) count(offset int64) {
 }
 
 // acknowledge takes the answer to a PATCH that went well, up to end.
-func (u *upload) acknowledge(ctx context.Context, end int64, a *wire.Answer) error {
+func (u *upload) acknowledge(ctx context.Context, end int64, a *wire.Answer) (step, error) {
 	s := u.sess
 	held, ranged := protocol.ParseRange(a.Header)
 	if a.Status != http.StatusAccepted && !ranged && a.Header.Get("Location") == "" {
 		// A web page of some proxy on the way. Nobody knows what became of it.
 		u.unsettle(true)
-		return protocol.Transient(fmt.Errorf("an answer of status %d that no registry gives to a PATCH", a.Status))
+		return stepSettle, protocol.Transient(fmt.Errorf("an answer of status %d that no registry gives to a PATCH", a.Status))
 	}
 	if s.guessed {
 		u.c.pace.endsAtCount()
@@ -541,7 +592,7 @@ func (u *upload) acknowledge(ctx context.Context, end int64, a *wire.Answer) err
 	s.ranged, s.answered, s.stuck = held.Bytes, true, ranged && before > 0 && held.Bytes == before
 	s.acked, s.refused, s.guessed, s.probing, u.excused = end, 0, false, false, false
 	if err := s.follow(ctx, a); err != nil {
-		return err
+		return stepSettle, err
 	}
 	if ranged && held.Bytes != end && (!held.Ambiguous || end > 1) {
 		// An answer that contradicts what was sent settles nothing, unless the
@@ -550,7 +601,7 @@ func (u *upload) acknowledge(ctx context.Context, end int64, a *wire.Answer) err
 			s.trusted = true
 		} else {
 			u.unsettle(false)
-			return nil
+			return stepSettle, nil
 		}
 	} else {
 		s.firm = end
@@ -558,7 +609,7 @@ func (u *upload) acknowledge(ctx context.Context, end int64, a *wire.Answer) err
 	s.idle = 0
 	u.settleAt(end)
 	u.keep(ctx)
-	return nil
+	return u.proceed(), nil
 }
 
 // proved takes note that the registry went on with a session by our own count.
@@ -594,7 +645,7 @@ func (u *upload) blind() bool {
 }
 
 // refuse gives up a session that does not take what comes next.
-func (u *upload) refuse(why *protocol.StatusError) error {
+func (u *upload) refuse(why *protocol.StatusError) (step, error) {
 	switch {
 	case u.mistrusts():
 	case u.sess.most > 0:
@@ -602,7 +653,7 @@ func (u *upload) refuse(why *protocol.StatusError) error {
 	case u.sess.failed: // it may hold one byte, which "0-0" does not tell
 	default:
 		if u.hopeless++; u.hopeless > 1 {
-			return why // not even the first bytes, and not by accident
+			return stepSettle, why // not even the first bytes, and not by accident
 		}
 	}
 	return u.drop(fmt.Errorf("it refuses to continue where it says it stands: %w", why))
@@ -646,7 +697,7 @@ func (u *upload) smallParts() bool {
 }
 
 // settle asks the registry for the offset until it is sure.
-func (u *upload) settle(ctx context.Context) error {
+func (u *upload) settle(ctx context.Context) (step, error) {
 	s := u.sess
 	wait, before := firstSettle, int64(-1)
 	for range maxAsks {
@@ -654,7 +705,7 @@ func (u *upload) settle(ctx context.Context) error {
 		if errors.Is(err, errLost) {
 			if u.blind() {
 				u.keep(ctx)
-				return nil
+				return u.proceed(), nil
 			}
 			if s.kept != nil {
 				return u.expired(err)
@@ -673,38 +724,38 @@ func (u *upload) settle(ctx context.Context) error {
 				u.c.pace.refusedMore()
 			}
 			waited := s.cut != nil || s.ended != nil
-			err = u.drop(err)
+			next, err := u.drop(err)
 			if waited && protocol.IsTransient(err) {
-				return nil // the break has been waited for; a registry that answers need not be
+				return next, nil // the break has been waited for; a registry that answers need not be
 			}
-			return err
+			return next, err
 		}
 		if err != nil {
 			if ctx.Err() == nil && u.leadsNowhere(ctx, err) {
 				return u.drop(err)
 			}
-			return err
+			return stepSettle, err
 		}
 		if s.offset.state != draining || offset == before {
-			if err := u.accept(offset); err != nil {
-				return err
+			next, err := u.accept(offset)
+			if err == nil {
+				u.keep(ctx)
 			}
-			u.keep(ctx)
-			return nil
+			return next, err
 		}
 		if before >= 0 {
 			wait = min(2*wait, maxSettle)
 		}
 		before = offset
 		if err := sleep(ctx, wait); err != nil {
-			return err
+			return stepSettle, err
 		}
 	}
-	return protocol.Transient(errors.New("the upload offset keeps changing"))
+	return stepSettle, protocol.Transient(errors.New("the upload offset keeps changing"))
 }
 
 // accept takes an offset that the registry said.
-func (u *upload) accept(said int64) error {
+func (u *upload) accept(said int64) (step, error) {
 	s := u.sess
 	s.probing = false
 	if said != s.said {
@@ -758,7 +809,7 @@ func (u *upload) accept(said int64) error {
 	}
 	s.cut, s.ended = nil, nil
 	u.settleAt(offset)
-	return nil
+	return u.proceed(), nil
 }
 
 // settleAt takes note that the session holds n bytes.
@@ -766,7 +817,7 @@ func (u *upload) settleAt(n int64) {
 	s := u.sess
 	s.offset = settledAt(n)
 	if n > s.most {
-		s.most, u.headway = n, true
+		s.most, u.steps = n, 0
 		u.loop.Progress()
 	}
 	if n > u.best {
@@ -794,19 +845,18 @@ func (u *upload) ask(ctx context.Context) (int64, error) {
 }
 
 // commit asks the registry to make the session a blob (end-6).
-func (u *upload) commit(ctx context.Context) error {
+func (u *upload) commit(ctx context.Context) (step, error) {
 	u.emit(Event{Kind: Committing, Offset: u.sess.offset.bytes})
 	a, err := u.sess.commit(ctx, u.blob.Digest, nil, 0, nil)
 	if err != nil {
-		u.doubt = time.Now()
 		u.guest.broke(err)
-		return err
+		return u.inDoubt(), err
 	}
 	return u.committed(ctx, a)
 }
 
 // committed takes the answer to a commit.
-func (u *upload) committed(ctx context.Context, a *wire.Answer) error {
+func (u *upload) committed(ctx context.Context, a *wire.Answer) (step, error) {
 	s := u.sess
 	switch {
 	case a.Status == http.StatusCreated && (s.recorded || !protocol.SameOrigin(u.c.base, a.Request.URL)):
@@ -814,33 +864,29 @@ func (u *upload) committed(ctx context.Context, a *wire.Answer) error {
 	case a.Status == http.StatusCreated:
 		u.proved()
 		u.provedPut()
-		u.finish(Committed)
-		return nil
+		return u.finish(Committed), nil
 	case a.Status >= 200 && a.Status < 300:
 		// Not what the spec says: only the blob itself is proof.
-		u.doubt = time.Now()
-		return protocol.Transient(fmt.Errorf("the commit got an answer of status %d, which is none", a.Status))
+		return u.inDoubt(), protocol.Transient(fmt.Errorf("the commit got an answer of status %d, which is none", a.Status))
 	}
 	refusal := protocol.Unexpected(a, time.Now())
 	if v := protocol.Classify(refusal); v.Class == protocol.Break {
-		if !v.Busy || s.whole {
-			u.doubt = time.Now()
-		}
 		if a.Status == http.StatusInternalServerError {
 			s.commits++
 		}
 		u.failsEmpty(refusal)
-		return refusal
+		if v.Busy && !s.whole {
+			return stepCommit, refusal // it was not carried out
+		}
+		return u.inDoubt(), refusal
 	}
 	// An earlier commit may have been carried out after all.
 	exists, err := u.arrived(ctx)
 	switch {
 	case err != nil:
-		u.doubt = time.Now()
-		return err
+		return u.inDoubt(), err
 	case exists:
-		u.finish(Committed)
-		return nil
+		return u.finish(Committed), nil
 	case s.whole:
 		return u.refusedPut(ctx, refusal)
 	case a.Status == http.StatusNotFound || a.Status == http.StatusGone:
@@ -853,48 +899,46 @@ func (u *upload) committed(ctx context.Context, a *wire.Answer) error {
 		if s.refused++; s.refused >= maxRefused {
 			return u.drop(refusal)
 		}
-		return nil
+		return stepSettle, nil
 	case a.Status == http.StatusBadRequest:
 		return u.reject(ctx, refusal)
 	}
-	return refusal
+	return stepCommit, refusal
 }
 
 // confirm asks the registry for the blob after a commit that another host
 // answered, or that belongs to a session of a record: neither answer proves
 // that the registry has the blob.
-func (u *upload) confirm(ctx context.Context) error {
+func (u *upload) confirm(ctx context.Context) (step, error) {
 	exists, err := u.arrived(ctx)
 	if err == nil && exists {
-		u.finish(Committed)
-		return nil
+		return u.finish(Committed), nil
 	}
-	u.doubt = time.Now()
 	if err == nil {
 		err = protocol.Transient(errors.New("the commit was answered, and the registry does not have the blob yet"))
 	}
-	return err
+	return u.inDoubt(), err
 }
 
 // reject finds out whose fault a refused digest is. Registries say it with
 // DIGEST_INVALID, or with a code that can mean a lost session as well.
-func (u *upload) reject(ctx context.Context, refusal *protocol.StatusError) error {
+func (u *upload) reject(ctx context.Context, refusal *protocol.StatusError) (step, error) {
 	if u.guest.first() > 0 {
-		return refusal // nobody has the bytes before
+		return stepCommit, refusal // nobody has the bytes before
 	}
 	if err := u.blob.verify(ctx); err != nil {
-		return err
+		return stepCommit, err
 	}
 	// Without a break no offset can have been wrong, so the answer is about what
 	// the blob contains.
 	if u.undisturbed() && refusal.RefusesContent() {
-		return &ContentError{Err: refusal}
+		return stepCommit, &ContentError{Err: refusal}
 	}
 	if u.rejected++; u.rejected > 1 {
 		if refusal.Has(transport.DigestInvalidErrorCode) {
-			return fmt.Errorf("the source is good, its bytes were sent twice, and still: %w", refusal)
+			return stepCommit, fmt.Errorf("the source is good, its bytes were sent twice, and still: %w", refusal)
 		}
-		return &ContentError{Err: refusal}
+		return stepCommit, &ContentError{Err: refusal}
 	}
 	why := "the registry refuses the digest of a good source: an offset it gave was wrong"
 	if !refusal.Has(transport.DigestInvalidErrorCode) {
@@ -923,18 +967,16 @@ func (u *upload) arrived(ctx context.Context) (bool, error) {
 
 // resolve finds out what became of a commit that got no clear answer. The blob
 // is asked for first: if it is there, nothing else matters.
-func (u *upload) resolve(ctx context.Context) error {
+func (u *upload) resolve(ctx context.Context) (step, error) {
 	exists, err := u.arrived(ctx)
 	if err != nil {
-		return err
+		return stepResolve, err
 	}
 	if exists {
-		u.finish(Committed)
-		return nil
+		return u.finish(Committed), nil
 	}
 	if u.sess.whole {
-		u.abandon()
-		return nil
+		return u.abandon(), nil
 	}
 	if u.emptyFailures > 0 {
 		return u.emptyAgain()
@@ -942,35 +984,29 @@ func (u *upload) resolve(ctx context.Context) error {
 	offset, err := u.ask(ctx)
 	switch {
 	case (err == nil || errors.Is(err, errLost)) && u.smallParts():
-		u.doubt = time.Time{}
 		return u.drop(errSmallParts)
 	case (err == nil || errors.Is(err, errLost)) && u.sess.commits >= maxFailures:
-		u.doubt = time.Time{}
 		return u.drop(errFailsCommit)
 	case errors.Is(err, errLost) && u.sess.commits > 0 && u.sess.offset.isSettled() && u.c.pace.dialect().NoStatus:
 		// The registry answered the commit, and a status request says nothing.
-		u.doubt = time.Time{}
-		return protocol.Transient(errCommitting)
+		return stepCommit, protocol.Transient(errCommitting)
 	case errors.Is(err, errLost) && u.commitsAgain():
-		return nil
+		return stepCommit, nil
 	case errors.Is(err, errLost) && time.Since(u.doubt) < u.patience():
 		// Neither blob nor session: the registry may be assembling the blob.
-		return protocol.Transient(errCommitting)
+		return stepResolve, protocol.Transient(errCommitting)
 	case errors.Is(err, errLost):
-		u.doubt = time.Time{}
 		return u.drop(err)
 	case err != nil && isDamaged(err) && u.commitFailed():
-		u.doubt = time.Time{}
 		return u.drop(err)
 	case err != nil:
-		return err
+		return stepResolve, err
 	}
-	u.doubt = time.Time{}
-	if err := u.accept(offset); err != nil {
-		return err
+	next, err := u.accept(offset)
+	if err == nil {
+		u.keep(ctx)
 	}
-	u.keep(ctx)
-	return nil
+	return next, err
 }
 
 // commitFailed counts answers of 500 about a session whose commit is in doubt, while
@@ -990,7 +1026,7 @@ func (u *upload) commitsAgain() bool {
 	if s.again || s.acked != u.blob.Size || !known && time.Since(u.doubt) < u.patience() {
 		return false
 	}
-	s.again, u.doubt = true, time.Time{}
+	s.again = true
 	u.settleAt(s.acked)
 	return true
 }
@@ -1002,10 +1038,10 @@ func (u *upload) patience() time.Duration {
 	return min(u.c.o.AnswerTimeout, commitLeast+time.Duration(u.blob.Size/commitRate)*time.Second)
 }
 
-// drop gives up the session. The next round opens a new one.
-func (u *upload) drop(why error) error {
+// drop gives up the session. The next step opens a new one.
+func (u *upload) drop(why error) (step, error) {
 	if err := u.guest.cannot(why); err != nil {
-		return err
+		return stepSettle, err
 	}
 	cut := u.sess.gone
 	u.leave()
@@ -1023,9 +1059,9 @@ func (u *upload) drop(why error) error {
 			e.Times, e.Between = u.cuts, u.handed/int64(u.cuts)
 			u.c.pace.fruitless()
 		}
-		return protocol.Kind(protocol.ErrInterrupted, e)
+		return stepOpen, protocol.Kind(protocol.ErrInterrupted, e)
 	}
-	return protocol.Transient(fmt.Errorf("upload session lost: %w", why))
+	return stepOpen, protocol.Transient(fmt.Errorf("upload session lost: %w", why))
 }
 
 // ends reports whether the session that was just lost is the last one. cut: a
@@ -1038,14 +1074,15 @@ func (u *upload) ends(cut bool) bool {
 	return u.cuts >= minCuts && u.blob.Size/maxOdds > between || u.handed >= max(maxPasses*u.blob.Size, cheap)
 }
 
-func (u *upload) finish(k EventKind) {
-	u.done, u.doubt = true, time.Time{}
+// finish ends an upload whose blob is at the registry.
+func (u *upload) finish(k EventKind) step {
 	u.forget()
 	if k == Committed {
 		u.c.pace.delivered()
 	}
 	u.c.pace.save()
 	u.emit(Event{Kind: k, Offset: u.blob.Size})
+	return stepDone
 }
 
 func (u *upload) warn(err error) {

@@ -24,7 +24,7 @@ type edit struct{ old, new string }
 func one(name, file, old, new string) mistake { return mistake{name, file, []edit{{old, new}}} }
 
 var mistakes = []mistake{
-	one("no status after a break", "resume/upload.go",
+	one("no status after a break", "resume/settle.go",
 		"wait, before := firstSettle, int64(-1)",
 		"if s.cut != nil {\n\t\treturn u.accept(s.start + s.cut.handed)\n\t}\n\twait, before := firstSettle, int64(-1)"),
 	one("offset is the end, not a count", "internal/protocol/headers.go",
@@ -33,50 +33,44 @@ var mistakes = []mistake{
 		"FormatInt(end-1, 10)", "FormatInt(end, 10)"),
 	one("0-0 is one byte", "internal/protocol/headers.go",
 		"return Held{Ambiguous: true}, true", "return Held{Bytes: 1}, true"),
-	one("the source read from one byte before", "resume/upload.go",
+	one("the source read from one byte before", "resume/send.go",
 		"u.blob.open(ctx, start)", "u.blob.open(ctx, max(start-1, 0))"),
-	one("one reader for all attempts", "resume/upload.go",
-		"body := wire.NewBody(r, n)", "body := wire.NewBody(u.sameReader(r), n)").
-		and("// refuse gives up a session", `// sameReader is a deliberate mistake.
-func (u *upload) sameReader(r interface {
-	Read([]byte) (int, error)
-	Close() error
-}) interface {
-	Read([]byte) (int, error)
-	Close() error
-} {
-	if u.reader == nil {
-		u.reader = r
-	}
-	return u.reader
+	one("one reader for all attempts", "resume/send.go",
+		"body := wire.NewBody(r, n)", "body := wire.NewBody(sameReader(u, r), n)").
+		and("\t\"sync/atomic\"", "\t\"io\"\n\t\"sync\"\n\t\"sync/atomic\"").
+		and("// sent takes note of a body", `var readers sync.Map
+
+// sameReader is a deliberate mistake.
+func sameReader(u *upload, r io.ReadCloser) io.ReadCloser {
+	first, _ := readers.LoadOrStore(u, r)
+	return first.(io.ReadCloser)
 }
 
-// refuse gives up a session`).
-		and("type upload struct {", "type upload struct {\n\treader interface {\n\t\tRead([]byte) (int, error)\n\t\tClose() error\n\t}"),
+// sent takes note of a body`),
 	one("Location of a status answer ignored", "resume/session.go",
 		"if err := s.follow(ctx, a); err != nil {\n\t\treturn 0,", "if err := (&session{c: s.c, location: s.location}).follow(ctx, a); err != nil {\n\t\treturn 0,"),
-	one("Location of a PATCH answer ignored", "resume/upload.go",
+	one("Location of a PATCH answer ignored", "resume/send.go",
 		"if err := s.follow(ctx, a); err != nil {\n\t\treturn stepSettle, err", "if err := (&session{c: s.c, location: s.location}).follow(ctx, a); err != nil {\n\t\treturn stepSettle, err"),
-	one("a commit without an answer taken for success", "resume/upload.go",
+	one("a commit without an answer taken for success", "resume/commit.go",
 		"u.guest.broke(err)\n\t\treturn u.inDoubt(), err",
 		"return u.finish(Committed), nil"),
 	one("a commit with a body and without an answer taken for success", "resume/put.go",
 		"return u.inDoubt(), err", "return u.finish(Committed), nil"),
-	one("200 to a commit taken for success", "resume/upload.go",
+	one("200 to a commit taken for success", "resume/commit.go",
 		"case a.Status == http.StatusCreated:\n\t\tu.proved()", "case a.Status < 300:\n\t\tu.proved()"),
-	one("a blob that is not there after a commit in doubt taken for there", "resume/upload.go",
+	one("a blob that is not there after a commit in doubt taken for there", "resume/commit.go",
 		"if exists {\n\t\treturn u.finish(Committed)", "if exists || err == nil {\n\t\treturn u.finish(Committed)"),
 	one("a failed existence check taken for no", "resume/client.go",
 		"case f.Status != http.StatusOK:\n\t\treturn false, protocol.Unexpected(f.Answer, time.Now())", "case f.Status != http.StatusOK:\n\t\treturn false, nil"),
 	one("200 to an existence check believed whatever its size", "resume/client.go",
 		"size >= 0 && got != size", "size < 0 && got != size"),
-	one("the session kept after a refused digest", "resume/upload.go",
+	one("the session kept after a refused digest", "resume/commit.go",
 		"sending the blob again\"))\n\treturn u.drop(refusal)", "sending the blob again\"))\n\tu.unsettle(true)\n\treturn stepSettle, protocol.Transient(refusal)"),
 	one("a connection given up politely", "internal/wire/conn.go",
 		"linger(c.Conn, reset)", "linger(c.Conn, politely)"),
-	one("the first status answer believed while the old connection drains", "resume/upload.go",
+	one("the first status answer believed while the old connection drains", "resume/settle.go",
 		"s.offset.state != draining || offset == before", "before < 0 || offset == before"),
-	one("5xx to a PATCH taken for success", "resume/upload.go",
+	one("5xx to a PATCH taken for success", "resume/send.go",
 		"case a.Status >= 200 && a.Status < 300:\n\t\treturn u.acknowledge", "case a.Status >= 200 && a.Status < 300 || a.Status >= 500:\n\t\treturn u.acknowledge"),
 	one("5xx taken for final", "internal/protocol/classify.go",
 		"if status >= 500 {\n\t\treturn Break", "if status >= 500 {\n\t\treturn Final"),
@@ -86,7 +80,7 @@ func (u *upload) sameReader(r interface {
 		"if err := d.upload(ctx, g); err != nil {", "if err := d.publish(ctx, g, ids); err != nil {\n\t\treturn err\n\t}\n\tif err := d.upload(ctx, g); err != nil {"),
 	one("the budget counted although there is progress", "internal/retry/retry.go",
 		"l.since = time.Time{}", "_ = time.Time{}"),
-	one("a lost session taken for final", "resume/upload.go",
+	one("a lost session taken for final", "resume/lost.go",
 		`return stepOpen, protocol.Transient(fmt.Errorf("upload session lost: %w", why))`, "return stepOpen, protocol.Kind(ErrRefused, protocol.Plain(why))"),
 	one("credentials sent to other hosts", "resume/client.go",
 		"rt = c.external", "rt = c.rt"),
@@ -103,10 +97,10 @@ func (u *upload) sameReader(r interface {
 	one("a record of a session that is gone taken for final", "resume/keep.go",
 		"return u.drop(lost)", "return stepOpen, protocol.Kind(ErrRefused, protocol.Plain(lost))"),
 	one("records kept after the commit and never dropped", "resume/keep.go",
-		"if err := u.lease.Remove(context.Background()); err != nil {", "if err := error(nil); err != nil {"),
+		"if err := u.lease.remove(u.ctx); err != nil {", "if err := error(nil); err != nil {"),
 	one("what an earlier process learnt never dropped", "resume/dialect.go",
 		"h := p.hint\n", "h := Dialect{}\n"),
-	one("413 taken for final", "resume/upload.go",
+	one("413 taken for final", "resume/send.go",
 		"case large && u.c.pace.tooLarge", "case large && a.Status == 0 && u.c.pace.tooLarge"),
 	// Of the hosted registries.
 	one("Content-Range on a whole blob", "resume/session.go", // GHCR
@@ -117,7 +111,7 @@ func (u *upload) sameReader(r interface {
 		"if e.Limited || e.Cut && e.Status == http.StatusForbidden {", "if e.Limited {"),
 	one("the target of a redirected check asked with GET", "resume/client.go", // S3, Harbor
 		"req := request(method, at, nil, 0)", "req := request(map[bool]string{true: http.MethodGet, false: method}[f.redirected], at, nil, 0)"),
-	one("a refused mount taken for final", "resume/upload.go", // Harbor, Pulp
+	one("a refused mount taken for final", "resume/open.go", // Harbor, Pulp
 		"case a.Status != http.StatusAccepted && u.blob.MountFrom", "case a.Status == 0 && u.blob.MountFrom"),
 	one("a refusal of a body in the commit taken for final", "resume/put.go", // Artifactory
 		"case http.StatusNotFound, http.StatusMethodNotAllowed", "case http.StatusMethodNotAllowed"),
@@ -127,11 +121,11 @@ func (u *upload) sameReader(r interface {
 		"most := p.d.MaxChunk; most > 0", "most := p.d.MaxChunk; most < 0"),
 	one("a redirect within the registry taken for no", "resume/client.go", // Artifact Registry, Pulp
 		"case f.redirected:\n\t\t// To another path", "case f.redirected:\n\t\treturn false, nil\n\t\t// To another path"),
-	one("404 to a status request taken for a lost session", "resume/upload.go", // ECR
+	one("404 to a status request taken for a lost session", "resume/settle.go", // ECR
 		"case s.answered && s.stuck:", "case s.answered && s.stuck && false:"),
-	one("a session that is damaged asked for ever", "resume/upload.go", // distribution on S3
+	one("a session that is damaged asked for ever", "resume/commit.go", // distribution on S3
 		"err != nil && isDamaged(err) && u.commitFailed()", "err != nil && isDamaged(err) && false"),
-	one("a session that holds one byte tried for ever", "resume/upload.go", // Pulp
+	one("a session that holds one byte tried for ever", "resume/send.go", // Pulp
 		"start == 0 && !untouched", "start < 0 && !untouched"),
 }
 

@@ -5,7 +5,6 @@ import (
 	"context"
 	"io"
 	"net/http"
-	"net/url"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -23,21 +22,17 @@ import (
 func (c *Client) Mount(ctx context.Context, dgst digest.Digest, size int64, from string) (bool, error) {
 	var mounted bool
 	err := c.retry(ctx, subject{digest: dgst, size: size}, func(ctx context.Context, _ *retry.Loop) error {
-		at := c.url("blobs/uploads/")
-		at.RawQuery = url.Values{"mount": {dgst.String()}, "from": {from}}.Encode()
-		a, err := c.send(ctx, request(http.MethodPost, at, nil, 0), c.quick(), nil)
+		s, a, err := c.openSession(ctx, subject{digest: dgst, size: size}, from)
 		switch {
-		case err != nil:
+		case a == nil:
 			return err
 		case a.Status == http.StatusCreated:
 			mounted = true
 			return nil
 		case a.Status != http.StatusAccepted:
 			return protocol.Unexpected(a, time.Now())
-		}
-		if loc, err := protocol.ParseLocation(c.base, at, a.Header); err == nil {
-			// Nobody waits for it: registries collect what is left of it.
-			_, _ = c.send(ctx, request(http.MethodDelete, loc.URL, nil, 0), c.quick(), nil)
+		case s != nil:
+			_, _ = s.cancel(ctx) // nobody waits for it: registries collect what is left of it
 		}
 		return nil
 	})

@@ -32,7 +32,7 @@ func (o *offset) unsettle(drains bool) {
 	if drains || o.state == draining {
 		*o = offset{state: draining}
 	} else {
-		*o = offset{}
+		*o = offset{state: unknown}
 	}
 }
 

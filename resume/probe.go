@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-
 	"github.com/rpush-go/rpush/internal/protocol"
 	"github.com/rpush-go/rpush/internal/retry"
 	"github.com/rpush-go/rpush/internal/wire"
@@ -64,15 +62,21 @@ type ProbeStep struct {
 // the steps until there.
 func (c *Client) Probe(ctx context.Context) (*Probe, error) {
 	p := &prober{Probe: &Probe{}, c: c}
-	p.u = &upload{c: c, op: "probe", blob: Blob{Digest: digest.FromString("probe"), Missing: true}}
-	defer p.u.leave()
-	err := c.retry(ctx, subject{}, func(ctx context.Context, l *retry.Loop) error {
-		p.u.loop = l
-		if p.u.sess != nil {
-			return nil
+	if _, err := c.pace.enter(ctx); err != nil {
+		return p.Probe, c.failure("probe", "", 0, 0, 0, err)
+	}
+	defer c.pace.leave()
+	err := c.retry(ctx, subject{}, func(ctx context.Context, _ *retry.Loop) error {
+		s, a, err := c.openSession(ctx, subject{}, "")
+		switch {
+		case err != nil:
+			return err
+		case s == nil:
+			return protocol.Unexpected(a, time.Now())
 		}
-		_, err := p.u.open(ctx)
-		return err
+		c.pace.announced(s.lengths)
+		p.s = s
+		return nil
 	})
 	if err == nil {
 		p.Steps = append(p.Steps, ProbeStep{What: "open an upload session", Method: http.MethodPost, Status: http.StatusAccepted, NewLocation: true})
@@ -88,11 +92,11 @@ func (c *Client) Probe(ctx context.Context) (*Probe, error) {
 type prober struct {
 	*Probe
 	c *Client
-	u *upload
+	s *session
 }
 
 func (p *prober) run(ctx context.Context) error {
-	s := p.u.sess
+	s := p.s
 	chunk, long := int64(probeChunk), int64(2*probeBroken)
 	if s.lengths.Min > chunk {
 		chunk = min(s.lengths.Min, maxProbeChunk)
@@ -180,12 +184,12 @@ func (p *prober) run(ctx context.Context) error {
 // settle asks where the session stands until two answers agree. It is false if
 // nobody says.
 func (p *prober) settle(ctx context.Context) (known bool, err error) {
-	for before := int64(-1); ; before = p.u.sess.offset.bytes {
+	for before := int64(-1); ; before = p.s.offset.bytes {
 		_, alive, err := p.ask(ctx, "ask where it stands now")
 		if err != nil || !alive {
 			return false, err
 		}
-		if p.u.sess.offset.bytes == before {
+		if p.s.offset.bytes == before {
 			return true, nil
 		}
 		if err := sleep(ctx, 10*firstSettle); err != nil {
@@ -223,9 +227,9 @@ func (p *prober) conclude(class Class) {
 // ask asks with HEAD, then with GET. asked is false where neither was answered
 // at all; alive is true if one said 2xx.
 func (p *prober) ask(ctx context.Context, what string) (asked, alive bool, err error) {
-	s := p.u.sess
+	s := p.s
 	for _, method := range []string{http.MethodHead, http.MethodGet} {
-		a, err := p.step(ctx, what, request(method, s.location, nil, 0))
+		a, err := p.step(what, method, func() (*wire.Answer, error) { return s.askBy(ctx, method) })
 		if err != nil {
 			return asked, alive, err
 		}
@@ -250,16 +254,13 @@ func (p *prober) ask(ctx context.Context, what string) (asked, alive bool, err e
 // patch sends a PATCH of n bytes from the offset, broken off after sent of
 // them if that is less.
 func (p *prober) patch(ctx context.Context, what string, n, sent int64) (*wire.Answer, error) {
-	s := p.u.sess
+	s := p.s
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	src := &probeSource{left: sent, broken: sent < n, over: make(chan struct{}), cut: func() { cancel(errProbe) }}
 	defer src.Close() //nolint:errcheck // it has nothing to say
-	body := wire.NewBody(src, n)
-	req := request(http.MethodPatch, s.location, body, n)
-	req.Header.Set("Content-Type", "application/octet-stream")
-	req.Header.Set("Content-Range", protocol.ContentRange(s.offset.bytes, s.offset.bytes+n))
-	a, err := p.step(ctx, what, req)
+	b := chunk{body: wire.NewBody(src, n), start: s.offset.bytes, end: s.offset.bytes + n, ranged: true}
+	a, err := p.step(what, http.MethodPatch, func() (*wire.Answer, error) { return s.append(ctx, b, nil) })
 	if err != nil {
 		return nil, err
 	}
@@ -272,10 +273,11 @@ func (p *prober) patch(ctx context.Context, what string, n, sent int64) (*wire.A
 
 var errProbe = errors.New("broken on purpose")
 
-func (p *prober) step(ctx context.Context, what string, req *http.Request) (*wire.Answer, error) {
-	before := *p.u.sess.location
-	a, err := p.c.send(ctx, req, p.c.slow(), nil)
-	st := ProbeStep{What: what, Method: req.Method}
+// step carries out one request and adds it to the evidence.
+func (p *prober) step(what, method string, send func() (*wire.Answer, error)) (*wire.Answer, error) {
+	before := *p.s.location
+	a, err := send()
+	st := ProbeStep{What: what, Method: method}
 	if err != nil {
 		st.Error = protocol.Text(err)
 	} else {
@@ -292,7 +294,7 @@ func (p *prober) step(ctx context.Context, what string, req *http.Request) (*wir
 func (p *prober) cancel(ctx context.Context) {
 	ctx, done := context.WithTimeout(ctx, 10*time.Second)
 	defer done()
-	_, _ = p.step(ctx, "cancel the upload session", request(http.MethodDelete, p.u.sess.location, nil, 0))
+	_, _ = p.step("cancel the upload session", http.MethodDelete, func() (*wire.Answer, error) { return p.s.cancel(ctx) })
 }
 
 // probeSource is a body of zeros. A broken one waits after its last byte, until

@@ -103,9 +103,14 @@ func (s *session) ask(ctx context.Context) (int64, error) {
 	return 0, err
 }
 
-// status sends one status request. ok is false if the answer has no Range.
+// askBy sends one status request, HEAD or GET.
+func (s *session) askBy(ctx context.Context, method string) (*wire.Answer, error) {
+	return s.c.send(ctx, request(method, s.location, nil, 0), s.c.quick(), nil)
+}
+
+// status is one status request with its answer. ok is false if the answer has no Range.
 func (s *session) status(ctx context.Context, method string) (offset int64, ok bool, err error) {
-	a, err := s.c.send(ctx, request(method, s.location, nil, 0), s.c.quick(), nil)
+	a, err := s.askBy(ctx, method)
 	if err != nil {
 		return 0, false, err
 	}

@@ -35,7 +35,7 @@ func (u *upload) commit(ctx context.Context) (step, error) {
 	u.emit(Event{Kind: Committing, Offset: u.sess.offset.bytes})
 	a, err := u.sess.commit(ctx, u.blob.Digest, nil, 0, nil)
 	if err != nil {
-		u.guest.broke(err)
+		u.origin.onBreak(err)
 		return u.inDoubt(), err
 	}
 	return u.committed(ctx, a)
@@ -109,7 +109,7 @@ func (u *upload) confirm(ctx context.Context) (step, error) {
 // reject finds out whose fault a refused digest is. Registries say it with
 // DIGEST_INVALID, or with a code that can mean a lost session as well.
 func (u *upload) reject(ctx context.Context, refusal *protocol.StatusError) (step, error) {
-	if u.guest.first() > 0 {
+	if u.origin.firstOffset() > 0 {
 		return stepCommit, refusal // nobody has the bytes before
 	}
 	if err := u.blob.verify(ctx); err != nil {
@@ -142,8 +142,8 @@ func (u *upload) undisturbed() bool {
 // arrived asks for the blob after something of it was sent.
 func (u *upload) arrived(ctx context.Context) (bool, error) {
 	size := u.blob.Size
-	if u.guest != nil && u.guest.body == nil {
-		size = -1 // only inferred
+	if !u.origin.knowsSize() {
+		size = -1
 	}
 	if u.blob.FalselyFound {
 		return u.c.arrivedByGET(ctx, u.blob.Digest, size, true)

@@ -77,7 +77,7 @@ func (u *upload) reserve(ctx context.Context) (step, error) {
 // not there. It is settled by asking; an old connection of the process that
 // wrote it may still be draining.
 func (u *upload) recall(ctx context.Context) (step, error) {
-	if u.guest != nil {
+	if u.origin.isForwarded() {
 		// Another client has asked for the blob by itself, and may only be allowed to
 		// push.
 		if _, err := u.lease.load(ctx); errors.Is(err, ErrNoRecord) {
@@ -109,9 +109,7 @@ func (u *upload) recall(ctx context.Context) (step, error) {
 	u.saved = r
 	u.sess = u.c.recordedSession(u.subject(), &r, at, u.blob.Size)
 	u.sess.firm = min(r.Acked, r.Offset)
-	if u.guest != nil { // its own session stays unused
-		u.guest.tried, u.guest.own = true, true
-	}
+	u.origin.onRecall()
 	return stepSettle, nil
 }
 
@@ -122,7 +120,7 @@ func (u *upload) existed(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	ask := u.arrived
-	untouched := u.handed == 0 && u.res.Restarts == 0 && u.guest == nil
+	untouched := u.handed == 0 && u.res.Restarts == 0 && !u.origin.isForwarded()
 	if untouched && !u.blob.FalselyFound {
 		ask = func(ctx context.Context) (bool, error) { return u.c.exists(ctx, u.blob.Digest, u.blob.Size) }
 	}
@@ -206,11 +204,7 @@ func (u *upload) keep(ctx context.Context) {
 	if s == nil || !s.offset.isSettled() {
 		return
 	}
-	if u.guest != nil && u.guest.keeper != nil {
-		u.guest.keeper.moved(u)
-		return
-	}
-	if u.lease == nil {
+	if u.origin.keep(u) || u.lease == nil {
 		return
 	}
 	r := Record{
@@ -249,7 +243,7 @@ func (u *upload) release(err error) {
 		return
 	}
 	// The source of another client's request fails when the client ends.
-	if errors.Is(err, ErrSource) && u.guest == nil || errors.Is(err, ErrRefused) {
+	if errors.Is(err, ErrSource) && !u.origin.isForwarded() || errors.Is(err, ErrRefused) {
 		u.forget()
 	}
 	u.res.Kept = u.saved.Location != ""

@@ -132,8 +132,8 @@ func (u *upload) whileHeld(ctx context.Context) context.Context {
 
 // held is the lease of the record that the upload is written down in, or nil.
 func (u *upload) held() *heldLease {
-	if u.guest != nil && u.guest.keeper != nil {
-		return u.guest.keeper.held()
+	if h := u.origin.lease(); h != nil {
+		return h
 	}
 	return u.lease
 }
@@ -143,8 +143,7 @@ func (u *upload) held() *heldLease {
 // one, and asks for the blob before anything is sent again.
 func (u *upload) relinquish() (step, error) {
 	h, next := u.held(), stepReserve
-	if g := u.guest; g != nil && g.keeper != nil {
-		g.keeper.giveUp()
+	if u.origin.giveUpLease() {
 		next = stepOpen
 	} else {
 		u.lease = nil
@@ -152,12 +151,10 @@ func (u *upload) relinquish() (step, error) {
 	_ = h.release(u.ctx)
 	u.warn(ErrLeaseLost)
 	u.leave()
-	if err := u.guest.cannot(ErrLeaseLost); err != nil {
+	if err := u.origin.replaceSession(ErrLeaseLost); err != nil {
 		return next, err
 	}
-	if u.guest != nil { // its own session is the other push's now
-		u.guest.tried, u.guest.own = true, true
-	}
+	u.origin.onRecall() // a client's own session is the other push's now
 	u.sess, u.saved, u.blob.Missing, u.res.Continued = nil, Record{}, false, 0
 	return next, nil
 }

@@ -58,7 +58,7 @@ func (e *LostError) Unwrap() error { return e.Err }
 
 // drop gives up the session. The next step opens a new one.
 func (u *upload) drop(why error) (step, error) {
-	if err := u.guest.cannot(why); err != nil {
+	if err := u.origin.replaceSession(why); err != nil {
 		return stepSettle, err
 	}
 	cut := u.sess.gone

@@ -20,9 +20,9 @@ import (
 )
 
 // passage is a request of another client to an upload location: the body of a
-// PATCH or PUT, or a commit. An upload carries it out that begins in the middle
-// and whose first attempt is the request itself, as it came. The methods that
-// the engine calls work on nil, which is an upload of a Client's own.
+// PATCH or PUT, or a commit. It is the origin of an upload that begins in the middle
+// of the blob. First, the request itself is forwarded once, as it came. If that
+// breaks, the upload goes on from there as any other.
 type passage struct {
 	t      *transporter
 	req    *http.Request
@@ -102,7 +102,7 @@ func (g *passage) put() bool { return g.req.Method == http.MethodPut }
 
 // carry brings the request to its end, and answers it.
 func (g *passage) carry(ctx context.Context) (*http.Response, error) {
-	u := &upload{c: g.client, ctx: ctx, guest: g, op: "send", best: g.start, next: stepBegin}
+	u := &upload{c: g.client, ctx: ctx, origin: g, op: "send", best: g.start, next: stepBegin}
 	u.blob = Blob{Digest: g.digest, Size: -1, Open: g.open}
 	u.sess = &sessionHistory{most: g.start, session: &session{
 		c: g.client, blob: subject{digest: g.digest}, location: g.seen.location,
@@ -171,42 +171,56 @@ func (g *passage) measure(ctx context.Context, u *upload) error {
 	return nil
 }
 
-// waits reports whether the request itself has still to be sent. It is not
-// where the registry is known not to take or keep a body of this size.
-func (g *passage) waits(p *pacer) bool {
-	if g == nil || g.tried {
-		return false
+// begin forwards the request itself, unless it was forwarded before, or the registry
+// is known not to take or keep a body of this size.
+func (g *passage) begin(ctx context.Context, u *upload) (step, error) {
+	tried := g.tried
+	g.tried = true
+	if !tried && g.fits(u.c.pace) {
+		u.op = "send"
+		return g.forward(ctx, u)
 	}
-	if g.body != nil && g.length > 0 {
-		if n, _ := p.next(g.length, !g.ranged()); n < g.length {
-			g.tried = true
-			return false
-		}
+	switch {
+	case u.sess == nil:
+		return stepOpen, nil
+	case !u.sess.offset.isSettled():
+		return stepSettle, nil
 	}
-	return true
+	return u.proceed(), nil
 }
 
-// ranged reports whether the client's request has a Content-Range, or is none
+// fits reports whether the body may go in one request.
+func (g *passage) fits(p *pacer) bool {
+	if g.body == nil || g.length <= 0 {
+		return true
+	}
+	n, _ := p.next(g.length, !g.isRanged())
+	return n >= g.length
+}
+
+func (g *passage) isForwarded() bool { return true }
+
+// isRanged reports whether the client's request has a Content-Range, or is none
 // that a whole blob could be in.
-func (g *passage) ranged() bool { return g.start > 0 || g.req.Header.Get("Content-Range") != "" }
+func (g *passage) isRanged() bool { return g.start > 0 || g.req.Header.Get("Content-Range") != "" }
 
-// appends reports whether all is done once the registry holds the bytes.
-func (g *passage) appends() bool { return g != nil && !g.put() }
+// commits is false for a PATCH: the commit is another request.
+func (g *passage) commits() bool { return g.put() }
 
-// first is the least offset in the session that can be sent again.
-func (g *passage) first() int64 {
-	switch {
-	case g == nil:
-		return 0
-	case g.body == nil:
+// knowsSize is false for a commit: where the session ends is only inferred.
+func (g *passage) knowsSize() bool { return g.body != nil }
+
+func (g *passage) firstOffset() int64 {
+	if g.body == nil {
 		return g.start
 	}
 	return g.start + g.body.kept()
 }
 
-// cannot is the end of an upload whose session is lost and cannot be replaced.
-func (g *passage) cannot(why error) error {
-	if g == nil || g.seen.opened && g.first() == 0 {
+// replaceSession allows another session if the client's was opened through this
+// transport, and the body is all that was sent to it.
+func (g *passage) replaceSession(why error) error {
+	if g.seen.opened && g.firstOffset() == 0 {
 		return nil
 	}
 	if g.broken == nil {
@@ -216,11 +230,32 @@ func (g *passage) cannot(why error) error {
 	return protocol.Kind(protocol.ErrInterrupted, fmt.Errorf("%w (and cannot be continued here: %w)", g.broken, protocol.Plain(why)))
 }
 
-// broke takes note of how the last request that carried something ended.
-func (g *passage) broke(err error) {
-	if g != nil {
-		g.broken = err
+func (g *passage) onBreak(err error) { g.broken = err }
+
+// onRecall leaves the client's own session unused.
+func (g *passage) onRecall() { g.tried, g.own = true, true }
+
+func (g *passage) keep(u *upload) bool {
+	if g.keeper == nil {
+		return false
 	}
+	g.keeper.moved(u)
+	return true
+}
+
+func (g *passage) lease() *heldLease {
+	if g.keeper == nil {
+		return nil
+	}
+	return g.keeper.held()
+}
+
+func (g *passage) giveUpLease() bool {
+	if g.keeper == nil {
+		return false
+	}
+	g.keeper.giveUp()
+	return true
 }
 
 func (g *passage) open(ctx context.Context, offset int64) (io.ReadCloser, error) {
@@ -230,10 +265,8 @@ func (g *passage) open(ctx context.Context, offset int64) (io.ReadCloser, error)
 	return g.body.open(ctx, offset-g.start)
 }
 
-// pass sends the client's own request, as it came.
-func (u *upload) pass(ctx context.Context) (step, error) {
-	g := u.guest
-	g.tried = true
+// forward sends the client's own request, as it came.
+func (g *passage) forward(ctx context.Context, u *upload) (step, error) {
 	u.keep(ctx)
 	req := g.req.WithContext(ctx)
 	var current atomic.Pointer[wire.Body]
@@ -264,25 +297,25 @@ func (u *upload) pass(ctx context.Context) (step, error) {
 			// The registry's own word, to a client that can send its body again
 			// and may have rules of its own for that: go-containerregistry has.
 			again = false
-			g.broke(refusal)
+			g.onBreak(refusal)
 		}
 		large = refusal.TooLarge() || a.Status == http.StatusRequestedRangeNotSatisfiable && g.start == 0 && g.body != nil
-		again = again || large && g.length > 0 && u.c.pace.tooLarge(g.length, g.ranged() && a.Status != http.StatusRequestEntityTooLarge, refusal.TooLarge())
+		again = again || large && g.length > 0 && u.c.pace.tooLarge(g.length, g.isRanged() && a.Status != http.StatusRequestEntityTooLarge, refusal.TooLarge())
 		if !again {
 			var sent int64
 			if b := current.Load(); b != nil {
 				sent = (*b).Sent()
 			}
 			if g.put() && a.Status == http.StatusCreated && !protocol.SameOrigin(u.c.base, a.Request.URL) {
-				return u.confirmPassed(ctx, a, sent)
+				return g.confirm(ctx, u, a, sent)
 			}
-			return u.handOn(a, sent), nil
+			return g.answered(u, a, sent), nil
 		}
 	}
-	g.broke(err)
+	g.onBreak(err)
 	u.unsettle(true)
 	if ctx.Err() != nil {
-		return u.afterForward(), context.Cause(ctx)
+		return g.afterForward(u), context.Cause(ctx)
 	}
 	if b := current.Load(); b != nil {
 		if bad := (*b).Err(); bad != nil && err != nil {
@@ -293,7 +326,7 @@ func (u *upload) pass(ctx context.Context) (step, error) {
 		}
 		if err := u.sent(ctx, *b, g.start, g.length, err); err != nil {
 			if (*b).Sent() >= g.length {
-				return u.afterForward(), err
+				return g.afterForward(u), err
 			}
 			return stepSettle, err
 		}
@@ -308,18 +341,18 @@ func (u *upload) pass(ctx context.Context) (step, error) {
 	}
 	u.sess.failed = true
 	if err != nil {
-		return u.afterForward(), err
+		return g.afterForward(u), err
 	}
 	if b := current.Load(); b != nil && !g.put() {
 		u.endedBy(refusal, (*b).Sent(), a.Took)
 	}
-	return u.afterForward(), refusal
+	return g.afterForward(u), refusal
 }
 
 // afterForward is the step after a request of which nobody knows whether it was
 // carried out.
-func (u *upload) afterForward() step {
-	if u.guest.put() {
+func (g *passage) afterForward(u *upload) step {
+	if g.put() {
 		return u.inDoubt()
 	}
 	return stepSettle
@@ -327,9 +360,8 @@ func (u *upload) afterForward() step {
 
 type asItIs struct{}
 
-// handOn ends an upload whose first attempt was answered.
-func (u *upload) handOn(a *wire.Answer, sent int64) step {
-	g := u.guest
+// answered ends an upload whose request was answered when it was forwarded.
+func (g *passage) answered(u *upload, a *wire.Answer, sent int64) step {
 	g.as = a
 	if a.Status < 200 || a.Status > 299 {
 		if a.Status != http.StatusUnauthorized && a.Status < 500 {
@@ -354,10 +386,9 @@ func (u *upload) handOn(a *wire.Answer, sent int64) step {
 	return stepDone
 }
 
-// confirmPassed hands on an answer of another host to the client's commit once
-// the registry has the blob. Until then it is a commit in doubt.
-func (u *upload) confirmPassed(ctx context.Context, a *wire.Answer, sent int64) (step, error) {
-	g := u.guest
+// confirm takes an answer of another host to the client's commit for the client's
+// once the registry has the blob. Until then it is a commit in doubt.
+func (g *passage) confirm(ctx context.Context, u *upload, a *wire.Answer, sent int64) (step, error) {
 	u.handed, u.res.Sent = u.handed+sent, u.res.Sent+sent
 	if g.length < 0 {
 		g.length = sent
@@ -438,7 +469,7 @@ func (g *passage) answer(u *upload, err error) (*http.Response, error) {
 		resp = g.success(u)
 	}
 	s := g.seen
-	defer g.endKeeping(u, resp, g.first() > 0) // before the body is closed
+	defer g.endKeeping(u, resp, g.firstOffset() > 0) // before the body is closed
 	switch {
 	case resp != nil && resp.StatusCode >= 200 && resp.StatusCode < 300:
 		g.close()

@@ -99,7 +99,7 @@ func (g *passage) recallPrefix(ctx context.Context, u *upload) {
 	}
 	k.r = old
 	u.sess = g.client.recordedSession(u.subject(), &old, at, old.Size)
-	g.tried, g.own = true, true
+	g.onRecall()
 	g.client.log.WithField("offset", old.Offset).Info("continuing an earlier upload of a body that begins in the same way")
 }
 

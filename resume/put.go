@@ -16,7 +16,7 @@ import (
 // cancel a session whose PUT breaks.
 func (u *upload) inOne() bool {
 	size := u.blob.Size
-	if u.apart || u.guest != nil || size == 0 || size >= min(u.c.o.KeepFrom, DefaultKeepFrom) || u.sess.offset.bytes > 0 || u.sess.sent > 0 {
+	if u.apart || u.origin.isForwarded() || size == 0 || size >= min(u.c.o.KeepFrom, DefaultKeepFrom) || u.sess.offset.bytes > 0 || u.sess.sent > 0 {
 		return false
 	}
 	if u.c.pace.dialect().NoPutBody {

@@ -32,7 +32,7 @@ func (u *upload) send(ctx context.Context) (step, error) {
 	// Once something was sent, Content-Range tells where the rest belongs.
 	start := s.offset.bytes
 	untouched := start == 0 && s.sent == 0
-	whole := untouched && (u.guest == nil || !u.guest.ranged())
+	whole := untouched && !u.origin.isRanged()
 	n, fresh := u.c.pace.next(u.blob.Size-start, whole)
 	if s.probing {
 		n = min(n, max(probeBody, s.lengths.Min)) // it may be refused
@@ -118,7 +118,7 @@ func (u *upload) sent(ctx context.Context, body wire.Body, start, n int64, err e
 	u.count(-1) // an earlier one
 	u.handed += sent
 	s.start, s.cut, s.ended, s.answered = start, nil, nil, false
-	if err == nil || u.guest != nil {
+	if err == nil || u.origin.isForwarded() {
 		// An early answer may overtake bytes that are still going out, and what
 		// goes out on connections of others is not known exactly.
 		s.sent = max(s.sent, end)
@@ -132,7 +132,7 @@ func (u *upload) sent(ctx context.Context, body wire.Body, start, n int64, err e
 	s.sent = max(s.sent, start+sent)
 	s.failed, s.probing = true, false
 	u.unsettle(true)
-	u.guest.broke(err)
+	u.origin.onBreak(err)
 	if errors.Is(err, wire.ErrSpent) {
 		return err
 	}

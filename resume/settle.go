@@ -126,7 +126,7 @@ func (u *upload) accept(said int64) (step, error) {
 		}
 		return u.drop(errors.New("not continuing inside a chunk after a refused digest"))
 	}
-	if offset < u.guest.first() {
+	if offset < u.origin.firstOffset() {
 		return u.drop(fmt.Errorf("it stands at %d, before what can be sent again", offset))
 	}
 	u.count(offset)
@@ -156,7 +156,7 @@ func (u *upload) blind() bool {
 	switch {
 	case s.answered && s.stuck:
 		s.trusted, s.noStatus = true, true
-	case u.c.pace.dialect().NoStatus && !s.probing && s.refused == 0 && s.acked < u.blob.Size && s.acked >= u.guest.first() && u.rejected == 0:
+	case u.c.pace.dialect().NoStatus && !s.probing && s.refused == 0 && s.acked < u.blob.Size && s.acked >= u.origin.firstOffset() && u.rejected == 0:
 		if s.kept != nil {
 			u.found(s.acked)
 		}

@@ -94,16 +94,14 @@ type upload struct {
 	refused       bool         // the registry refused a commit with a body
 	told          atomic.Int64 // when Sent was last emitted, in Unix nanoseconds
 
-	// guest is the request of another client that this upload carries out on a
-	// transport; nil for a Client's own.
-	guest *passage
+	origin origin
 }
 
 // Upload delivers one blob. It returns once the registry has it under its
 // digest, or with an *Error. The Result is valid in both cases.
 func (c *Client) Upload(ctx context.Context, blob Blob) (Result, error) {
 	began := time.Now()
-	u := &upload{c: c, ctx: ctx, blob: blob, op: "check"}
+	u := &upload{c: c, ctx: ctx, origin: ownBlob{}, blob: blob, op: "check"}
 	err := blob.check()
 	if err == nil {
 		err = u.deliver(ctx)
@@ -162,7 +160,6 @@ const (
 	stepReserve step = iota // get the right to the record of the blob
 	stepRecall              // make a session of that record
 	stepBegin               // whatever comes first without a record
-	stepForward             // send another client's request as it came
 	stepOpen                // open a session
 	stepSettle              // ask for the offset
 	stepSend                // send what comes next
@@ -193,10 +190,7 @@ func (u *upload) run(ctx context.Context) (err error) {
 			u.op = "check"
 			u.next, err = u.recall(ctx)
 		case stepBegin:
-			u.next = u.begin()
-		case stepForward:
-			u.op = "send"
-			u.next, err = u.pass(ctx)
+			u.next, err = u.origin.begin(ctx, u)
 		case stepOpen:
 			u.op = "open"
 			u.next, err = u.open(ctx)
@@ -223,25 +217,12 @@ func (u *upload) run(ctx context.Context) (err error) {
 	return nil
 }
 
-// begin is the first step if there is no record to continue from.
-func (u *upload) begin() step {
-	switch {
-	case u.guest.waits(u.c.pace):
-		return stepForward
-	case u.sess == nil:
-		return stepOpen
-	case !u.sess.offset.isSettled():
-		return stepSettle
-	}
-	return u.proceed()
-}
-
 // proceed is the step after the offset was settled.
 func (u *upload) proceed() step {
 	switch {
 	case u.sess.offset.bytes < u.blob.Size:
 		return stepSend
-	case u.guest.appends():
+	case !u.origin.commits():
 		return stepDone // the commit is another request
 	}
 	return stepCommit

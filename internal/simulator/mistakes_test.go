@@ -52,7 +52,7 @@ func sameReader(u *upload, r io.ReadCloser) io.ReadCloser {
 	one("Location of a PATCH answer ignored", "resume/send.go",
 		"if err := s.follow(ctx, a); err != nil {\n\t\treturn stepSettle, err", "if err := (&session{c: s.c, location: s.location}).follow(ctx, a); err != nil {\n\t\treturn stepSettle, err"),
 	one("a commit without an answer taken for success", "resume/commit.go",
-		"u.guest.broke(err)\n\t\treturn u.inDoubt(), err",
+		"u.origin.onBreak(err)\n\t\treturn u.inDoubt(), err",
 		"return u.finish(Committed), nil"),
 	one("a commit with a body and without an answer taken for success", "resume/put.go",
 		"return u.inDoubt(), err", "return u.finish(Committed), nil"),

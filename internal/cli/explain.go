@@ -7,11 +7,13 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"strings"
 	"syscall"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/rpush-go/rpush/internal/credentials"
+	"github.com/rpush-go/rpush/internal/protocol"
 	"github.com/rpush-go/rpush/pusher"
 	"github.com/rpush-go/rpush/resume"
 )
@@ -36,6 +38,7 @@ type scene struct {
 	report *pusher.Report
 	cause  error         // of the context
 	from   func() string // where the credentials came from
+	user   func() string // whose they are; nil is not known
 	engine string        // the one read from, if it is on another host
 	probe  bool          // nothing was pushed
 }
@@ -43,12 +46,21 @@ type scene struct {
 // explain maps an error to what is said about it and to the exit code. It looks
 // at kinds and types; the words of registries are read in package protocol alone.
 func explain(err error, s scene) *failure {
-	f := &failure{Kind: kindOf(err), Message: clean(err.Error()), Exit: exitPermanent}
-	f.lines = append(f.lines, err.Error())
-	for _, limit := range []error{errDeadline, errProbeLimit} {
-		if errors.Is(s.cause, limit) && !errors.Is(err, limit) {
-			f.lines = append(f.lines, limit.Error())
+	f := &failure{Kind: kindOf(err), Exit: exitPermanent}
+	line := firstLine(err, f.Kind, s)
+	f.Message = clean(line)
+	var deadline *deadlineError
+	switch {
+	case errors.As(s.cause, &deadline):
+		f.Message = deadline.Error()
+		f.lines = append(f.lines, f.Message)
+		if _, before, ok := strings.Cut(line, "(before that: "); ok {
+			f.lines = append(f.lines, "before that: "+strings.TrimSuffix(before, ")"))
 		}
+	case errors.Is(s.cause, errProbeLimit) && !errors.Is(err, errProbeLimit):
+		f.lines = append(f.lines, line, errProbeLimit.Error())
+	default:
+		f.lines = append(f.lines, line)
 	}
 	if f.Kind == "denied" {
 		f.lines = append(f.lines, credentialWords(s.from()))
@@ -66,9 +78,10 @@ func explain(err error, s scene) *failure {
 		f.lines = append(f.lines, hint(elsewhereHint(s.engine)))
 	}
 	if f.Kind == "interrupted" {
-		if s.probe {
+		switch {
+		case s.probe:
 			f.lines = append(f.lines, hint(slowProbeHint))
-		} else {
+		case !isHopeless(err, s.report):
 			f.lines = append(f.lines, hint(againHint))
 		}
 		f.Exit = max(f.Exit, exitInterrupted)
@@ -129,6 +142,9 @@ func cure(err error, kind string, s scene) string {
 	)
 	var op *net.OpError
 	var answer *transport.Error
+	var status *protocol.StatusError
+	var budget *resume.BudgetError
+	isStatus := errors.As(err, &status)
 	switch {
 	case engineCure(err) != "": // its address, not the registry's, is at fault
 		return engineCure(err)
@@ -158,12 +174,18 @@ func cure(err error, kind string, s scene) string {
 		return clobberHint(exists.Reference)
 	case reasonHint(err, s) != "":
 		return reasonHint(err, s)
+	case kind == "denied" && prefix == "":
+		return deniedHint(status, s)
 	case kind == "denied":
 		return loginHint(host, prefix)
 	case errors.As(err, &lost) && lost.Between > 0:
 		return smallerHint(lost.Between) + ", or " + lostHint
 	case errors.As(err, &lost):
 		return lostHint
+	case isStatus && status.TooLarge():
+		return tooLargeHint
+	case errors.As(err, &budget) && isStatus && status.Status >= 500:
+		return serverHint(host)
 	case errors.As(err, &noRegistry):
 		return noRegistryHint(host)
 	case kind == "endpoint":

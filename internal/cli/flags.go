@@ -34,6 +34,7 @@ type options struct {
 	output              string
 	pushes              bool   // of a push, whose output may also be docker's
 	progress, logFormat string // empty is the default
+	report              string // the file of --report
 	quiet, verbose      bool
 	strict              bool
 
@@ -59,6 +60,7 @@ func (o *options) pushFlags() []flagGroup {
 	out := o.outputFlags()
 	out.StringVar(&o.progress, "progress", "", "show it as `HOW`: auto, tty, plain, json, quiet")
 	out.StringVar(&o.logFormat, "log-format", "", "print stderr as `FORMAT`: text or json")
+	out.StringVar(&o.report, "report", "", "write an HTML page about breaks to `FILE`")
 	e := o.effortFlags()
 	e.IntVar(&o.parallel, "parallel", pusher.DefaultParallel, "upload `N` blobs at once, 1 to 64")
 	return []flagGroup{

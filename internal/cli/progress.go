@@ -38,6 +38,7 @@ type progress struct {
 	mu      sync.Mutex
 	phase   string
 	tally   *tally
+	history *history // nil unless there is to be a report
 	last    resume.Event
 	shown   int64     // what had moved at the last line
 	lineAt  time.Time // of the last line about progress
@@ -106,11 +107,21 @@ func (p *progress) counted() tally {
 	return *p.tally
 }
 
+// reported writes the page of --report.
+func (p *progress) reported(file string, doc *document, counters []counter) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return writeReport(file, doc, p.history, counters)
+}
+
 // event takes note of e, and prints it if it is worth a line.
 func (p *progress) event(e resume.Event) {
 	p.mu.Lock()
 	now := time.Now()
 	p.tally.record(e, now)
+	if p.history != nil {
+		p.history.record(e)
+	}
 	line := p.lineOf(e, now)
 	p.mu.Unlock()
 	if p.json {
@@ -224,6 +235,9 @@ func (a *app) progressOf(o *options) *progress {
 	p := newProgress(a.out, a.screenFor(o))
 	p.json = a.out.json
 	p.each = o.verbose
+	if o.report != "" {
+		p.history = &history{}
+	}
 	a.out.hush = o.progress == "quiet"
 	return p
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
@@ -55,15 +56,18 @@ func parseCall(args []string) (c call, err error) {
 	return c, nil
 }
 
-// errDeadline is the cause of a context that --deadline ended.
-var errDeadline = fmt.Errorf("%w: the deadline is over", resume.ErrInterrupted)
+// deadlineError is the cause of a context that --deadline ended.
+type deadlineError struct{ after time.Duration }
+
+func (e *deadlineError) Error() string { return fmt.Sprintf("stopped: --deadline %s reached", e.after) }
+func (e *deadlineError) Unwrap() error { return resume.ErrInterrupted }
 
 // bound applies --deadline.
 func (o *options) bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	if o.limit <= 0 {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeoutCause(ctx, o.limit, errDeadline)
+	return context.WithTimeoutCause(ctx, o.limit, &deadlineError{o.limit})
 }
 
 // pushImage delivers, and says how it went. An error is one of usage, about
@@ -115,6 +119,9 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 		doc := o.document(end)
 		a.inCI(ctx, o, doc)
 		code := a.written(a.result(o, end, doc))
+		if !a.reported(o, p, doc, before) {
+			return exitPermanent, nil
+		}
 		if o.image.digestFile != "" {
 			if err := writeDigests(o.image.digestFile, done); err != nil {
 				a.out.line(err.Error())
@@ -134,6 +141,7 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 		report: last.report,
 		cause:  context.Cause(ctx),
 		from:   func() string { return x.keys(as).From(repo) },
+		user:   func() string { return userOf(x.keys(as), repo) },
 		engine: o.engine.elsewhere(),
 	})
 	end.exit = end.f.Exit
@@ -141,6 +149,7 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	doc := o.document(end)
 	a.inCI(ctx, o, doc)
 	a.written(a.result(o, end, doc))
+	a.reported(o, p, doc, before)
 	return end.exit, nil
 }
 
@@ -290,4 +299,31 @@ func tagged(img remote.Taggable, tags []string) remote.Taggable {
 	more := *b
 	more.Tags = tags
 	return &more
+}
+
+// userOf is the user whose credentials are used; empty if there are none, or they
+// are a token without a user.
+func userOf(keys authn.Keychain, repo name.Repository) string {
+	auth, err := keys.Resolve(repo)
+	if err != nil {
+		return ""
+	}
+	conf, err := auth.Authorization()
+	if err != nil {
+		return ""
+	}
+	return conf.Username
+}
+
+// reported writes the page of --report, if one is asked for, and reports whether
+// that went well.
+func (a *app) reported(o *options, p *progress, doc *document, before conntrack.Sample) bool {
+	if o.report == "" {
+		return true
+	}
+	if err := p.reported(o.report, doc, counters(before)); err != nil {
+		a.out.line(err.Error())
+		return false
+	}
+	return true
 }

@@ -52,6 +52,8 @@ func reasonHint(err error, s scene) string {
 		return immutableHint
 	case protocol.Quota:
 		return quotaHint
+	case protocol.DiskFull:
+		return fullHint
 	case protocol.PlanLimit:
 		return planHint
 	case protocol.TokenExpired:
@@ -122,7 +124,7 @@ func ssoHint(host string) string {
 const (
 	slowProbeHint = "check that the registry answers; --deadline TIME gives the probe longer"
 	immutableHint = "the tag exists and cannot be overwritten: push another tag, or have the rule of the repository changed"
-	quotaHint     = "the registry has no room left for this account or project: delete images or have the quota raised, and push again"
+	quotaHint     = "the quota of this account or project is used up: free space there or have the quota raised, and run the same command again"
 	planHint      = "the plan of this account allows no more: delete repositories or images, or change the plan"
 	readOnlyHint  = "the registry takes no pushes at the moment: ask its administrator"
 	manifestHint  = "the registry may not take indexes, attestations or this type of manifest: --platform OS/ARCH pushes one image alone"

@@ -50,7 +50,7 @@ func TestScripts(t *testing.T) {
 type stallKey struct{}
 
 // setUp starts the registries of a script: REGISTRY, TLS_REGISTRY with the CA
-// file CA, LOCKED, which takes the credentials in right.json and not those in
+// file CA, SAYS (see says), DOWN, which is unavailable, LOCKED, which takes the credentials in right.json and not those in
 // wrong.json, and STALLING, which takes no bytes.
 func setUp(env *testscript.Env) error {
 	serve := func(h http.Handler, start func(*httptest.Server)) *httptest.Server {
@@ -95,6 +95,10 @@ func setUp(env *testscript.Env) error {
 	env.Setenv("LOCKED", host(locked))
 	env.Setenv("STALLING", host(stalling))
 	env.Setenv("CA", ca)
+	env.Setenv("SAYS", host(serve(says(blobs), (*httptest.Server).Start)))
+	env.Setenv("DOWN", host(serve(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "no server is available to handle this request", http.StatusServiceUnavailable)
+	}), (*httptest.Server).Start)))
 	env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, "state"))
 	env.Setenv("DOCKER_CONFIG", filepath.Join(env.WorkDir, "docker"))
 	for _, password := range []string{"right", "wrong"} {
@@ -245,4 +249,54 @@ func TestHelpNamesWhatIsSupported(t *testing.T) {
 			t.Errorf("the help names %s", verb)
 		}
 	}
+}
+
+// says is a registry whose repositories fail in one way each: the first part of the
+// name says how. Users sign in with any name and the password "right", where one is
+// asked for. The answers are as registries were reported to give them.
+func says(blobs http.Handler) http.Handler {
+	refuse := func(w http.ResponseWriter, status int, body string) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		parts := strings.Split(r.URL.Path, "/")
+		if len(parts) < 3 || parts[2] == "" {
+			blobs.ServeHTTP(w, r)
+			return
+		}
+		opens := r.Method == http.MethodPost
+		sends := r.Method == http.MethodPatch || r.Method == http.MethodPut && r.ContentLength > 0 && strings.Contains(r.URL.Path, "/uploads/")
+		publishes := r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/manifests/")
+		how := parts[2]
+		if _, _, ok := r.BasicAuth(); !ok && strings.HasPrefix(how, "noscope") {
+			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+			refuse(w, http.StatusUnauthorized, `{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`)
+			return
+		}
+		const denied = `{"errors":[{"code":"DENIED","message":"requested access to the resource is denied"}]}`
+		switch {
+		case r.Method == http.MethodHead && slices.Contains([]string{"full", "full507", "large"}, how):
+			w.WriteHeader(http.StatusNotFound) // blobs are the same in all repositories
+		case how == "noscope" && opens:
+			refuse(w, http.StatusForbidden, denied)
+		case how == "noscope401" && opens:
+			refuse(w, http.StatusUnauthorized, denied)
+		case how == "quota" && publishes:
+			refuse(w, http.StatusForbidden, `{"errors":[{"code":"DENIED","message":"quota of project exceeded"}]}`)
+		case how == "full" && opens: // distribution 3.1.1 with its files on a full disk
+			refuse(w, http.StatusInternalServerError, `{"errors":[{"code":"UNKNOWN","message":"unknown error","detail":{"DriverName":"filesystem","Enclosed":{"Op":"mkdir","Path":"/var/lib/registry/docker","Err":28}}}]}`)
+		case how == "full507" && opens:
+			refuse(w, http.StatusInsufficientStorage, "")
+		case how == "fault":
+			refuse(w, http.StatusInternalServerError, "")
+		case how == "large" && sends:
+			refuse(w, http.StatusRequestEntityTooLarge, "<html>413 Request Entity Too Large</html>")
+		case how == "immutable" && publishes:
+			refuse(w, http.StatusConflict, `{"errors":[{"code":"TAG_IMMUTABLE","message":"tag is immutable"}]}`)
+		default:
+			blobs.ServeHTTP(w, r)
+		}
+	})
 }

@@ -71,8 +71,12 @@ const (
 	lateWords    = "some requests did not end in time; not waiting for them"
 	openingPhase = "checking the source"
 
-	againHint   = "the same command again sends the rest"
-	lostHint    = "stop the host or line that resets connections, put a proxy that buffers requests in front of the registry (nginx: proxy_request_buffering on), or run a registry that keeps what it received (distribution 3)"
+	againHint = "the same command again sends the rest"
+	lostHint  = "rpush probe REPOSITORY shows what the registry keeps; rpush gateway serve --accept beside the registry keeps what arrived, or run a registry that does (distribution 3)"
+	// tooLargeHint is for a proxy: registries take bodies of any size.
+	tooLargeHint = "raise the limit of the proxy before the registry (nginx: client_max_body_size)"
+	// fullHint is for a registry without room on its disk.
+	fullHint    = "tell the registry's administrator; run the same command again once there is room"
 	proxyHint   = "the proxy is at fault, not the registry: check HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
 	expiredHint = "a certificate is out of date, or this machine's clock is wrong"
 )
@@ -137,6 +141,26 @@ func loginHint(host, prefix string) string {
 		return "docker login stores credentials that may push"
 	}
 	return fmt.Sprintf("docker login %s stores credentials that may push", host)
+}
+
+// deniedHint says what to do about a denial. Another login helps only if it was
+// the login that failed.
+func deniedHint(status *protocol.StatusError, s scene) string {
+	user := ""
+	if s.user != nil {
+		user = s.user()
+	}
+	switch {
+	case status == nil || user == "":
+		return loginHint(s.host, s.prefix)
+	case loginFailed(status):
+		return fmt.Sprintf("check the user and password; they came from %s", s.from())
+	}
+	return "ask the repository's owner for push permission; logging in again will not help"
+}
+
+func serverHint(host string) string {
+	return fmt.Sprintf("this is a fault of the server: ask the administrator of %s to check its logs", host)
 }
 
 func credentialWords(from string) string { return "credentials: " + from }
@@ -317,6 +341,8 @@ func causeWords(err error) string {
 	switch {
 	case err == nil:
 		return "no reason known"
+	case isProxy(err):
+		return proxyWords(err)
 	case errors.As(err, &errno):
 		return errno.Error()
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):

@@ -190,6 +190,8 @@ type StatusError struct {
 	// try.
 	permanent bool
 	Err       *transport.Error
+
+	full bool // it speaks of ENOSPC; the detail that says so is not kept in Err
 }
 
 // Permanent returns a copy that Classify takes for final, whatever its status.
@@ -229,6 +231,9 @@ func (e *StatusError) class() Class {
 		if e.Has(code) {
 			return Final
 		}
+	}
+	if e.DiskFull() {
+		return Final
 	}
 	if e.Limited || e.Cut && e.Status == http.StatusForbidden {
 		return Break
@@ -344,6 +349,46 @@ func (e *StatusError) TooLarge() bool {
 		}
 	}
 	return e.Status == http.StatusRequestEntityTooLarge
+}
+
+// DiskFull reports whether the registry has no room on its disk: 507, or a 500 with
+// ENOSPC. distribution says it in the detail of the error, where the driver's error
+// has the number of the errno: {"Op":"write","Path":"...","Err":28}. Waiting does not
+// help before somebody makes room.
+func (e *StatusError) DiskFull() bool {
+	if e.Status == http.StatusInsufficientStorage {
+		return true
+	}
+	return e.full && e.Status == http.StatusInternalServerError
+}
+
+// noSpace is how ENOSPC is said, in lower case, and noSpaceErrno its number on Linux.
+const (
+	noSpace      = "no space left on device"
+	noSpaceErrno = 28
+)
+
+// hasNoSpace looks for ENOSPC in what JSON was decoded to, at most deep levels down.
+func hasNoSpace(v any, deep int) bool {
+	if deep == 0 {
+		return false
+	}
+	switch v := v.(type) {
+	case string:
+		return strings.Contains(strings.ToLower(v), noSpace)
+	case []any:
+		return slices.ContainsFunc(v, func(v any) bool { return hasNoSpace(v, deep-1) })
+	case map[string]any:
+		if n, ok := v["Err"].(float64); ok && n == noSpaceErrno && v["Op"] != nil {
+			return true
+		}
+		for _, v := range v {
+			if hasNoSpace(v, deep-1) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // GaveUp reports whether the answer is that of something on the way that ended the
@@ -464,6 +509,9 @@ func Unexpected(a *wire.Answer, now time.Time) *StatusError {
 		te.Errors = doc.Errors
 	}
 	e := &StatusError{Status: a.Status, After: RetryAfter(a.Header, now), RequestID: printable(RequestID(a.Header)), Conn: a.Conn, Cut: a.IsCut, Err: clean(te, a.Request)}
+	e.full = slices.ContainsFunc(doc.Errors, func(d transport.Diagnostic) bool {
+		return strings.Contains(strings.ToLower(d.Message), noSpace) || hasNoSpace(d.Detail, 8)
+	})
 	e.limit(a.Header, a.Body[:min(len(a.Body), 64<<10)]...)
 	return e
 }

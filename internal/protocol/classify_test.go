@@ -297,3 +297,28 @@ func FuzzRateLimit(f *testing.F) {
 		}
 	})
 }
+
+// A full disk is final: 507, and ENOSPC as distribution 3 says it.
+func TestDiskFull(t *testing.T) {
+	for _, tt := range []struct {
+		status int
+		body   string
+		want   bool
+	}{
+		{507, "", true},
+		{500, `{"errors":[{"code":"UNKNOWN","message":"unknown error","detail":{"DriverName":"filesystem","Enclosed":{"Op":"write","Path":"/var/lib/registry/x","Err":28}}}]}`, true},
+		{500, `{"errors":[{"code":"UNKNOWN","message":"write /data/x: no space left on device"}]}`, true},
+		{500, `{"errors":[{"code":"UNKNOWN","message":"unknown error","detail":{"Op":"write","Err":5}}]}`, false},
+		{500, "", false},
+		{404, `{"errors":[{"code":"UNKNOWN","message":"no space left on device"}]}`, false},
+	} {
+		a := &wire.Answer{Status: tt.status, Header: http.Header{}, Body: []byte(tt.body)}
+		e := Unexpected(a, time.Now())
+		if got := e.DiskFull(); got != tt.want {
+			t.Errorf("%d %s: full is %v, want %v", tt.status, tt.body, got, tt.want)
+		}
+		if final := Classify(e).Class == Final; tt.want && (!final || ReasonOf(e) != DiskFull) {
+			t.Errorf("%d %s: final is %v, the reason %d", tt.status, tt.body, final, ReasonOf(e))
+		}
+	}
+}

@@ -26,6 +26,8 @@ const (
 	TagImmutable
 	// Quota: there is no room left for the account or project.
 	Quota
+	// DiskFull: there is no room left on the registry's disk.
+	DiskFull
 	// PlanLimit: the plan of the account allows no more.
 	PlanLimit
 	// TokenExpired: the credentials were good and have expired.
@@ -67,7 +69,6 @@ var rules = []rule{
 	{reason: PlanLimit, words: `\bregistry contains [0-9]+ repositories, limit is [0-9]+`},
 	// Harbor, https://github.com/goharbor/harbor/issues/17390.
 	{reason: Quota, words: `\bwill exceed the configured upper limit\b|\bquota\b.{0,40}\bexceeded\b|\bexceeded\b.{0,40}\bquota\b`},
-	{reason: Quota, statuses: []int{http.StatusInsufficientStorage}},
 	// Harbor, https://github.com/ovh/public-cloud-roadmap/issues/242.
 	{reason: ReadOnly, words: `\bread[ -]only mode\b`},
 	// Artifact Registry, https://github.com/GoogleCloudPlatform/cymbal-superstore/pull/4.
@@ -96,6 +97,10 @@ func ReasonOf(err error) Reason {
 	var te *transport.Error
 	if !errors.As(err, &te) || te.StatusCode < 400 || errors.Is(err, ErrInterrupted) {
 		return NoReason
+	}
+	var status *StatusError
+	if errors.As(err, &status) && status.DiskFull() {
+		return DiskFull
 	}
 	manifest := te.Request != nil && te.Request.Method == http.MethodPut && strings.Contains(te.Request.URL.Path, "/manifests/")
 	said := te.Errors

@@ -100,7 +100,7 @@ func (p *Pusher) connect(ctx context.Context, repo name.Repository, d *Delivery,
 	if err != nil {
 		return nil, err
 	}
-	return p.client(repo, scheme, a, p.external(repo, scheme), d)
+	return p.client(ctx, repo, scheme, a, p.external(repo, scheme), d)
 }
 
 // signIn returns the transport for repo and scopes that pushes with the same

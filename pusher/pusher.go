@@ -302,13 +302,17 @@ func (p *Pusher) push(ctx context.Context, ref name.Reference, g *graph) error {
 	return d.finish(ctx, g, m)
 }
 
-func (p *Pusher) client(repo name.Repository, scheme string, rt, external http.RoundTripper, d *Delivery) (*resume.Client, error) {
+func (p *Pusher) client(ctx context.Context, repo name.Repository, scheme string, rt, external http.RoundTripper, d *Delivery) (*resume.Client, error) {
 	reference, onEvent := "", p.o.OnEvent
 	if d != nil {
 		reference = d.ref.Name()
 		if onEvent != nil {
 			onEvent = d.event
 		}
+	}
+	logger := p.o.Logger
+	if logger != nil {
+		logger = logger.WithFields(nil).WithContext(ctx) // a client is for one call
 	}
 	return resume.New(repo, resume.Options{
 		PlainHTTP:     scheme == "http",
@@ -323,7 +327,7 @@ func (p *Pusher) client(repo name.Repository, scheme string, rt, external http.R
 		Dialects:      p.o.Dialects,
 		Store:         p.o.Store,
 		Reference:     reference,
-		Logger:        p.o.Logger,
+		Logger:        logger,
 		OnEvent:       onEvent,
 	})
 }

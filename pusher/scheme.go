@@ -29,7 +29,7 @@ func (p *Pusher) scheme(ctx context.Context, repo name.Repository) (string, erro
 	case p.o.Scheme == SchemeAuto && !loopback(repo.RegistryStr()):
 		return "https", nil
 	}
-	c, err := p.client(repo, "https", p.base, p.base, nil)
+	c, err := p.client(ctx, repo, "https", p.base, p.base, nil)
 	if err != nil {
 		return "", err
 	}

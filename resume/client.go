@@ -118,7 +118,7 @@ type Client struct {
 	base     *url.URL // scheme://host/v2/name/
 	rt       http.RoundTripper
 	external http.RoundTripper
-	log      logrus.FieldLogger
+	log      *logrus.Entry
 
 	answered   atomic.Bool // the registry has answered something
 	pace       *pacer
@@ -640,7 +640,7 @@ func (c *Client) send(ctx context.Context, r *http.Request, lim wire.Limits, onS
 	method, began := r.Method, time.Now()
 	what := kind(r.URL.Path, c.base.Path)
 	a, err := wire.Send(ctx, rt, r, lim, onSent)
-	log := c.log.WithFields(logrus.Fields{"method": method, "request": what, "took": time.Since(began).Round(time.Millisecond)})
+	log := c.log.WithContext(ctx).WithFields(logrus.Fields{"method": method, "request": what, "took": time.Since(began).Round(time.Millisecond)})
 	if err != nil && ctx.Err() != nil {
 		log.Debug("cancelled")
 		return nil, err
@@ -703,7 +703,7 @@ func (c *Client) broken(ctx context.Context, s subject, offset int64, conn wire.
 	if requestID != "" {
 		f["requestID"] = requestID
 	}
-	c.log.WithFields(f).Warn("request broken")
+	c.log.WithContext(ctx).WithFields(f).Warn("request broken")
 	c.emit(ctx, e)
 }
 

@@ -464,7 +464,7 @@ func (t *transporter) client(s *seen, g *passage) (*Client, error) {
 	}
 	path := strings.Trim(strings.TrimPrefix(s.base.Path, "/v2/"), "/")
 	c := &Client{o: t.o, repo: reg.Repo(path), base: s.base, rt: g, external: g, pace: t.pacer(s.base), heard: g.hear, slowSource: true}
-	c.log = t.o.Logger.WithFields(logrus.Fields{"repository": c.repo.Name(), "upload": g.number})
+	c.log = t.o.Logger.WithFields(logrus.Fields{"repository": c.repo.Name(), "upload": g.number}).WithContext(g.req.Context())
 	if tell := t.o.OnEvent; tell != nil {
 		c.o.OnEvent = func(e Event) {
 			e.Upload = g.number

@@ -21,7 +21,7 @@ var update = flag.Bool("update", false, "write what the packages export to testd
 // breaks programs that compile today: it takes a new major version. A new line
 // is a promise from then on.
 func TestAPI(t *testing.T) {
-	for _, name := range []string{"resume", "resume/storetest", "pusher"} {
+	for _, name := range []string{"resume", "resume/slogger", "resume/storetest", "pusher"} {
 		got, golden := exported(t, filepath.Join("..", "..", name)), filepath.Join("testdata", filepath.Base(name)+".api")
 		if *update {
 			if err := os.WriteFile(golden, []byte(strings.Join(got, "\n")+"\n"), 0o644); err != nil {

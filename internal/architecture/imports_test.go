@@ -52,6 +52,7 @@ var arrows = map[string][]string{
 	"pusher":                 {"internal/manifest", "internal/protocol", "internal/signin", "internal/tempfile", "internal/wire", "resume"},
 	"internal/signin":        {"internal/protocol", "internal/wire"},
 	"resume":                 {"internal/owndir", "internal/protocol", "internal/retry", "internal/tempfile", "internal/wire"},
+	"resume/slogger":         {},
 	"resume/storetest":       {"resume"},
 	"resume/redisstore":      {"resume"},
 	"internal/intercept":     {},

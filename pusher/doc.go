@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package pusher delivers container images and indexes to a registry over
 // connections that break.
 //

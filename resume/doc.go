@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package resume delivers a blob to a repository of a container registry over
 // connections that break, and lets other registry clients do so.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package resume
 
 // offset is what is known about the number of bytes that a session holds. The

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command rpush pushes container images with uploads that continue after a
 // broken connection.
 package main

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command containerd pushes an OCI image layout with containerd's docker
 // resolver and pusher, over a transport that resumes.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command deadline is a step of a CI: it pushes an OCI image layout, within a
 // deadline for each try, and tries again where that was not enough. Each try
 // goes on where the one before stood, also where that was another process.

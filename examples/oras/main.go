@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command oras copies an OCI image layout to a registry with oras-go, over a
 // transport that resumes.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command push is a small pusher of one's own: it delivers an OCI image layout
 // with package pusher, and shows each blob's progress as a bar, or in a log as
 // lines.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command sessions is a pusher that keeps its upload sessions in a database of
 // its own, here bbolt: the next run continues what this one could not finish.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command write pushes an OCI image layout with go-containerregistry's own
 // remote.Write, over a transport that resumes. The one line that does it is the
 // one with NewTransport.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package architecture holds the tests of how the packages fit together.
 package architecture
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command bench sets rpush beside crane, and go-containerregistry over the
 // transport of package resume beside itself without: on a clean link, in turns,
 // and on a slow link through resets. It prints figures and asserts none: machines differ

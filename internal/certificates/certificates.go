@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package certificates reads the directories in which docker, podman and skopeo
 // keep certificates for a registry (certs.d).
 package certificates

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package cli is the command rpush: its verbs and flags, what it says, and its
 // exit codes. Results go to stdout, all else to stderr.
 package cli

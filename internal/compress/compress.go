@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package compress makes the blobs of layers: the same bytes for the same
 // layer, setting and version of the libraries, whatever the number of
 // processors.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package conntrack tells whether this host resets the uploads that it
 // translates (NAT) to a registry, whether it did, and how to stop it.
 //

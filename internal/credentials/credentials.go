@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package credentials finds the credentials for a registry where docker and
 // podman keep them, and can say where it found them.
 package credentials

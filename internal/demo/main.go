@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command demo pushes an image to a real registry through a proxy that resets
 // every connection, has crane read it back, and compares all of it.
 package main

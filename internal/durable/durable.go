@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package durable replaces small files whole or not at all, and durably. What is
 // recorded before a change must be on the disk before the change is.
 package durable

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package engine reads images out of a Docker engine, and tells it what became
 // of them. The engine is found as docker finds it: DOCKER_HOST, DOCKER_CONTEXT
 // or the current context, over a socket, TCP, TLS or ssh. Podman's compatible

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package gateway forwards the requests of any registry client to a registry
 // so that its uploads resume. It is an http.Handler over the transport of
 // resume.NewTransport.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package known remembers which blobs hold which layers, and the configs of
 // images, so that nothing is read, compressed or verified twice: the digest of a
 // layer by its diffID, and the config of an image by its ID. All of it may be

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package manifest reads manifests and indexes: [Parse] is the one place that
 // parses them, [Walker] the one walk over what they lead to, [Edit] the one way
 // to change them, and [Descriptor.Attests] the one test for attestations.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package owndir makes and checks the directories in which rpush deletes and
 // replaces files. Such a directory holds nothing but rpush's files: a directory
 // that the user names may hold anything, so rpush works in a subdirectory.

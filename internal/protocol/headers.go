@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package protocol reads what registries write: the headers of the upload
 // protocol (distribution-spec v1.1, "Pushing blobs") with all their dialects,
 // and the meaning of an answer or a failure.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command release builds what is published of a version of rpush. The same
 // commit gives the same bytes, wherever and whenever it is built.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package retry is the one loop of the project that tries again.
 package retry
 

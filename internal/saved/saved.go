@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package saved reads a saved image once, from its first byte to its last, as
 // it comes out of an engine or a pipe: what docker save and podman save write
 // (manifest.json), and OCI archives (index.json). The manifest may come last,

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package settings reads the configuration files of rpush: the system's, which an
 // administrator writes, and the user's. A key is the name of a flag.
 //

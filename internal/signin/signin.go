@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package signin signs in to a registry with the credentials of a keychain, on
 // behalf of every request that goes through it.
 package signin

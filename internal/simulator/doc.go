@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package simulator holds tests only: client and registry in one process on
 // virtual time, each run drawn from a seed: a dialect, faults, sizes. Whatever
 // is drawn, what must hold always has to hold.

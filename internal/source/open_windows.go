@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package source
 
 // nonblock keeps opening a named pipe from waiting for its other end.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package source opens the image that a SOURCE argument names. It checks,
 // before anything is sent, that all the image needs is there.
 package source

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package spool keeps blobs that were made on this machine on its disk, by
 // their digests, until a registry has them: another try, or another process
 // after a kill, then sends the same bytes without making them again.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package stream delivers an image while it is still being read. What an
 // engine saves comes once and in an order of its own, and goes out layer by
 // layer, compressed on the way, before the manifest has been seen; so do the

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package tempfile keeps bytes that cannot be read twice, in memory while they are
 // few and then in a temporary file, within a bound and half of the free disk.
 //

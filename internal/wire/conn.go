@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package wire makes the connections and carries one request over one of them:
 // it counts bytes where they leave the process without losing sendfile, notices
 // when they stop moving, and can kill a connection so that the peer learns of

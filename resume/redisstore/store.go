@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package redisstore keeps the records of open upload sessions in Redis. A push
 // that ended on one machine continues on any other that uses the same Redis.
 package redisstore

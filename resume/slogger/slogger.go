@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package slogger lets packages resume and pusher log to a log/slog Handler.
 //
 //	pusher.New(pusher.Options{Logger: slogger.New(slog.Default().Handler())})

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package storetest tests whether a resume.Store does what its documentation says.
 //
 //	func TestStore(t *testing.T) {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package trial puts the example programs on trial: a real registry behind
 // connections that die.
 package trial

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package host reads this machine: files of /proc and /etc, the settings and
 // counters of conntrack, and what programs print. It changes nothing.
 package host

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package remedy plans changes to this host that stop it from resetting uploads,
 // applies them, and takes exactly them back. What was done is recorded on disk
 // before it is done, so that it can be undone after a kill at any moment.

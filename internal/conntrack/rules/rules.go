@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package rules is the one form in which the rules of nft and of xtables are
 // followed, and what becomes of a packet that goes through them.
 //

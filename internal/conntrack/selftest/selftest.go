@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package selftest rebuilds, in network namespaces made for it, a host that
 // resets uploads: a stray segment is not translated, and draws a RST. It tells
 // what this kernel does with such segments. The machine itself is not changed.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package xtables reads the rules of legacy iptables, as iptables-legacy-save
 // prints them, into package rules.
 package xtables

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package setup plans the configuration that sends a registry client's pushes
 // through a gateway, applies it, and takes exactly it back. What is changed is
 // recorded on disk before it is changed, so that it can be undone after a kill at

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package docker makes images in a real Docker engine, and watches what is
 // asked of it.
 package docker

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package haproxy runs HAProxy in front of a registry on loopback, for tests
 // against the real thing.
 package haproxy

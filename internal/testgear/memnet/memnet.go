@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package memnet is a network in memory for tests on virtual time: everything
 // that waits does so on channels, which is durable blocking to testing/synctest.
 // Make the Network inside the bubble.

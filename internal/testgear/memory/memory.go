@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package memory measures what code allocates, for tests of foreign input that
 // must not cost much.
 package memory

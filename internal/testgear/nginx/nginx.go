@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package nginx runs nginx in front of a registry on loopback, configured as
 // people configure it, for tests against the real thing.
 package nginx

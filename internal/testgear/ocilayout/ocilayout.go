@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package ocilayout makes and compares OCI image layouts (image-spec v1.1) of
 // any size for tests. Content is pseudo-random and depends only on the seed.
 package ocilayout

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package proxy is a TCP proxy on loopback that breaks connections at exact
 // byte positions, for tests of what a client does about it.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package realreg runs the registry of the distribution project as a process,
 // on loopback and a directory, for tests against the real thing.
 package realreg

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package recorded holds what engines wrote when they saved images: see
 // README.md.
 package recorded

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package require says what becomes of a test whose machine lacks something.
 package require
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package scripted is a container registry in memory that misbehaves on
 // request. It is written from the OCI distribution-spec v1.1 and shares no code
 // with the client, so that a misreading of the protocol cannot hide in both.

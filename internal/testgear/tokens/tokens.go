@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package tokens is an authorisation server that hands out bearer tokens for a
 // registry (distribution's "token" authorisation), with a life as short as a
 // test wants it. See https://distribution.github.io/distribution/spec/auth/jwt/.

@@ -187,7 +187,7 @@ type doctorDocument struct {
 }
 
 func (a *app) doctor(ctx context.Context, o *doctorOptions, reg *conntrack.Registry) int {
-	a.out.quiet = o.quiet
+	a.out.quiet.Store(o.quiet)
 	if o.forAdmin {
 		_, err := io.WriteString(a.stdout, adminWords(reg))
 		return a.written(err)

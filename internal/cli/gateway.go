@@ -162,7 +162,7 @@ func (a *app) serveCommand() *cobra.Command {
 		if s.accept && o.state.none {
 			return errors.New(acceptNeedsState)
 		}
-		a.out.quiet = o.quiet
+		a.out.quiet.Store(o.quiet)
 		err := a.serveGateway(cmd.Context(), &o, &s)
 		var usage usageError
 		switch {

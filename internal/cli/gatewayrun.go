@@ -78,7 +78,7 @@ func (a *app) runCommand() *cobra.Command {
 		if err := o.load(cmd.Flags(), a.env); err != nil {
 			return err
 		}
-		a.out.quiet = o.quiet
+		a.out.quiet.Store(o.quiet)
 		var err error
 		a.exit, err = a.runThrough(cmd.Context(), &o, registries, args)
 		var usage usageError

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -24,11 +25,12 @@ const (
 // printer writes lines for a human, or objects for a program. Nothing that it is
 // given can control the terminal. It is safe for concurrent use.
 type printer struct {
+	quiet atomic.Bool // errors only
+	hush  atomic.Bool // nothing about progress
+	json  atomic.Bool // every line is a JSON object
+
 	mu      sync.Mutex
 	w       io.Writer
-	quiet   bool     // errors only
-	hush    bool     // nothing about progress
-	json    bool     // every line is a JSON object
 	console *console // what is drawn on the terminal; lines go above it
 	last    time.Time
 }
@@ -44,7 +46,7 @@ func (p *printer) print(level, stamp string, all []string) {
 	defer p.mu.Unlock()
 	var b strings.Builder
 	for _, s := range all {
-		if p.json {
+		if p.json.Load() {
 			writeObject(&b, &logObject{Time: time.Now().UTC(), Event: "message", Level: level, Text: clean(s)})
 			continue
 		}
@@ -72,14 +74,14 @@ func (p *printer) raw(text string) {
 
 // note prints what may be left out.
 func (p *printer) note(s string) {
-	if !p.quiet {
+	if !p.quiet.Load() {
 		p.print("info", "", []string{s})
 	}
 }
 
 // stamped prints what happens during a push, with the time in a log.
 func (p *printer) stamped(s string) {
-	if p.quiet || p.hush {
+	if p.quiet.Load() || p.hush.Load() {
 		return
 	}
 	stamp := time.Now().UTC().Format("15:04:05Z ")
@@ -93,7 +95,7 @@ func (p *printer) stamped(s string) {
 
 // object prints an object; nil is nothing.
 func (p *printer) object(o *logObject) {
-	if o == nil || p.quiet || p.hush {
+	if o == nil || p.quiet.Load() || p.hush.Load() {
 		return
 	}
 	p.mu.Lock()

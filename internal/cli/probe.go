@@ -60,7 +60,7 @@ var errProbeLimit = fmt.Errorf("%w: the probe took longer than a minute", resume
 
 // probe says what it will do, does it, and says what came of it.
 func (a *app) probe(ctx context.Context, o *options, repo name.Repository) int {
-	a.out.quiet = o.quiet
+	a.out.quiet.Store(o.quiet)
 	ctx, cancel := o.bound(ctx)
 	defer cancel()
 	if o.limit <= 0 {

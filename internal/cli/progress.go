@@ -235,12 +235,12 @@ func (a *app) screenFor(o *options) *screen {
 // progressOf makes the progress that the flags ask for.
 func (a *app) progressOf(o *options) *progress {
 	p := newProgress(a.out, a.screenFor(o))
-	p.json = a.out.json
+	p.json = a.out.json.Load()
 	p.each = o.verbose
 	if o.report != "" {
 		p.history = &history{}
 	}
-	a.out.hush = o.progress == "quiet"
+	a.out.hush.Store(o.progress == "quiet")
 	return p
 }
 

@@ -76,7 +76,8 @@ func (o *options) bound(ctx context.Context) (context.Context, context.CancelFun
 // which nothing has been said yet.
 func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	limitMemory()
-	a.out.quiet, a.out.json = o.quiet, o.jsonLog()
+	a.out.quiet.Store(o.quiet)
+	a.out.json.Store(o.jsonLog())
 	to, err := o.targets(c)
 	if err != nil {
 		return exitUsage, err

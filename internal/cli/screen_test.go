@@ -262,7 +262,8 @@ func TestLogOfAPush(t *testing.T) {
 func TestLogObjects(t *testing.T) {
 	var log strings.Builder
 	synctest.Test(t, func(t *testing.T) {
-		out := &printer{last: time.Now(), w: &log, json: true}
+		out := &printer{last: time.Now(), w: &log}
+		out.json.Store(true)
 		p := newProgress(out, nil)
 		p.json = true
 		stop := p.start()

@@ -61,7 +61,7 @@ func (a *app) sessionsCommand() *cobra.Command {
 			if err := o.load(cmd.Flags(), a.env); err != nil {
 				return err
 			}
-			a.out.quiet = o.quiet
+			a.out.quiet.Store(o.quiet)
 			store, err := o.state.sessionStore()
 			if err != nil {
 				a.out.line(noStateWords(err))

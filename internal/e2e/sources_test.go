@@ -418,13 +418,14 @@ func TestMountsOfPlainLayers(t *testing.T) {
 		Layers struct{ Compressed int }
 		Blobs  []struct{ Digest, State, MountFrom string }
 	}
-	push := func(env []string, args ...string) (r report) {
+	push := func(env []string, args ...string) report {
 		t.Helper()
 		out := pushes(t, bytes.NewReader(a.Tar), env, append(args, "--output=json")...)
-		if err := json.Unmarshal([]byte(out), &r); err != nil {
+		var all struct{ Pushes []report }
+		if err := json.Unmarshal([]byte(out), &all); err != nil || len(all.Pushes) != 1 {
 			t.Fatalf("%v in %s", err, out)
 		}
-		return r
+		return all.Pushes[0]
 	}
 	push(nil, "-", reg.Addr+"/from/app:1")
 	knows := binary.Environ(t)

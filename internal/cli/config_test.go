@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
+	"github.com/rpush-go/rpush/internal/testgear/require"
 	"github.com/rpush-go/rpush/pusher"
 )
 
@@ -37,7 +38,7 @@ func configured(t *testing.T, system, user string) (r *rig, got *pusher.Options)
 // A flag beats its variable, a variable the files, the registry's entry defaults.
 func TestConfigurationOfAPush(t *testing.T) {
 	if os.Getuid() > 0 {
-		t.Skip("the system's file belongs to root")
+		require.Missing(t, "the system's file belongs to root")
 	}
 	system := "defaults: {retry-for: 1h, parallel: 7}\nregistries: {a.example: {retry-for: 2h, plain-http: true}}\n"
 	user := "defaults: {stall-timeout: 5m}\n"
@@ -69,7 +70,7 @@ func TestConfigurationOfAPush(t *testing.T) {
 
 func TestFixedSettings(t *testing.T) {
 	if os.Getuid() > 0 {
-		t.Skip("the system's file belongs to root")
+		require.Missing(t, "the system's file belongs to root")
 	}
 	system := "defaults: {limit-rate: 20M, tls-verify: true}\nfixed: [limit-rate, insecure, plain-http, tls-verify]\n"
 	for _, c := range []struct{ args, env, want string }{
@@ -101,7 +102,7 @@ func TestFixedSettings(t *testing.T) {
 
 func TestBadConfiguration(t *testing.T) {
 	if os.Getuid() > 0 {
-		t.Skip("the system's file belongs to root")
+		require.Missing(t, "the system's file belongs to root")
 	}
 	for text, want := range map[string]string{
 		"defaults:\n  retry-fro: 1h\n":           `config.yaml:2: unknown key "retry-fro"`,
@@ -128,7 +129,7 @@ func TestBadConfiguration(t *testing.T) {
 
 func TestConfigCommand(t *testing.T) {
 	if os.Getuid() > 0 {
-		t.Skip("the system's file belongs to root")
+		require.Missing(t, "the system's file belongs to root")
 	}
 	r, _ := configured(t, "registries: {a.example: {ca-file: /ca.pem}}\nfixed: [insecure]\n", "defaults: {retry-for: 1h}\n")
 	r.env["RPUSH_PARALLEL"] = "9"

@@ -21,6 +21,7 @@ import (
 	"github.com/rpush-go/rpush/internal/testgear/process"
 	"github.com/rpush-go/rpush/internal/testgear/proxy"
 	"github.com/rpush-go/rpush/internal/testgear/realreg"
+	"github.com/rpush-go/rpush/internal/testgear/require"
 )
 
 // What gateway setup prints, does and takes back, below a root of the test's own.
@@ -40,7 +41,7 @@ func TestGatewaySetup(t *testing.T) {
 	root := t.TempDir()
 	file := filepath.Join(root, "etc/buildkit/buildkitd.toml")
 	if os.Geteuid() != 0 {
-		t.Skip("root sets up the files of root")
+		require.Missing(t, "root sets up the files of root")
 	}
 	plan := []string{"buildkit", "--root", root}
 	exit, printed, said := call(plan...)
@@ -135,7 +136,7 @@ func TestGatewaySetupSkopeo(t *testing.T) {
 // that hosts.toml names.
 func TestGatewaySetupContainerd(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("containerd needs root")
+		require.Missing(t, "containerd needs root")
 	}
 	containerd, ctr := realreg.Tool(t, "containerd"), realreg.Tool(t, "ctr")
 	reg := realreg.Start(t, realreg.Options{})

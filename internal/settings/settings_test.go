@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/rpush-go/rpush/internal/testgear/require"
 )
 
 var schema = Schema{
@@ -41,7 +43,7 @@ func write(t *testing.T, text string) string {
 
 func TestPrecedence(t *testing.T) {
 	if os.Getuid() > 0 {
-		t.Skip("the system's file belongs to root")
+		require.Missing(t, "the system's file belongs to root")
 	}
 	system := write(t, `
 defaults:
@@ -84,7 +86,7 @@ registries:
 // fixed at the built-in default.
 func TestFixed(t *testing.T) {
 	if os.Getuid() > 0 {
-		t.Skip("the system's file belongs to root")
+		require.Missing(t, "the system's file belongs to root")
 	}
 	system := write(t, "defaults: {retry-for: 1m}\nfixed: [retry-for, insecure]\n")
 	user := write(t, "defaults: {retry-for: 3m, insecure: true}\nregistries: {a.example: {retry-for: 4m}}\n")

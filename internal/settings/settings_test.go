@@ -152,7 +152,7 @@ func TestOwnership(t *testing.T) {
 	}
 	file = write(t, "defaults: {retry-for: 1m}\n")
 	if err := os.Chown(file, 12345, 12345); err != nil {
-		t.Skip(err)
+		require.Missing(t, "chown: %v", err)
 	}
 	if _, err := Load("", file, schema); err == nil || !strings.Contains(err.Error(), "another user") {
 		t.Errorf("a file of somebody else: %v", err)

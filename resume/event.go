@@ -53,6 +53,9 @@ const (
 	Committing EventKind = "committing"
 	// Committed: the registry has the blob under its digest.
 	Committed EventKind = "committed"
+	// Failed: the upload ended without the blob at the registry, Err is what Upload
+	// returns.
+	Failed EventKind = "failed"
 	// Warned: something the user should know and can mend; Err says what.
 	Warned EventKind = "warned"
 )
@@ -86,6 +89,10 @@ type Event struct {
 	Upload int64
 	// Size of the blob or the manifest, and Offset in it, in bytes.
 	Size, Offset int64
+	// Sent is Result.Sent of the upload so far, in bytes: in Opened, Settled, Resumed,
+	// Lost, Committing, Committed and Failed. What a break cost is in it as soon as the
+	// registry has said where the upload stands.
+	Sent int64
 	// Wait is the pause before the next try.
 	Wait time.Duration
 	// Conn is the connection a Broken event is about; nil where none was made.

@@ -136,12 +136,36 @@ func blobOf(data []byte) resume.Blob {
 // delivers uploads data, and fails unless the registry has it then.
 func (l *lab) delivers(data []byte) resume.Result {
 	l.t.Helper()
+	before := len(l.events)
 	res, err := l.client.Upload(context.Background(), blobOf(data))
 	if err != nil {
 		l.t.Fatalf("upload: %v\n%s", err, l.log.String())
 	}
 	l.has(data)
+	l.ended(l.events[before:], res, resume.Existed, resume.Mounted, resume.Committed)
 	return res
+}
+
+// ended checks that the events of an upload say what it sent, and end with one of
+// the kinds.
+func (l *lab) ended(events []resume.Event, res resume.Result, kinds ...resume.EventKind) {
+	l.t.Helper()
+	last, ends := resume.Event{}, 0
+	for _, e := range events {
+		if slices.Contains(kinds, e.Kind) {
+			ends++
+		}
+		if e.Sent == 0 {
+			continue
+		}
+		if e.Sent < last.Sent {
+			l.t.Errorf("%d bytes sent in %s, %d in %s before", e.Sent, e.Kind, last.Sent, last.Kind)
+		}
+		last = e
+	}
+	if end := events[len(events)-1].Kind; ends != 1 || !slices.Contains(kinds, end) || last.Sent != res.Sent {
+		l.t.Errorf("%d of %v, the last event is %s, the last that says so has %d bytes sent, the result %d", ends, kinds, end, last.Sent, res.Sent)
+	}
 }
 
 func (l *lab) has(data []byte) {
@@ -154,7 +178,9 @@ func (l *lab) has(data []byte) {
 // fails uploads data and wants an error of the given kind, nil for any, and no blob.
 func (l *lab) fails(blob resume.Blob, kind error) *resume.Error {
 	l.t.Helper()
-	_, err := l.client.Upload(context.Background(), blob)
+	before := len(l.events)
+	res, err := l.client.Upload(context.Background(), blob)
+	l.ended(l.events[before:], res, resume.Failed)
 	var e *resume.Error
 	if kind != nil && !errors.Is(err, kind) || !errors.As(err, &e) {
 		l.t.Fatalf("got %v, want %v", err, kind)

@@ -130,7 +130,7 @@ func (g *passage) carry(ctx context.Context) (*http.Response, error) {
 		err = u.deliver(ctx)
 	}
 	if err != nil {
-		err = u.failure(err)
+		err = u.failed(err)
 	}
 	return g.answer(u, err)
 }

@@ -111,7 +111,7 @@ func (c *Client) Upload(ctx context.Context, blob Blob) (Result, error) {
 	u.count(-1)
 	u.res.Duration = time.Since(began)
 	if err != nil {
-		return u.res, u.failure(err)
+		return u.res, u.failed(err)
 	}
 	return u.res, nil
 }
@@ -143,6 +143,14 @@ func (u *upload) failure(err error) error {
 		held = u.sess.most
 	}
 	return u.c.failure(u.op, u.blob.Digest, held, max(u.blob.Size, 0), u.tries+1, err)
+}
+
+// failed tells of the end of an upload without the blob, and returns its error.
+func (u *upload) failed(err error) error {
+	u.count(-1)
+	err = u.failure(err)
+	u.emit(Event{Kind: Failed, Err: err})
+	return err
 }
 
 // broke counts a break and says which offset is safe.
@@ -243,6 +251,7 @@ func (u *upload) finish(k EventKind) step {
 		u.c.pace.delivered()
 	}
 	u.c.pace.save()
+	u.count(-1)
 	u.emit(Event{Kind: k, Offset: u.blob.Size})
 	return stepDone
 }
@@ -262,6 +271,9 @@ func (u *upload) sentTo(offset int64) {
 
 func (u *upload) emit(e Event) {
 	e.Digest, e.Size = u.blob.Digest, u.blob.Size
+	if e.Kind != Sent { // which another goroutine may tell of
+		e.Sent = u.res.Sent
+	}
 	u.c.emit(u.ctx, e)
 }
 

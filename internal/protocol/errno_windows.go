@@ -22,3 +22,10 @@ var breaks = []syscall.Errno{
 	121,   // ERROR_SEM_TIMEOUT
 	syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED, syscall.ETIMEDOUT, syscall.ECONNREFUSED,
 }
+
+// What of them ended a connection, and what was TCP's patience. The others keep
+// connections from being made.
+var (
+	resets   = []syscall.Errno{10054, 10053, 10052, 10058, 109, 64, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED}
+	timeouts = []syscall.Errno{10060, 121, syscall.ETIMEDOUT}
+)

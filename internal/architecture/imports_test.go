@@ -60,6 +60,7 @@ var arrows = map[string][]string{
 	"internal/intercept":     {},
 	"internal/gateway/setup": {"internal/durable"},
 	"internal/gateway":       {"internal/owndir", "internal/tempfile", "internal/protocol", "internal/retry", "internal/signin", "internal/wire", "resume"},
+	"internal/figures":       {"internal/protocol", "resume"},
 	"internal/retry":         {"internal/protocol"},
 	"internal/protocol":      {"internal/wire"},
 	"internal/wire":          {},

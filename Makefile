@@ -102,7 +102,7 @@ tools: $(BIN)/registry $(BIN)/crane $(BIN)/nfpm $(BIN)/versitygw $(BIN)/golangci
 
 # Real parts that Debian has, installed where that is allowed. RUNLEVEL=1 keeps
 # them from starting as services.
-DEBIAN := nginx haproxy docker-registry skopeo buildah podman redis-server iproute2 iptables nftables procps man-db qemu-user-static
+DEBIAN := nginx haproxy docker-registry skopeo buildah podman redis-server prometheus iproute2 iptables nftables procps man-db qemu-user-static
 debian:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		missing=$$(for p in $(DEBIAN); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \

@@ -20,7 +20,7 @@ const module = "github.com/rpush-go/rpush"
 var arrows = map[string][]string{
 	"cmd/rpush": {"internal/cli"},
 	"internal/cli": {
-		"internal/certificates", "internal/credentials", "internal/gateway", "internal/gateway/setup", "internal/settings", "internal/intercept", "internal/protocol", "internal/source", "pusher", "resume", "resume/redisstore",
+		"internal/certificates", "internal/credentials", "internal/figures", "internal/gateway", "internal/metrics", "internal/gateway/setup", "internal/settings", "internal/intercept", "internal/protocol", "internal/source", "pusher", "resume", "resume/redisstore",
 		"internal/compress", "internal/engine", "internal/known", "internal/owndir", "internal/stream",
 		"internal/conntrack", "internal/conntrack/remedy", "internal/conntrack/rules", "internal/conntrack/selftest",
 	},
@@ -61,6 +61,7 @@ var arrows = map[string][]string{
 	"internal/gateway/setup": {"internal/durable"},
 	"internal/gateway":       {"internal/owndir", "internal/tempfile", "internal/protocol", "internal/retry", "internal/signin", "internal/wire", "resume"},
 	"internal/figures":       {"internal/protocol", "resume"},
+	"internal/metrics":       {"internal/figures", "resume"},
 	"internal/retry":         {"internal/protocol"},
 	"internal/protocol":      {"internal/wire"},
 	"internal/wire":          {},

@@ -37,7 +37,7 @@ func configFiles() (system, user string) {
 // tokens belong to docker login, and what is about one image to the command line.
 var configKeys = []string{
 	"answer-timeout", "authfile", "ca-file", "cache-dir", "cert-dir", "cert-file", "compression", "deadline", "docker-context",
-	"docker-host", "insecure", "key-file", "layout-links", "limit-rate", "mount-from", "no-creds", "no-engine-update", "no-state", "parallel",
+	"docker-host", "insecure", "key-file", "layout-links", "limit-rate", "metrics-file", "mount-from", "no-creds", "no-engine-update", "no-state", "parallel",
 	"plain-http", "retry-for", "retry-times", "spool-dir", "stall-timeout", "state-dir", "tls-verify",
 }
 
@@ -53,7 +53,7 @@ var gatewayKeys = []string{
 
 // pathKeys are files and directories, which are absolute in a configuration file:
 // nobody knows where rpush will be called.
-var pathKeys = []string{"authfile", "ca-file", "cache-dir", "cert-dir", "cert-file", "htpasswd", "key-file", "layout-links", "spool-dir", "state-dir"}
+var pathKeys = []string{"authfile", "ca-file", "cache-dir", "cert-dir", "cert-file", "htpasswd", "key-file", "layout-links", "metrics-file", "spool-dir", "state-dir"}
 
 const (
 	unknownKey   = "unknown key %q; known are %s"

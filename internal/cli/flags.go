@@ -37,6 +37,7 @@ type options struct {
 	pushes              bool   // of a push, whose output may also be docker's
 	progress, logFormat string // empty is the default
 	report              string // the file of --report
+	metricsFile         string
 	quiet, verbose      bool
 	strict              bool
 
@@ -63,6 +64,7 @@ func (o *options) pushFlags() []flagGroup {
 	out.StringVar(&o.progress, "progress", "", "show it as `HOW`: auto, tty, plain, json, quiet")
 	out.StringVar(&o.logFormat, "log-format", "", "print stderr as `FORMAT`: text or json")
 	out.StringVar(&o.report, "report", "", "write an HTML page about breaks to `FILE`")
+	o.telemetryFlags(out.FlagSet)
 	e := o.effortFlags()
 	e.IntVar(&o.parallel, "parallel", pusher.DefaultParallel, "upload `N` blobs at once, 1 to 64")
 	return []flagGroup{
@@ -141,6 +143,11 @@ func (o *options) outputFlags() flagGroup {
 	r.StringVar(&o.output, "output", "text", usage)
 	o.logFlags(r.FlagSet)
 	return r
+}
+
+// telemetryFlags say where metrics go.
+func (o *options) telemetryFlags(f *pflag.FlagSet) {
+	f.StringVar(&o.metricsFile, "metrics-file", "", "add metrics for Prometheus to `FILE`")
 }
 
 // logFlags say how much goes to stderr.

@@ -185,7 +185,7 @@ func (a *app) serveGateway(ctx context.Context, o *options, s *serveOptions) err
 	}
 	m := newGatewayMetrics()
 	opts := a.gatewayOptions(o, s.spoolLimit, logrus.InfoLevel)
-	opts.OnEvent = m.event
+	opts.OnEvent = m.uploads.Event
 	g, err := gateway.New(opts)
 	if err != nil {
 		return usageError(err.Error())

@@ -7,13 +7,11 @@ import (
 	"log"
 	"net/http"
 	"strconv"
-	"strings"
-	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/rpush-go/rpush/resume"
+	"github.com/rpush-go/rpush/internal/metrics"
 )
 
 // quietLog takes what net/http says about connections.
@@ -25,14 +23,8 @@ type gatewayMetrics struct {
 	inFlight prometheus.Gauge
 	requests *prometheus.CounterVec
 	received prometheus.Counter
-	events   *prometheus.CounterVec
-
-	mu    sync.Mutex
-	hosts map[string]bool
+	uploads  *metrics.Uploads
 }
-
-// maxHosts bounds the values of the label registry: clients may choose them.
-const maxHosts = 64
 
 func newGatewayMetrics() *gatewayMetrics {
 	m := &gatewayMetrics{
@@ -45,31 +37,12 @@ func newGatewayMetrics() *gatewayMetrics {
 		received: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "rpush_gateway_received_bytes_total", Help: "Bytes of bodies that clients sent.",
 		}),
-		events: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "rpush_upload_events_total", Help: "What happened to uploads: broken, resumed, lost, committed and so on.",
-		}, []string{"event", "registry"}),
-		hosts: map[string]bool{},
 	}
 	r := prometheus.NewRegistry()
-	r.MustRegister(m.inFlight, m.requests, m.received, m.events)
+	r.MustRegister(m.inFlight, m.requests, m.received)
+	m.uploads = metrics.NewUploads(r)
 	m.handler = promhttp.HandlerFor(r, promhttp.HandlerOpts{})
 	return m
-}
-
-// event counts an event of an upload.
-func (m *gatewayMetrics) event(e resume.Event) {
-	if e.Kind == resume.Sent || e.Kind == resume.Settled {
-		return // as often as bytes move
-	}
-	host, _, _ := strings.Cut(e.Repository, "/")
-	m.mu.Lock()
-	if !m.hosts[host] && len(m.hosts) >= maxHosts {
-		host = "other"
-	} else {
-		m.hosts[host] = true
-	}
-	m.mu.Unlock()
-	m.events.WithLabelValues(string(e.Kind), host).Inc()
 }
 
 // around serves /healthz, and /metrics to those whom admit lets use the gateway.

@@ -53,6 +53,7 @@ func (o *options) runFlags(registries *[]string) []flagGroup {
 	e := o.requestFlags()
 	out := newGroup("Output")
 	o.logFlags(out.FlagSet)
+	o.telemetryFlags(out.FlagSet)
 	return []flagGroup{r, c, e, o.stateFlags(), d, out}
 }
 
@@ -121,7 +122,8 @@ func (a *app) runThrough(ctx context.Context, o *options, named, args []string) 
 
 	var sum runSummary
 	opts := a.gatewayOptions(o, 0, logrus.ErrorLevel) // stderr is the command's
-	opts.OnEvent = sum.event
+	tel := a.telemetryOf(o)
+	opts.OnEvent = tel.watching(sum.event)
 	g, err := gateway.New(opts)
 	if err != nil {
 		return exitUsage, usageError(err.Error())
@@ -163,6 +165,7 @@ func (a *app) runThrough(ctx context.Context, o *options, named, args []string) 
 		return exitNotExecutable, nil
 	}
 	a.out.note(sum.words(about.all))
+	tel.ended(ctx, nil)
 	return code, nil
 }
 

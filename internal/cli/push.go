@@ -94,8 +94,9 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 		a.out.raw(system.openSection(pushingTitle(c.ref), began))
 	}
 	p := a.progressOf(o)
+	tel := a.telemetryOf(o)
 	before, _ := conntrack.Now() // for hostResets; elsewhere than on Linux there is none
-	_, err = inTime(ctx, func() (*struct{}, error) { return nil, a.deliver(ctx, o, c, to, x, d, p) })
+	_, err = inTime(ctx, func() (*struct{}, error) { return nil, a.deliver(ctx, o, c, to, x, d, p, tel) })
 	p.close() // if it was left behind
 	if sections {
 		a.out.raw(system.closeSection(err != nil, time.Now()))
@@ -120,6 +121,7 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	end := &outcome{began: began, done: done, counts: counts, resets: resets}
 	if err == nil {
 		doc := o.document(end)
+		defer tel.ended(ctx, doc)
 		a.inCI(ctx, o, doc)
 		code := a.written(a.result(o, end, doc))
 		if !a.reported(o, p, doc, before) {
@@ -150,6 +152,7 @@ func (a *app) pushImage(ctx context.Context, o *options, c call) (int, error) {
 	end.exit = end.f.Exit
 	a.out.lines(end.f.lines)
 	doc := o.document(end)
+	defer tel.ended(ctx, doc)
 	a.inCI(ctx, o, doc)
 	a.written(a.result(o, end, doc))
 	a.reported(o, p, doc, before)
@@ -209,14 +212,14 @@ func inTime[T any](ctx context.Context, f func() (*T, error)) (*T, error) {
 }
 
 // deliver pushes to all targets, and notes in d how far that went.
-func (a *app) deliver(ctx context.Context, o *options, c call, to []target, x *connections, d *deliveries, show *progress) error {
+func (a *app) deliver(ctx context.Context, o *options, c call, to []target, x *connections, d *deliveries, show *progress, tel *telemetry) error {
 	if fromStdin(c.source) && (o.to.passwordStdin || o.from.passwordStdin) {
 		return usageError(oneStdin)
 	}
 	if err := x.readPasswords(); err != nil {
 		return err
 	}
-	p := &pushes{a: a, o: o, x: x, d: d, progress: show, store: a.store(o)}
+	p := &pushes{a: a, o: o, x: x, d: d, progress: show, tel: tel, store: a.store(o)}
 	// A broken certificate file must not look like a fault of the source.
 	for _, t := range to {
 		if _, err := x.transport(t.ref.Context().RegistryStr(), asTarget); err != nil {

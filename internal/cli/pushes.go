@@ -26,6 +26,7 @@ type pushes struct {
 	x        *connections
 	d        *deliveries
 	progress *progress
+	tel      *telemetry
 	store    resume.Store
 
 	before []name.Reference // delivered already
@@ -68,7 +69,7 @@ func (p *pushes) settings(t target) (pusher.Options, error) {
 	for _, ref := range p.before {
 		po.MountFrom = append(po.MountFrom, ref.Context())
 	}
-	po.OnEvent, po.Store = p.progress.event, p.store
+	po.OnEvent, po.Store = p.tel.watching(p.progress.event), p.store
 	return po, nil
 }
 

@@ -51,6 +51,7 @@ var packages = map[string]string{
 	"nginx":           "nginx",
 	"haproxy":         "haproxy",
 	"redis-server":    "redis-server",
+	"promtool":        "prometheus",
 	"skopeo":          "skopeo",
 	"ip":              "iproute2",
 	"iptables-legacy": "iptables",

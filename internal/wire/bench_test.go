@@ -23,14 +23,19 @@ func BenchmarkSend(b *testing.B) {
 		b.Fatal(err)
 	}
 	for name, wrap := range map[string]func(*os.File) io.ReadCloser{
-		"file":   func(f *os.File) io.ReadCloser { return f },
-		"reader": func(f *os.File) io.ReadCloser { return struct{ io.ReadCloser }{f} },
+		"file":         func(f *os.File) io.ReadCloser { return f },
+		"file checked": func(f *os.File) io.ReadCloser { return f },
+		"reader":       func(f *os.File) io.ReadCloser { return struct{ io.ReadCloser }{f} },
 	} {
 		b.Run(name, func(b *testing.B) {
 			rt := New(Options{Stall: time.Minute})
 			defer rt.CloseIdleConnections()
 			b.SetBytes(size)
 			b.ReportAllocs()
+			ctx := b.Context()
+			if name == "file checked" {
+				ctx = CheckedBy(ctx, func() error { return nil })
+			}
 			for b.Loop() {
 				f, err := os.Open(path)
 				if err != nil {
@@ -41,7 +46,7 @@ func BenchmarkSend(b *testing.B) {
 					b.Fatal(err)
 				}
 				req.Body, req.ContentLength = NewBody(wrap(f), size), size
-				if _, err := Send(b.Context(), rt, req, Limits{Stall: time.Minute, Answer: time.Minute}, nil); err != nil {
+				if _, err := Send(ctx, rt, req, Limits{Stall: time.Minute, Answer: time.Minute}, nil); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -63,6 +63,8 @@ type user struct {
 	// would then go on delivering megabytes of a body that has been given up.
 	body bool
 	ctx  context.Context
+	// check, unless nil, is called before each write, see CheckedBy.
+	check func() error
 
 	mu           sync.Mutex
 	handed, told int64 // bytes handed to the connection, and of these told to onSent
@@ -143,7 +145,7 @@ func (c *Conn) Write(b []byte) (int, error) {
 	done := 0
 	for {
 		piece := c.limit.grant(int64(len(b)-done), c.closed)
-		n, err := c.Conn.Write(b[done : done+int(piece)])
+		n, err := c.write(b[done : done+int(piece)])
 		done += n
 		c.moved(int64(n))
 		if err != nil || piece == 0 || done == len(b) {
@@ -199,7 +201,7 @@ func (c *Conn) ReadFrom(r io.Reader) (n int64, err error) {
 			return n, net.ErrClosed
 		}
 		began := time.Now()
-		m, err := to.ReadFrom(&io.LimitedReader{R: from.R, N: want})
+		m, err := c.readFrom(to, from.R, want)
 		from.N -= m
 		n += m
 		c.moved(m)

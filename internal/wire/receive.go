@@ -32,7 +32,7 @@ type Download struct {
 // lim.Stall while it was being read; time in which nobody reads does not count.
 func Receive(ctx context.Context, rt http.RoundTripper, req *http.Request, lim Limits) (*Download, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	w := &watch{lim: lim, cancel: cancel}
+	w := &watch{ctx: ctx, lim: lim, cancel: cancel}
 	w.start()
 	d := &Download{w: w, cancel: cancel, leave: context.AfterFunc(ctx, w.kill), ctx: ctx}
 	resp, err := w.roundTrip(ctx, rt, req)

@@ -454,7 +454,7 @@ func (w *watch) attach(nc net.Conn) {
 		return
 	}
 	w.foreign = false
-	w.user = &user{ctx: w.ctx, body: w.body != nil}
+	w.user = &user{ctx: w.ctx, body: w.body != nil, check: checkOf(w.ctx)}
 	u := w.user
 	u.moved = func(n int64) {
 		w.moves.Add(n)

@@ -6,7 +6,10 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/rpush-go/rpush/internal/wire"
 )
 
 const (
@@ -17,11 +20,14 @@ const (
 )
 
 // heldLease is a lease that is renewed until it is released. ctx ends, with the
-// cause ErrLeaseLost, if the lease is lost. It is safe for concurrent use. nil is
-// no lease.
+// cause ErrLeaseLost, if the lease is lost. Requests with ctx check before each write
+// that it is not: if the process was stopped and goes on, the timer below may be
+// late. It is safe for concurrent use. nil is no lease.
 type heldLease struct {
-	ctx context.Context
-	end context.CancelCauseFunc
+	ctx   context.Context
+	end   context.CancelCauseFunc
+	lasts time.Duration
+	until atomic.Pointer[time.Time]
 
 	mu     sync.Mutex // held during each call of lease
 	lease  Lease
@@ -39,13 +45,26 @@ func reserveRecord(ctx context.Context, store Store, k Key) (*heldLease, error) 
 	if err != nil || lease == nil {
 		return nil, err
 	}
-	h := &heldLease{lease: lease}
-	h.ctx, h.end = context.WithCancelCause(ctx)
+	h := &heldLease{lease: lease, lasts: LeaseFor}
+	if timed, ok := lease.(TimedLease); ok {
+		h.lasts = timed.Lasts()
+	}
+	h.ctx, h.end = context.WithCancelCause(wire.CheckedBy(ctx, h.check))
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.renew = time.AfterFunc(LeaseRenewEvery, h.extend)
-	h.expiry = time.AfterFunc(LeaseFor-time.Since(began), h.lose)
+	h.renew = time.AfterFunc(h.renewEvery(), h.extend)
+	h.expiry = time.AfterFunc(h.lasts-time.Since(began), h.expire)
+	h.goesOnFrom(began)
 	return h, nil
+}
+
+func (h *heldLease) renewEvery() time.Duration { return h.lasts / (LeaseFor / LeaseRenewEvery) }
+
+// goesOnFrom notes when a lease ends that the store gave or renewed, in a call that
+// began then.
+func (h *heldLease) goesOnFrom(began time.Time) {
+	until := began.Add(h.lasts)
+	h.until.Store(&until)
 }
 
 // extend renews the lease, now and again later.
@@ -63,17 +82,42 @@ func (h *heldLease) extend() {
 		h.lose()
 		return
 	case err == nil && h.ctx.Err() == nil && h.expiry.Stop():
-		h.expiry.Reset(LeaseFor - time.Since(began))
+		h.expiry.Reset(h.lasts - time.Since(began))
+		h.goesOnFrom(began)
 	}
 	if h.ctx.Err() == nil {
-		h.renew.Reset(LeaseRenewEvery)
+		h.renew.Reset(h.renewEvery())
 	}
 }
 
 func (h *heldLease) lose() { h.end(ErrLeaseLost) }
 
+func (h *heldLease) expire() { h.end(errLeaseOver) }
+
+// errLeaseOver is an ErrLeaseLost: nobody else may have reserved the record yet.
+var errLeaseOver error = leaseOver{}
+
+type leaseOver struct{}
+
+func (leaseOver) Error() string {
+	return "the lease of an upload ended before it was renewed; asking whether another push has it"
+}
+
+func (leaseOver) Is(target error) bool { return target == ErrLeaseLost }
+
 // isLost reports whether somebody else has the record, or may have it.
-func (h *heldLease) isLost() bool { return h != nil && errors.Is(context.Cause(h.ctx), ErrLeaseLost) }
+func (h *heldLease) isLost() bool { return h != nil && errors.Is(h.check(), ErrLeaseLost) }
+
+// check returns ErrLeaseLost if the lease is lost or over, by either clock: the
+// monotonic one counts while the process is stopped, but not while the machine sleeps,
+// and the other one may be set back.
+func (h *heldLease) check() error {
+	now, until := time.Now(), *h.until.Load()
+	if !now.Before(until) || !now.Round(0).Before(until.Round(0)) {
+		h.expire()
+	}
+	return context.Cause(h.ctx)
+}
 
 // call calls a method of the lease, unless the lease is lost.
 func (h *heldLease) call(ctx context.Context, f func(context.Context) error) error {
@@ -145,15 +189,16 @@ func (u *upload) held() *heldLease {
 // one, and asks for the blob before anything is sent again.
 func (u *upload) relinquish() (step, error) {
 	h, next := u.held(), stepReserve
+	lost := h.check()
 	if u.origin.giveUpLease() {
 		next = stepOpen
 	} else {
 		u.lease = nil
 	}
 	_ = h.release(u.ctx)
-	u.warn(ErrLeaseLost)
+	u.warn(lost)
 	u.leave()
-	if err := u.origin.replaceSession(ErrLeaseLost); err != nil {
+	if err := u.origin.replaceSession(lost); err != nil {
 		return next, err
 	}
 	u.origin.onRecall() // a client's own session is the other push's now

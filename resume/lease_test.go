@@ -165,6 +165,55 @@ func TestLeaseIsRenewed(t *testing.T) {
 	})
 }
 
+// A lease that says how long it lasts is renewed four times as often, and not
+// believed for longer.
+func TestTimedLease(t *testing.T) {
+	store := &far{}
+	timed := &timedStore{store}
+	inLab(t, scripted.Options{}, resume.Options{Store: timed}, func(l *lab) {
+		data := content(100 << 10)
+		began := time.Now()
+		go func() {
+			time.Sleep(50 * time.Second)
+			store.mu.Lock()
+			defer store.mu.Unlock()
+			store.down = true
+		}()
+		res, err := l.client.Upload(context.Background(), slowly(blobOf(data)))
+		if err != nil {
+			t.Fatalf("%v\n%s", err, l.log.String())
+		}
+		l.has(data)
+		last := began
+		for _, at := range store.renewed {
+			if gap := at.Sub(last); gap > timedFor/4 {
+				t.Errorf("not renewed for %s", gap)
+			}
+			last = at
+		}
+		first := res.Sent - int64(len(data)) // before it stopped
+		if most := int64((50*time.Second+timedFor)/time.Second+5) << 10; first <= 0 || first > most {
+			t.Errorf("sent %d bytes before it stopped, want at most %d", first, most)
+		}
+	})
+}
+
+const timedFor = 8 * time.Second
+
+type timedStore struct{ *far }
+
+type timedLease struct{ *farLease }
+
+func (timedLease) Lasts() time.Duration { return timedFor }
+
+func (s *timedStore) Reserve(ctx context.Context, k resume.Key) (resume.Lease, error) {
+	l, err := s.far.Reserve(ctx, k)
+	if err != nil {
+		return nil, err
+	}
+	return timedLease{l.(*farLease)}, nil
+}
+
 // After its context has ended an upload still releases its lease.
 func TestLeaseIsReleasedAfterTheContext(t *testing.T) {
 	store := &far{}

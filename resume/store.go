@@ -130,7 +130,7 @@ type Store interface {
 	Forget(ctx context.Context, k Key) error
 }
 
-// How long a Lease lasts.
+// How long a Lease lasts, unless it is a TimedLease.
 const (
 	// LeaseFor is how long a store must leave a lease to its holder after Reserve
 	// and after each Renew that succeeded. The holder counts from the beginning of
@@ -161,6 +161,15 @@ type Lease interface {
 	// also for a lease that was lost, which it must not take from its new holder.
 	// Its context goes on after that of the upload has ended, for some seconds.
 	Release(ctx context.Context) error
+}
+
+// TimedLease is a Lease that lasts for another time than LeaseFor.
+type TimedLease interface {
+	Lease
+	// Lasts returns how long the lease lasts, more than 0, and always the same. What
+	// the documentation says of LeaseFor holds for it; Renew is called four times
+	// as often.
+	Lasts() time.Duration
 }
 
 // The errors of a Store that mean something to an upload.

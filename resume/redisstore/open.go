@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net/url"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
@@ -21,9 +22,17 @@ import (
 //	redis://SENTINEL:PORT?master_name=NAME&addr=OTHER  behind sentinels
 //	redis://NODE:PORT?addr=OTHER                       a cluster
 //
-// Further parameters are those of go-redis. No error quotes the URL, because it
+// The parameter lease=30s sets Options.LeaseFor if that is 0. Further parameters are
+// those of go-redis. No error quotes the URL, because it
 // may hold a password.
 func Open(rawURL string, roots *tls.Config, o Options) (*Store, error) {
+	rawURL, lease, err := cutLease(rawURL)
+	if err != nil {
+		return nil, err
+	}
+	if o.LeaseFor == 0 {
+		o.LeaseFor = lease
+	}
 	client, err := connect(rawURL, roots)
 	if err != nil {
 		return nil, err
@@ -38,10 +47,30 @@ func Open(rawURL string, roots *tls.Config, o Options) (*Store, error) {
 // Close closes the connections to Redis. Leases that are held expire.
 func (s *Store) Close() error { return s.redis.Close() }
 
+// cutLease takes the parameter lease out of a URL.
+func cutLease(rawURL string) (string, time.Duration, error) {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return "", 0, errInvalidURL
+	}
+	q := u.Query()
+	text := q.Get("lease")
+	if !q.Has("lease") {
+		return rawURL, 0, nil
+	}
+	lease, err := time.ParseDuration(text)
+	if err != nil || lease <= 0 {
+		return "", 0, errors.New("redisstore: the lease in the URL is no duration, such as 30s")
+	}
+	q.Del("lease")
+	u.RawQuery = q.Encode()
+	return u.String(), lease, nil
+}
+
 func connect(rawURL string, roots *tls.Config) (redis.UniversalClient, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil {
-		return nil, errors.New("redisstore: the URL is not valid")
+		return nil, errInvalidURL
 	}
 	set := func(c **tls.Config) {
 		if *c != nil && roots != nil {
@@ -89,5 +118,7 @@ func connect(rawURL string, roots *tls.Config) (redis.UniversalClient, error) {
 func noNotifications() *maintnotifications.Config {
 	return &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 }
+
+var errInvalidURL = errors.New("redisstore: the URL is not valid")
 
 var errBadURL = errors.New("redisstore: the URL has a database, a port or a parameter that is not valid")

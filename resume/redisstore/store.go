@@ -30,9 +30,8 @@ const (
 	maxValue = 64 << 10
 	// maxListed is how many records List returns.
 	maxListed = 100_000
-	// leaseFor is how long a lease lasts after its holder renewed it: somewhat
-	// longer than the holder believes.
-	leaseFor = resume.LeaseFor + 5*time.Second
+	// leastLease and mostLease bound Options.LeaseFor.
+	leastLease, mostLease = time.Second, time.Hour
 )
 
 // Options say how a Store uses Redis. The zero value is good.
@@ -47,6 +46,12 @@ type Options struct {
 	Key []byte
 	// Timeout bounds one operation. The default is 5 seconds.
 	Timeout time.Duration
+	// LeaseFor is how long this process keeps the right to a record that it does not
+	// renew, from a second to an hour; so long others wait for it if its machine is
+	// gone. It renews four times as often. The default is resume.LeaseFor. What is
+	// shorter than Redis may be away makes uploads stop then. Processes may have
+	// different ones.
+	LeaseFor time.Duration
 	// Holder is how List names this process to others. The default is the name of
 	// the host, and the process id.
 	Holder string
@@ -54,7 +59,7 @@ type Options struct {
 
 // Store is a resume.Store in Redis. It is safe for concurrent use.
 //
-// The right to a record is a key that expires after resume.LeaseFor unless its
+// The right to a record is a key that expires after Options.LeaseFor unless its
 // holder renews it. So a push that continues one that was killed on another
 // machine waits for up to that time. Redis changes a record only for who has the
 // right to it. Nothing depends on the clocks of the machines.
@@ -64,8 +69,8 @@ type Options struct {
 // layers does not wait for each.
 //
 // Redis replicates asynchronously. After a failover that loses a lease, two
-// processes may believe to have it, until one of them renews it: at most
-// resume.LeaseRenewEvery. If Redis is emptied, who uploads a blob keeps the right
+// processes may believe to have it, until one of them renews it: a quarter of
+// Options.LeaseFor at most. If Redis is emptied, who uploads a blob keeps the right
 // to its record, and stores it again.
 type Store struct {
 	redis redis.UniversalClient
@@ -99,6 +104,12 @@ func New(client redis.UniversalClient, o Options) (*Store, error) {
 	}
 	if o.Timeout < 0 {
 		return nil, errors.New("redisstore: the timeout is negative")
+	}
+	if o.LeaseFor == 0 {
+		o.LeaseFor = resume.LeaseFor
+	}
+	if o.LeaseFor < leastLease || o.LeaseFor > mostLease {
+		return nil, fmt.Errorf("redisstore: a lease of %s is not between %s and %s", o.LeaseFor, leastLease, mostLease)
 	}
 	if o.Holder == "" {
 		host, _ := os.Hostname()
@@ -243,7 +254,7 @@ type lease struct {
 func (l *lease) run(ctx context.Context, script *redis.Script, refused error, args ...any) (string, error) {
 	within, cancel := context.WithTimeout(ctx, l.s.o.Timeout)
 	defer cancel()
-	args = append([]any{l.id, leaseFor.Milliseconds()}, args...)
+	args = append([]any{l.id, l.s.keptFor().Milliseconds()}, args...)
 	got, err := script.Run(within, l.s.redis, []string{l.name + leaseSuffix, l.name + recordSuffix}, args...).Result()
 	if err := l.s.note(ctx, err); err != nil {
 		return "", err
@@ -254,6 +265,13 @@ func (l *lease) run(ctx context.Context, script *redis.Script, refused error, ar
 	text, _ := got.(string)
 	return text, nil
 }
+
+// Lasts implements resume.TimedLease.
+func (l *lease) Lasts() time.Duration { return l.s.o.LeaseFor }
+
+// keptFor is how long Redis keeps a lease after its holder renewed it: somewhat
+// longer than the holder believes, for what is still on the line when it ends.
+func (s *Store) keptFor() time.Duration { return s.o.LeaseFor + min(5*time.Second, s.o.LeaseFor/8) }
 
 // Load implements resume.Lease.
 func (l *lease) Load(ctx context.Context) (resume.Record, error) {

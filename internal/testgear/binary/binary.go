@@ -106,6 +106,9 @@ func (r *Running) Signal(s os.Signal) {
 	}
 }
 
+// Pid is the number of the process.
+func (r *Running) Pid() int { return r.cmd.Process.Pid }
+
 // End waits for the process. Exit is -1 where a signal ended it.
 func (r *Running) End() Result {
 	r.t.Helper()

@@ -65,8 +65,11 @@ func TestCheckedBy(t *testing.T) {
 func TestCheckedFileBodyParts(t *testing.T) {
 	const c = checkedPiece
 	path, data := tempFile(t, 3*c)
-	var got []byte
-	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got, _ = io.ReadAll(r.Body) }))
+	bodies := make(chan []byte, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		bodies <- body
+	}))
 	defer srv.Close()
 	tr := newTransport(t)
 	ctx := CheckedBy(t.Context(), func() error { return nil })
@@ -77,7 +80,7 @@ func TestCheckedFileBodyParts(t *testing.T) {
 			if _, err := Send(ctx, tr, patch(t, srv.URL, body, n), limits, func(n int64) { seen.Add(n) }); err != nil {
 				t.Fatalf("offset %d length %d: %v", offset, n, err)
 			}
-			if !bytes.Equal(got, data[offset:offset+n]) {
+			if got := <-bodies; !bytes.Equal(got, data[offset:offset+n]) {
 				t.Fatalf("offset %d length %d: got %d other bytes", offset, n, len(got))
 			}
 			if body.Sent() != n || body.Err() != nil {
